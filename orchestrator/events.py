@@ -1,0 +1,39 @@
+"""What is worth remembering of a job's life: one vocabulary for the event log, the command line and MLflow's tags."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class EventKind(enum.Enum):
+    SUBMITTED = "submitted"
+    WAITING = "waiting"  # the reason changed
+    ADMITTED = "admitted"
+    STARTED = "started"  # the first step of a worker group
+    PREPARED = "prepared"  # the data set is there
+    RESTORED = "restored"  # continued from a commit
+    COMMITTED = "committed"
+    RANK_LOST = "rank_lost"
+    AGENT_LOST = "agent_lost"
+    SUPERVISOR_LOST = "supervisor_lost"
+    RESTARTED = "restarted"
+    CORRUPT_CHECKPOINT = "corrupt_checkpoint"  # named, and the commit before it is used
+    EVALUATED = "evaluated"
+    STOP_REQUESTED = "stop_requested"
+    RESUMED = "resumed"
+    ENDED = "ended"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """`fields` are JSON scalars. `time_s` is seconds since 1970."""
+
+    kind: EventKind
+    job_id: str
+    time_s: float
+    message: str
+    fields: Mapping[str, Any] = field(default_factory=dict)

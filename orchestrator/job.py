@@ -1,0 +1,137 @@
+"""What happened: a job, its states and the reasons why it ended.
+
+    QUEUED -> STARTING -> RUNNING <-> RECOVERING        RUNNING -> DRAINING -> QUEUED | SUCCEEDED
+    STARTING | RECOVERING -> QUEUED                     RUNNING | RECOVERING -> SUCCEEDED
+    any that is not terminal -> CANCELLED | FAILED      terminal -> QUEUED only by the verb `resume`
+
+Only the controller moves a job between states.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from orchestrator.errors import IllegalTransition
+from orchestrator.spec import JobSpec
+
+
+class JobState(enum.Enum):
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    RECOVERING = "recovering"
+    DRAINING = "draining"
+    SUCCEEDED = "succeeded"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def terminal(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.CANCELLED, JobState.FAILED)
+
+    @property
+    def active(self) -> bool:
+        """Holds a place on the cluster."""
+        return self in (JobState.STARTING, JobState.RUNNING, JobState.RECOVERING, JobState.DRAINING)
+
+
+_S = JobState
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    _S.QUEUED: frozenset({_S.STARTING, _S.CANCELLED, _S.FAILED}),
+    _S.STARTING: frozenset({_S.RUNNING, _S.RECOVERING, _S.DRAINING, _S.QUEUED, _S.SUCCEEDED, _S.CANCELLED, _S.FAILED}),
+    _S.RUNNING: frozenset({_S.RECOVERING, _S.DRAINING, _S.QUEUED, _S.SUCCEEDED, _S.CANCELLED, _S.FAILED}),
+    _S.RECOVERING: frozenset({_S.RUNNING, _S.DRAINING, _S.QUEUED, _S.SUCCEEDED, _S.CANCELLED, _S.FAILED}),
+    _S.DRAINING: frozenset({_S.QUEUED, _S.SUCCEEDED, _S.CANCELLED, _S.FAILED}),
+    _S.SUCCEEDED: frozenset({_S.QUEUED}),
+    _S.CANCELLED: frozenset({_S.QUEUED}),
+    _S.FAILED: frozenset({_S.QUEUED}),
+}
+
+
+def check_transition(old: JobState, new: JobState) -> None:
+    """Raises IllegalTransition unless `old` -> `new` stands in the table."""
+    if new not in TRANSITIONS[old]:
+        allowed = ", ".join(sorted(state.value for state in TRANSITIONS[old]))
+        raise IllegalTransition(f"a job that is {old.value} cannot become {new.value}; it can become {allowed}")
+
+
+class EndReason(enum.Enum):
+    """Why an attempt or a job ended: (label, can a retry succeed, is it the user's to mend)."""
+
+    COMPLETED = ("completed", False, False)
+    CANCELLED = ("cancelled by the user", False, False)
+    PREEMPTED = ("preempted", True, False)
+    USER_ERROR = ("error in the workload", True, True)
+    CONFIGURATION = ("impossible configuration", False, True)
+    DATA = ("data set unusable", False, True)
+    STORAGE = ("object store unusable", False, True)
+    CHECKPOINT = ("checkpoint unusable", False, True)
+    OUT_OF_MEMORY = ("out of memory", True, True)
+    RANK_KILLED = ("rank killed by a signal", True, False)
+    NODE_LOST = ("node or agent lost", True, False)
+    START_UP = ("worker group could not start", True, False)
+    HANG = ("no progress", True, False)
+    FENCED = ("another supervisor owns the job", False, False)
+    INTERNAL = ("error in the orchestrator", True, False)
+
+    def __init__(self, label: str, retryable: bool, users: bool) -> None:
+        self.label = label
+        self.retryable = retryable
+        self.users = users
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """The newest known figures of a job."""
+
+    phase: str = ""
+    """What it does now, in words: `preparing data`, `starting 2 workers`, `training`, `evaluating`, `saving` ..."""
+    step: int = 0
+    max_steps: int = 0
+    loss: float | None = None
+    val_loss: float | None = None
+    tokens_per_s: float | None = None
+    samples_per_s: float | None = None
+    eta_s: float | None = None
+    committed_step: int | None = None
+    restarts: int = 0
+    epoch: int = 0
+    updated_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobResult:
+    """How a life of the supervisor ended, as it stands in `result-<run>.json`."""
+
+    end_reason: EndReason
+    message: str
+    step: int = 0
+    committed_step: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    mlflow_run_id: str = ""
+    resumable: bool = False
+    """There is a commit to continue from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row of the store. Times are seconds since 1970."""
+
+    id: str
+    spec: JobSpec
+    state: JobState = JobState.QUEUED
+    version: int = 0
+    """Grows with every write; a write with a stale version is refused."""
+    run: int = 1
+    """Grows with every `resume`; names the result the controller waits for."""
+    submitted_s: float = 0.0
+    queued_s: float = 0.0
+    started_s: float | None = None
+    ended_s: float | None = None
+    reason: str = ""
+    """Why it waits, or why it ended, in words."""
+    stop_requested: str = ""
+    """'' | 'drain' (checkpoint, then stop) | 'now'."""
+    progress: Progress = field(default_factory=Progress)
+    result: JobResult | None = None

@@ -1,0 +1,103 @@
+"""Which worlds a spec can be trained on, and the DeepSpeed config of each. Pure: no torch, no I/O.
+
+The global batch G is what was asked for; micro batch x accumulation x data-parallel ranks = G decides the rest. The scheduler
+resizes a job only within `legal(spec)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import LayoutError
+from orchestrator.spec import JobSpec, OptimizerName, Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One legal way to train a spec. `world_size` ranks, each doing `gradient_accumulation_steps` micro batches per step."""
+
+    world_size: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    zero_stage: int
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.world_size * self.micro_batch_size * self.gradient_accumulation_steps
+
+
+def legal(spec: JobSpec) -> tuple[Layout, ...]:
+    """Every world size that can train `spec`, ascending."""
+    batch, micro = spec.training.global_batch_size, spec.training.micro_batch_size
+    micro_batches, rest = divmod(batch, micro)
+    if rest:
+        raise LayoutError(
+            f"training.micro_batch_size={micro} does not divide training.global_batch_size={batch}. "
+            f"Possible micro batches: {_some(_divisors(batch))}."
+        )
+    return tuple(
+        Layout(
+            world_size=world,
+            micro_batch_size=micro,
+            gradient_accumulation_steps=micro_batches // world,
+            zero_stage=spec.parallelism.zero_stage,
+        )
+        for world in _divisors(micro_batches)
+    )
+
+
+def layout_for(spec: JobSpec) -> Layout:
+    """The layout of the asked-for number of workers. Raises LayoutError naming the possible ones."""
+    layouts = legal(spec)
+    for layout in layouts:
+        if layout.world_size == spec.resources.num_workers:
+            return layout
+    batch, micro = spec.training.global_batch_size, spec.training.micro_batch_size
+    raise LayoutError(
+        f"resources.num_workers={spec.resources.num_workers} cannot share training.global_batch_size={batch} in micro batches "
+        f"of {micro}: {batch // micro} micro batches per step need a number of workers among {_some([x.world_size for x in layouts])}."
+    )
+
+
+def deepspeed_config(spec: JobSpec, layout: Layout, precision: Precision) -> dict[str, Any]:
+    """The DeepSpeed dict of a layout. `precision` is resolved: never `auto`.
+
+    The learning rate is set by the training loop before each step, so no scheduler stands here. Bucket sizes are
+    DeepSpeed's defaults.
+    """
+    if precision is Precision.auto:
+        raise ValueError("precision must be resolved before the DeepSpeed config is made")
+    config: dict[str, Any] = {
+        "train_batch_size": layout.global_batch_size,
+        "train_micro_batch_size_per_gpu": layout.micro_batch_size,
+        "gradient_accumulation_steps": layout.gradient_accumulation_steps,
+        "gradient_clipping": spec.training.gradient_clipping,
+        "zero_optimization": {"stage": layout.zero_stage},
+        "optimizer": _optimizer(spec),
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }
+    if precision is Precision.bf16:
+        config["bf16"] = {"enabled": True}
+    if precision is Precision.fp16:
+        config["fp16"] = {"enabled": True, "initial_scale_power": 16}
+    return config
+
+
+def _optimizer(spec: JobSpec) -> dict[str, Any]:
+    asked = spec.optimizer
+    if asked.name is OptimizerName.sgd:
+        return {"type": "SGD", "params": {"lr": asked.lr, "momentum": asked.momentum, "weight_decay": asked.weight_decay}}
+    params = {"lr": asked.lr, "betas": list(asked.betas), "eps": asked.eps, "weight_decay": asked.weight_decay}
+    return {"type": "AdamW", "params": {**params, "torch_adam": True}}
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _some(numbers: list[int]) -> str:
+    shown = ", ".join(str(n) for n in numbers[:12])
+    return shown + (" ..." if len(numbers) > 12 else "")

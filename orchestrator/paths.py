@@ -1,0 +1,210 @@
+"""Every place where something is kept. No other module builds a key or a path.
+
+In the object store (`JobKeys`, `DatasetKeys`):
+
+    jobs/<job>/
+        spec-<run>.json                              the resolved spec of each run
+        lease/<epoch:08d>.json                       create-only: who owns the job
+        base/<epoch:08d>.json                        create-only: the commit this epoch went on from
+        ckpt/<step:012d>-<epoch:08d>-<ulid>/
+            seg-<writer:05d>-<n:04d>                 packed tensor bytes, 4 KiB aligned
+            idx/<writer:05d>.json.zst                that writer's slices and block checksums
+            MANIFEST.json.zst
+        commits/<epoch:08d>-<step:012d>.json         create-only: the only commit point
+        suspect/<epoch:08d>-<step:012d>.json         a commit whose bytes were found damaged
+        journal/<first seq:012d>.jsonl               metrics and events, in segments
+        logs/<epoch:08d>/<rank:05d>/<offset:012d>    a piece of a rank's output
+        artifacts/<name>                             config, evaluation, sample, plots, history
+        result-<run>.json                            how the run ended
+    datasets/<name>/
+        by-source/<fingerprint>.json                 which content the recipe made of that source
+        <content hash>/INDEX.json.zst, <file>        shards and the files beside them
+
+On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.orchestrator`.
+
+    jobs.db                    the job store (SQLite, WAL)
+    controller.lock            held by the living controller
+    cluster.json               the local Ray cluster: address, ports, pids
+    token                      Ray's token, mode 0600
+    secrets/<job>.json         the submitter's S3 keys, mode 0600, removed at the job's end
+    logs/<name>.log            controller, Ray head, warm processes
+    store/                     the default object store
+    mlflow/mlflow.db, artifacts/
+    cache/                     data shards of object stores, by content hash
+    node/<job>/                sockets, progress clocks, rank logs, journal of jobs on this machine
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import ConfigError
+
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def safe_name(name: str) -> str:
+    """`name` if it can be one part of a key, else ConfigError."""
+    if not _SAFE.fullmatch(name):
+        raise ConfigError(f"'{name}' cannot be part of a key: allowed are letters, digits, '.', '_' and '-'.")
+    return name
+
+
+@dataclass(frozen=True)
+class JobKeys:
+    """Keys of one job in the object store."""
+
+    job_id: str
+
+    @property
+    def root(self) -> str:
+        return f"jobs/{safe_name(self.job_id)}/"
+
+    def spec(self, run: int) -> str:
+        return f"{self.root}spec-{run}.json"
+
+    def result(self, run: int) -> str:
+        return f"{self.root}result-{run}.json"
+
+    @property
+    def leases(self) -> str:
+        return f"{self.root}lease/"
+
+    def lease(self, epoch: int) -> str:
+        return f"{self.leases}{epoch:08d}.json"
+
+    @property
+    def bases(self) -> str:
+        return f"{self.root}base/"
+
+    def base(self, epoch: int) -> str:
+        return f"{self.bases}{epoch:08d}.json"
+
+    @property
+    def checkpoints(self) -> str:
+        return f"{self.root}ckpt/"
+
+    def checkpoint(self, step: int, epoch: int, ulid: str) -> str:
+        return f"{self.checkpoints}{step:012d}-{epoch:08d}-{safe_name(ulid)}/"
+
+    @property
+    def commits(self) -> str:
+        return f"{self.root}commits/"
+
+    def commit(self, epoch: int, step: int) -> str:
+        return f"{self.commits}{epoch:08d}-{step:012d}.json"
+
+    @property
+    def suspects(self) -> str:
+        return f"{self.root}suspect/"
+
+    def suspect(self, epoch: int, step: int) -> str:
+        return f"{self.suspects}{epoch:08d}-{step:012d}.json"
+
+    @property
+    def journal(self) -> str:
+        return f"{self.root}journal/"
+
+    def journal_segment(self, first_seq: int) -> str:
+        return f"{self.journal}{first_seq:012d}.jsonl"
+
+    @property
+    def logs(self) -> str:
+        return f"{self.root}logs/"
+
+    def log_piece(self, epoch: int, rank: int, offset: int) -> str:
+        return f"{self.logs}{epoch:08d}/{rank:05d}/{offset:012d}"
+
+    @property
+    def artifacts(self) -> str:
+        return f"{self.root}artifacts/"
+
+    def artifact(self, name: str) -> str:
+        return self.artifacts + safe_name(name)
+
+
+def segment_key(checkpoint: str, writer: int, number: int) -> str:
+    return f"{checkpoint}seg-{writer:05d}-{number:04d}"
+
+
+def index_key(checkpoint: str, writer: int) -> str:
+    return f"{checkpoint}idx/{writer:05d}.json.zst"
+
+
+def manifest_key(checkpoint: str) -> str:
+    return f"{checkpoint}MANIFEST.json.zst"
+
+
+@dataclass(frozen=True)
+class DatasetKeys:
+    """Keys of one data set in the object store."""
+
+    name: str
+
+    @property
+    def root(self) -> str:
+        return f"datasets/{safe_name(self.name)}/"
+
+    def by_source(self, fingerprint: str) -> str:
+        return f"{self.root}by-source/{safe_name(fingerprint)}.json"
+
+    def content(self, content_hash: str) -> str:
+        return f"{self.root}{safe_name(content_hash)}/"
+
+    def index(self, content_hash: str) -> str:
+        return f"{self.content(content_hash)}INDEX.json.zst"
+
+    def file(self, content_hash: str, name: str) -> str:
+        return self.content(content_hash) + safe_name(name)
+
+
+@dataclass(frozen=True)
+class Home:
+    """Folders and files of the control plane on this machine."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, configured: str = "") -> Home:
+        chosen = configured or os.environ.get("ORCHESTRATOR_HOME") or "~/.orchestrator"
+        return cls(Path(chosen).expanduser().resolve())
+
+    @property
+    def jobs_db(self) -> Path:
+        return self.root / "jobs.db"
+
+    @property
+    def controller_lock(self) -> Path:
+        return self.root / "controller.lock"
+
+    @property
+    def cluster_file(self) -> Path:
+        return self.root / "cluster.json"
+
+    @property
+    def token(self) -> Path:
+        return self.root / "token"
+
+    def secrets(self, job_id: str) -> Path:
+        return self.root / "secrets" / f"{safe_name(job_id)}.json"
+
+    def log(self, name: str) -> Path:
+        return self.root / "logs" / f"{safe_name(name)}.log"
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def mlflow(self) -> Path:
+        return self.root / "mlflow"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def node(self, job_id: str) -> Path:
+        return self.root / "node" / safe_name(job_id)

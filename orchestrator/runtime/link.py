@@ -1,0 +1,102 @@
+"""What a rank and its node's agent say to each other, and the progress clock between them. Torch-free.
+
+A rank writes JSON lines to the agent's Unix socket and reads none: orders come by the control byte of the clock. The clock is a
+file of 64 bytes in shared memory per rank: `step` and `phase` are stores into mapped memory, so telling them costs no system call.
+
+    offset  0  int64    step begun
+    offset  8  int64    time.monotonic_ns() of the last tick
+    offset 16  uint8    Phase
+    offset 24  uint8    Order, written by the agent
+
+Messages, each a dict with `type` and `rank` (every rank sends them; the supervisor expects those marked * of rank 0 only):
+
+    hello      pid
+    phase      text                                     for people: `loading data` ...
+    restored   step, commit                             the group continues from it
+    *started   first_step
+    *metrics   step, values {name: float}               training metrics of a log step, and `time_s`
+    *evaluated step, values {name: float}
+    saved      step, checkpoint (key prefix), writer    this rank's part of a checkpoint is in the store
+    *artifact  name                                     the object `artifacts/<name>` was written
+    suspect    commit key, message                      bytes of a checkpoint were found damaged
+    done       step, stopped (bool)                     left the loop at `step`, because of an order or at the end
+    error      end_reason (EndReason name), message, traceback, fingerprint
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import mmap
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+CLOCK_BYTES = 64
+
+
+class Phase(enum.IntEnum):
+    START = 0
+    DATA = 1
+    FORWARD = 2
+    BACKWARD = 3
+    OPTIMIZER = 4
+    CHECKPOINT = 5
+    EVALUATION = 6
+    COLLECTIVE = 7
+    END = 8
+
+
+class Order(enum.IntEnum):
+    CONTINUE = 0
+    DRAIN = 1  # finish the step, save, leave
+
+
+class ProgressClock:
+    """One rank's clock. The rank ticks it, the agent reads it and gives orders through it."""
+
+    def __init__(self, path: Path, create: bool = False) -> None:
+        flags = os.O_RDWR | (os.O_CREAT if create else 0)
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            if create:
+                os.ftruncate(descriptor, CLOCK_BYTES)
+            self._memory = mmap.mmap(descriptor, CLOCK_BYTES)
+        finally:
+            os.close(descriptor)
+
+    def tick(self, step: int, phase: Phase) -> None:
+        struct.pack_into("=qqB", self._memory, 0, step, time.monotonic_ns(), phase)
+
+    def read(self) -> tuple[int, float, Phase]:
+        """(step, seconds on the monotonic clock of the last tick, phase)."""
+        step, nanoseconds, phase = struct.unpack_from("=qqB", self._memory, 0)
+        return step, nanoseconds / 1e9, Phase(phase)
+
+    def give(self, order: Order) -> None:
+        self._memory[24] = order
+
+    def order(self) -> Order:
+        return Order(self._memory[24])
+
+    def close(self) -> None:
+        self._memory.close()
+
+
+class AgentLink:
+    """A rank's line to its agent. If the agent is gone, so is the rank's reason to be: the send raises and the rank ends."""
+
+    def __init__(self, path: Path, rank: int) -> None:
+        self._rank = rank
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.connect(str(path))
+
+    def send(self, type_: str, **fields: Any) -> None:
+        message = {"type": type_, "rank": self._rank, "time_s": time.time(), **fields}
+        self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def close(self) -> None:
+        self._socket.close()

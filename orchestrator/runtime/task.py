@@ -1,0 +1,40 @@
+"""What a rank is told when it is forked. Torch-free; crosses processes as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankTask:
+    """Everything a rank's process needs. Secrets are not here: they come in the environment."""
+
+    kind: str
+    """`train`, or `prepare`: make the data set if it is not there (world_size 1, no process group)."""
+    job_id: str
+    run: int
+    epoch: int
+    spec: dict[str, Any]
+    """`spec.to_dict(JobSpec)`, with storage.url filled in."""
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    master_address: str
+    master_port: int
+    agent_socket: str
+    clock: str
+    """Path of this rank's progress clock."""
+    cache_dir: str
+    """Node-local folder for data shards that come from an object store."""
+    commits: list[str] = dataclasses.field(default_factory=list)
+    """Keys of the commits to continue from, newest first; the ranks fall back along it together. Empty: from the start."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RankTask:
+        return cls(**values)

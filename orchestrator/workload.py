@@ -1,0 +1,88 @@
+"""What a workload offers: model, data recipe, loss and metrics, and nothing of ranks, checkpoints or Ray.
+
+A workload is built once per process as `cls(spec)`. Arrays of samples are numpy structured arrays: one record per sample, the
+fields of fixed shape (`tokens: uint16[513]`, `image: float32[1, 8, 8]`). In a batch each field is a tensor whose first dimension
+is the number of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from orchestrator.spec import JobSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    Batch = Mapping[str, torch.Tensor]
+
+
+class DatasetSink(Protocol):
+    """Where `prepare` puts what it makes. The content hash is over all of it, in the order of the calls."""
+
+    def write(self, split: str, records: np.ndarray[Any, Any]) -> None:
+        """Append samples (structured dtype, shape [n]) to a split: `train` and `validation` are needed."""
+
+    def add_file(self, name: str, content: bytes) -> None:
+        """Keep a file beside the shards: a tokenizer, class names."""
+
+    def progress(self, message: str) -> None:
+        """Tell the person who waits what is going on, in a few words."""
+
+
+class DatasetView(Protocol):
+    """A prepared data set as a workload sees it."""
+
+    @property
+    def content_hash(self) -> str: ...
+
+    def num_samples(self, split: str) -> int: ...
+
+    def file(self, name: str) -> bytes: ...
+
+
+@runtime_checkable
+class Workload(Protocol):
+    """The methods that the runtime calls. All of them must be deterministic given the spec and the seeds already set."""
+
+    def __init__(self, spec: JobSpec) -> None: ...
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """For throughput; 0 where a sample has no tokens (then samples/s is shown)."""
+
+    def source_fingerprint(self) -> str:
+        """A hash of the recipe and of the source it reads. Same fingerprint: the prepared data set is used again."""
+
+    def prepare(self, sink: DatasetSink) -> None:
+        """Read the source, write samples. Runs once, in one process on one node."""
+
+    def build_model(self, dataset: DatasetView) -> torch.nn.Module:
+        """The model on the CPU in fp32, initialised under the job's seed."""
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Scalar: the mean over the samples of the batch."""
+
+    def evaluate(self, model: torch.nn.Module, batch: Batch) -> Mapping[str, torch.Tensor]:
+        """Sums over the samples of the batch (any shape, float64 or int64); they are added over batches and ranks."""
+
+    def metrics(self, sums: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, float]:
+        """Figures from the sums over the whole split; must contain `loss`."""
+
+
+class OffersSample(Protocol):
+    """Optional: `sample(model, dataset)` -> a text that shows what the trained model does."""
+
+    def sample(self, model: torch.nn.Module, dataset: DatasetView) -> str: ...
+
+
+class OffersReport(Protocol):
+    """Optional: `report(sums, dataset)` -> files by name (JSON, PNG, text) that show the final evaluation."""
+
+    def report(self, sums: Mapping[str, np.ndarray[Any, Any]], dataset: DatasetView) -> Mapping[str, bytes]: ...
+
+
+REQUIRED = ("source_fingerprint", "prepare", "build_model", "loss", "evaluate", "metrics")
+"""Methods that an entry point must have; checked right after it is imported."""

@@ -12,6 +12,7 @@ Messages, each a dict with `type` and `rank` (every rank sends them; the supervi
 
     hello      pid
     phase      text                                     for people: `loading data` ...
+    *prepared  dataset                                  content hash of the data set that is used
     restored   step, commit                             the group continues from it
     *started   first_step
     *metrics   step, values {name: float}               training metrics of a log step, and `time_s`

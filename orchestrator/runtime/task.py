@@ -11,8 +11,6 @@ from typing import Any
 class RankTask:
     """Everything a rank's process needs. Secrets are not here: they come in the environment."""
 
-    kind: str
-    """`train`, or `prepare`: make the data set if it is not there (world_size 1, no process group)."""
     job_id: str
     run: int
     epoch: int

@@ -9,11 +9,14 @@ Only the controller moves a job between states.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator.errors import IllegalTransition
-from orchestrator.spec import JobSpec
+from orchestrator.spec import JobSpec, from_dict, to_dict
 
 
 class JobState(enum.Enum):
@@ -135,3 +138,51 @@ class Job:
     """'' | 'drain' (checkpoint, then stop) | 'now'."""
     progress: Progress = field(default_factory=Progress)
     result: JobResult | None = None
+
+
+def result_to_dict(result: JobResult) -> dict[str, Any]:
+    """JSON-ready; the content of `result-<run>.json`."""
+    return {**dataclasses.asdict(result), "end_reason": result.end_reason.name}
+
+
+def result_from_dict(values: Mapping[str, Any]) -> JobResult:
+    """The inverse of `result_to_dict`. Unknown fields of a newer version are passed over."""
+    return JobResult(**{**_known(JobResult, values), "end_reason": EndReason[values["end_reason"]]})
+
+
+def progress_to_dict(progress: Progress) -> dict[str, Any]:
+    return dataclasses.asdict(progress)
+
+
+def progress_from_dict(values: Mapping[str, Any]) -> Progress:
+    return Progress(**_known(Progress, values))
+
+
+def job_to_dict(job: Job) -> dict[str, Any]:
+    """JSON-ready: the spec as by `spec.to_dict`, the state by its value."""
+    return {
+        **{f.name: getattr(job, f.name) for f in dataclasses.fields(Job)},
+        "spec": to_dict(job.spec),
+        "state": job.state.value,
+        "progress": progress_to_dict(job.progress),
+        "result": None if job.result is None else result_to_dict(job.result),
+    }
+
+
+def job_from_dict(values: Mapping[str, Any]) -> Job:
+    """The inverse of `job_to_dict`."""
+    result = values.get("result")
+    return Job(
+        **{
+            **_known(Job, values),
+            "spec": from_dict(JobSpec, values["spec"]),
+            "state": JobState(values["state"]),
+            "progress": progress_from_dict(values.get("progress") or {}),
+            "result": None if result is None else result_from_dict(result),
+        }
+    )
+
+
+def _known(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(cls)}
+    return {key: value for key, value in values.items() if key in names}

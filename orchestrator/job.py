@@ -138,6 +138,8 @@ class Job:
     """'' | 'drain' (checkpoint, then stop) | 'now'."""
     progress: Progress = field(default_factory=Progress)
     result: JobResult | None = None
+    placement: tuple[tuple[str, int], ...] = ()
+    """While it holds a place: (Ray node id, number of workers) of each bundle of its worker group."""
 
 
 def result_to_dict(result: JobResult) -> dict[str, Any]:
@@ -166,6 +168,7 @@ def job_to_dict(job: Job) -> dict[str, Any]:
         "state": job.state.value,
         "progress": progress_to_dict(job.progress),
         "result": None if job.result is None else result_to_dict(job.result),
+        "placement": [list(bundle) for bundle in job.placement],
     }
 
 
@@ -179,6 +182,7 @@ def job_from_dict(values: Mapping[str, Any]) -> Job:
             "state": JobState(values["state"]),
             "progress": progress_from_dict(values.get("progress") or {}),
             "result": None if result is None else result_from_dict(result),
+            "placement": tuple((str(node), int(workers)) for node, workers in values.get("placement") or ()),
         }
     )
 

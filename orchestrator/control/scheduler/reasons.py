@@ -1,0 +1,53 @@
+"""Why a job waits or can never run, in words. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Node, QueuedJob, RunningJob
+from orchestrator.control.scheduler.place import Free
+
+
+def infeasible(nodes: Iterable[Node], demand: Demand) -> str:
+    nodes = tuple(nodes)
+    cpu_units, gpus = sum(node.cpu_units for node in nodes), sum(node.gpus for node in nodes)
+    has = f"{_cpus(cpu_units)}{f' and {_gpus(gpus)}' if gpus or demand.gpus else ''} on {_nodes(len(nodes))}"
+    limit = f", {demand.max_workers_per_node} at most on each node" if demand.max_workers_per_node else ""
+    return f"needs {_needs(demand)}{limit}; the cluster has {has} in all"
+
+
+def waiting(free: tuple[Free, ...], job: QueuedJob, running: tuple[RunningJob, ...]) -> str:
+    demand = job.demand
+    what = f"{_cpus(sum(max(0, node.cpu_units) for node in free))}"
+    if demand.gpus:
+        what += f" and {_gpus(sum(max(0, node.gpus) for node in free))}"
+    holders = [other.job_id for other in running if other.placement]
+    held = f", held by {_some(holders)}" if holders else ""
+    spread = f" on {_nodes(len(free))}" if len(free) > 1 else ""
+    plural = what.startswith("1 ") and not demand.gpus
+    return f"needs {_needs(demand)}; {what} {'is' if plural else 'are'} free{spread}{held}"
+
+
+def behind(job_id: str) -> str:
+    return f"waits its turn behind {job_id}"
+
+
+def _needs(demand: Demand) -> str:
+    each = _cpus(demand.cpu_units) + (f" and {_gpus(demand.gpus)}" if demand.gpus else "")
+    return f"{demand.num_workers} x {each}"
+
+
+def _cpus(units: int) -> str:
+    return f"{units / CPU_UNITS:g} CPU{'' if units == CPU_UNITS else 's'}"
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'' if count == 1 else 's'}"
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'' if count == 1 else 's'}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from orchestrator.control.client import CLUSTER, Client
+from orchestrator.control.scheduler import ClusterView
+from orchestrator.control.scheduler.model import CPU_UNITS, Node
+from orchestrator.control.store import JobStore
+from orchestrator.errors import ConfigError, JobNotFound, StateError
+from orchestrator.events import EventKind
+from orchestrator.job import EndReason, JobResult, JobState, Progress
+from orchestrator.paths import Home
+from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, StorageSpec, TrainingSpec, WorkloadSpec
+
+SPEC = JobSpec(
+    workload=WorkloadSpec(name="My_Tiny", entrypoint="tiny:Tiny"),
+    model=ModelSpec(name="m"),
+    data=DataSpec(name="d"),
+    training=TrainingSpec(max_steps=10, global_batch_size=8, micro_batch_size=2),
+)
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home(tmp_path)
+
+
+@pytest.fixture
+def client(home):
+    return Client(home)
+
+
+def ended(client: Client, home: Home):
+    """A job that was stopped at step 7 with a commit at 5."""
+    store, job = JobStore(home.jobs_db), client.submit(SPEC, {})
+    job = store.update(job, state=JobState.STARTING)
+    result = JobResult(end_reason=EndReason.CANCELLED, message="stopped", step=7, committed_step=5, resumable=True)
+    progress = Progress(step=7, loss=1.0, committed_step=5, phase="training")
+    return store.update(job, state=JobState.CANCELLED, result=result, progress=progress, ended_s=1.0, stop_requested="drain")
+
+
+def test_submit_is_durable_and_fills_in_the_home(client, home):
+    job = client.submit(SPEC, {})
+    assert re.fullmatch(r"my-tiny-[a-z2-7]{6}", job.id)
+    found = Client(home).job(job.id)
+    assert found == job
+    assert found.spec.storage.url == home.store.as_uri()
+    assert found.spec.tracking.uri == f"sqlite:///{home.mlflow}/mlflow.db"
+    assert [event.kind for _, event in client.events(job.id)] == [EventKind.SUBMITTED]
+
+
+def test_what_was_named_is_kept(client):
+    spec = dataclasses.replace(SPEC, storage=StorageSpec(url="s3://bucket/x"), name="mine")
+    job = client.submit(spec, {})
+    assert job.spec.storage.url == "s3://bucket/x"
+    assert job.id.startswith("mine-")
+
+
+def test_secrets_are_for_the_owner_only_and_not_in_the_row(client, home):
+    job = client.submit(SPEC, {"AWS_SECRET_ACCESS_KEY": "hunter2"})
+    path = home.secrets(job.id)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert json.loads(path.read_text()) == {"AWS_SECRET_ACCESS_KEY": "hunter2"}
+    assert b"hunter2" not in b"".join(file.read_bytes() for file in home.root.glob("jobs.db*"))
+
+
+def test_a_job_that_never_fits_is_refused_with_the_numbers(client, home):
+    view = ClusterView(nodes=(Node(id="n", cpu_units=2 * CPU_UNITS),))
+    JobStore(home.jobs_db).set_meta(CLUSTER, view.to_dict())
+    with pytest.raises(ConfigError, match=r"num_workers=4 is more than the cluster can ever have.*4 x 1 CPU.*2 CPUs on 1 node") as caught:
+        client.submit(dataclasses.replace(SPEC, resources=ResourcesSpec(num_workers=4)), {})
+    assert caught.value.exit_code == 2
+    assert client.jobs() == []
+    assert client.submit(dataclasses.replace(SPEC, resources=ResourcesSpec(num_workers=2)), {}).state is JobState.QUEUED
+
+
+def test_of_two_requests_to_stop_the_stronger_holds(client):
+    job = client.submit(SPEC, {})
+    assert client.request_stop(job.id, "drain").stop_requested == "drain"
+    assert client.request_stop(job.id, "now").stop_requested == "now"
+    assert client.request_stop(job.id, "drain").stop_requested == "now"
+    assert [event.kind for _, event in client.events(job.id, after=1)] == [EventKind.STOP_REQUESTED] * 2
+    with pytest.raises(ConfigError, match="mode=later is not possible: allowed is drain or now"):
+        client.request_stop(job.id, "later")
+
+
+def test_a_job_that_has_ended_is_not_stopped(client, home):
+    job = ended(client, home)
+    assert client.request_stop(job.id, "now") == job
+
+
+def test_resume_queues_the_same_job_for_one_more_run(client, home):
+    old = ended(client, home)
+    training = dataclasses.replace(SPEC.training, max_steps=20)
+    job = client.resume(old.id, dataclasses.replace(SPEC, training=training), {"K": "v"})
+    assert (job.id, job.state, job.run, job.stop_requested, job.result) == (old.id, JobState.QUEUED, 2, "", None)
+    assert job.progress == Progress(step=7, max_steps=20, committed_step=5)
+    assert job.spec.storage.url == home.store.as_uri()
+    assert json.loads(home.secrets(job.id).read_text()) == {"K": "v"}
+    assert client.events(job.id)[-1][1].kind is EventKind.RESUMED
+
+
+def test_resume_leaves_a_job_that_has_not_ended(client):
+    job = client.submit(SPEC, {})
+    assert client.resume(job.id[:-1], None, {}) == job
+    other = dataclasses.replace(SPEC, training=dataclasses.replace(SPEC.training, max_steps=11))
+    with pytest.raises(StateError, match="is queued: its settings can be changed only after it has ended"):
+        client.resume(job.id, other, {})
+
+
+def test_an_unknown_job(client):
+    with pytest.raises(JobNotFound, match="There is none yet"):
+        client.job("gpt")
+
+
+def test_the_client_needs_neither_ray_nor_torch():
+    check = "import sys, orchestrator.control.client; assert not {'ray', 'torch', 'psutil'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)

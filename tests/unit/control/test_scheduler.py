@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.control.scheduler import ClusterView, Demand, Policy, QueuedJob, RunningJob, Usage, feasible, plan
+from orchestrator.control.scheduler.model import CPU_UNITS, Node
+from orchestrator.spec import ResourcesSpec
+
+
+def node(name: str, cpus: float, gpus: int = 0, **more: bool) -> Node:
+    return Node(id=name, cpu_units=round(cpus * CPU_UNITS), gpus=gpus, **more)
+
+
+def need(workers: int, cpus: float = 1, gpus: int = 0, most: int = 0) -> Demand:
+    return Demand(num_workers=workers, cpu_units=round(cpus * CPU_UNITS), gpus=gpus, max_workers_per_node=most)
+
+
+def queued(name: str, demand: Demand, at: float = 0) -> QueuedJob:
+    return QueuedJob(job_id=name, queued_s=at, demand=demand)
+
+
+def decide(nodes, queue, running=()):
+    return plan(ClusterView(nodes=tuple(nodes)), tuple(queue), tuple(running), Usage(), 0.0, Policy())
+
+
+def starts(decided):
+    return {start.job_id: start.placement for start in decided.starts}
+
+
+def test_first_in_first_out_and_each_that_waits_knows_why():
+    decided = decide(
+        [node("n", 2)],
+        [queued("c", need(1), 3), queued("a", need(1), 1), queued("b", need(2), 2)],
+    )
+    assert starts(decided) == {"a": (("n", 1),)}
+    assert decided.reasons == {"b": "needs 2 x 1 CPU; 1 CPU is free, held by a", "c": "waits its turn behind b"}
+
+
+def test_a_job_that_can_not_run_at_all_does_not_keep_the_others():
+    decided = decide([node("n", 2)], [queued("a", need(3), 1), queued("b", need(2), 2)])
+    assert starts(decided) == {"b": (("n", 2),)}
+    assert decided.reasons == {"a": "needs 3 x 1 CPU; the cluster has 2 CPUs on 1 node in all"}
+
+
+def test_halves_of_cpus_add_up_exactly():
+    running = [RunningJob(job_id=f"r{i}", demand=need(1, 0.1), placement=(("n", 1),)) for i in range(7)]
+    assert starts(decide([node("n", 1)], [queued("a", need(3, 0.1))], running)) == {"a": (("n", 3),)}
+    assert not decide([node("n", 1)], [queued("a", need(4, 0.1))], running).starts
+
+
+def test_the_tightest_node_is_taken_and_a_gang_spreads_over_the_fewest():
+    nodes = [node("n1", 4), node("n2", 3), node("n3", 8)]
+    assert starts(decide(nodes, [queued("a", need(3))])) == {"a": (("n2", 3),)}
+    assert starts(decide(nodes, [queued("a", need(10))])) == {"a": (("n2", 2), ("n3", 8))}
+    assert starts(decide(nodes, [queued("a", need(3, most=1))])) == {"a": (("n1", 1), ("n2", 1), ("n3", 1))}
+
+
+def test_gpus_count_and_a_cpu_job_keeps_away_from_them():
+    nodes = [node("cpu", 8), node("gpu", 8, 4)]
+    decided = decide(nodes, [queued("a", need(2), 1), queued("b", need(4, 1, 1), 2), queued("c", need(1, 1, 1), 3)])
+    assert starts(decided) == {"a": (("cpu", 2),), "b": (("gpu", 4),)}
+    assert decided.reasons["c"] == "needs 1 x 1 CPU and 1 GPU; 10 CPUs and 0 GPUs are free on 2 nodes, held by a, b"
+
+
+def test_dead_and_draining_nodes_take_nothing_new():
+    nodes = [node("n1", 2, alive=False), node("n2", 2, draining=True)]
+    decided = decide(nodes, [queued("a", need(1))])
+    assert not decided.starts
+    assert "has 0 CPUs on 0 nodes" in decided.reasons["a"]
+
+
+def test_feasible_names_the_numbers():
+    view = ClusterView(nodes=(node("n", 2),))
+    assert feasible(view, need(4, 0.5)) is None
+    assert feasible(view, need(64)) == "needs 64 x 1 CPU; the cluster has 2 CPUs on 1 node in all"
+    assert feasible(view, need(2, most=1)) == "needs 2 x 1 CPU, 1 at most on each node; the cluster has 2 CPUs on 1 node in all"
+    assert feasible(view, need(1, 1, 1)) == "needs 1 x 1 CPU and 1 GPU; the cluster has 2 CPUs and 0 GPUs on 1 node in all"
+
+
+def test_demand_of_a_spec():
+    resources = ResourcesSpec(num_workers=3, cpus_per_worker=0.5, gpus_per_worker=1, max_workers_per_node=2)
+    assert Demand.of(resources) == need(3, 0.5, 1, 2)
+
+
+def test_a_view_is_the_same_after_json():
+    view = ClusterView(nodes=(node("n", 1.5, 2, draining=True),))
+    assert ClusterView.from_dict(view.to_dict()) == view
+
+
+demands = st.builds(need, st.integers(1, 6), st.sampled_from([0.1, 0.5, 1, 2.5]), st.integers(0, 1), st.integers(0, 2))
+node_rows = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4), st.booleans(), st.booleans()), max_size=5)
+clusters = node_rows.map(
+    lambda rows: [node(f"n{i}", cpus, gpus, alive=a or i == 0, draining=d and i > 1) for i, (cpus, gpus, a, d) in enumerate(rows)]
+)
+queue_rows = st.lists(st.tuples(demands, st.integers(0, 3)), max_size=6)
+queues = queue_rows.map(lambda rows: [queued(f"j{i}", demand, at) for i, (demand, at) in enumerate(rows)])
+
+
+def run_some(nodes, jobs):
+    """Running jobs, placed by the scheduler itself."""
+    decided = starts(decide(nodes, jobs))
+    return [RunningJob(job_id=f"r-{job.job_id}", demand=job.demand, placement=decided[job.job_id]) for job in jobs if job.job_id in decided]
+
+
+@settings(max_examples=150, deadline=None)
+@given(clusters, queues, queues, st.randoms(use_true_random=False))
+def test_no_over_allocation_all_or_nothing_and_no_dependence_on_order(nodes, before, queue, rng: random.Random):
+    running = run_some(nodes, before)
+    decided = decide(nodes, queue, running)
+    demand = {job.job_id: job.demand for job in (*queue, *running)}
+    usable = {n.id: n for n in nodes if n.alive and not n.draining}
+    used_cpus, used_gpus = Counter(), Counter()
+    for job_id, placement in [*starts(decided).items(), *((job.job_id, job.placement) for job in running)]:
+        assert sum(workers for _, workers in placement) == demand[job_id].num_workers
+        for name, workers in placement:
+            assert workers <= (demand[job_id].max_workers_per_node or workers)
+            used_cpus[name] += workers * demand[job_id].cpu_units
+            used_gpus[name] += workers * demand[job_id].gpus
+    assert all(used_cpus[name] <= usable[name].cpu_units and used_gpus[name] <= usable[name].gpus for name in used_cpus)
+    assert set(decided.reasons) | set(starts(decided)) == {job.job_id for job in queue}
+    assert not set(decided.reasons) & set(starts(decided))
+    shuffled = [rng.sample(part, len(part)) for part in (nodes, queue, running)]
+    assert decide(*shuffled) == decided
+
+
+@settings(max_examples=100, deadline=None)
+@given(clusters, queues)
+def test_nobody_who_can_run_is_overtaken_and_an_empty_cluster_never_idles(nodes, queue):
+    decided = decide(nodes, queue)
+    view = ClusterView(nodes=tuple(n for n in nodes if not n.draining))
+    possible = [job.job_id for job in sorted(queue, key=lambda job: (job.queued_s, job.job_id)) if feasible(view, job.demand) is None]
+    assert [start.job_id for start in decided.starts] == possible[: len(decided.starts)]
+    assert bool(decided.starts) == bool(possible)

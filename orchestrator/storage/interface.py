@@ -1,4 +1,4 @@
-"""Object stores behind one interface of six methods."""
+"""The interface of an object store: six methods."""
 
 from __future__ import annotations
 

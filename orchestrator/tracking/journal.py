@@ -166,6 +166,10 @@ def _check(kind: str, fields: Mapping[str, Any]) -> None:
         raise ValueError(f"'{kind}' is no kind of journal record; known are {', '.join(FIELDS)}.{nearest(kind, FIELDS)}")
     if missing := FIELDS[kind] - set(fields):
         raise ValueError(f"a journal record of kind '{kind}' needs {', '.join(sorted(missing))}; given are {', '.join(fields) or 'none'}")
+    if kind in ("metrics", "evaluated"):
+        for name, value in fields["values"].items():
+            if not isinstance(value, int | float):
+                raise ValueError(f"{kind}: {name}={value!r} is not possible: allowed is a number")
     if kind == "end" and fields["status"] not in END_STATUSES:
         raise ValueError(f"end: status={fields['status']!r} is not possible: allowed is {', '.join(END_STATUSES)}")
 

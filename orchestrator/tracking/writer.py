@@ -138,14 +138,19 @@ class Writer:
 
     def _send(self, batch: Sequence[Record], after: Delivered) -> None:
         """Everything of `after` but the place in the journal is brought up to date."""
+        marks = dict(after.watermarks)
         try:
             if _is_metrics(batch[0]):
                 self._run.log_metrics(list(new_points(batch, after.watermarks)))
             else:
                 self._send_other(batch[0], after)
         except TrackingRefused as error:
-            # It would be refused for ever and hold up all that follows. It stays in the journal.
-            log.warning("MLflow refused records %d to %d: %s", batch[0]["seq"], batch[-1]["seq"], error)
+            if len(batch) > 1:  # one of them spoils the batch
+                after.watermarks = marks
+                for record in batch:
+                    self._send([record], after)
+            else:  # it would be refused for ever and hold up all that follows; it stays in the journal
+                log.warning("MLflow refused record %d: %s", batch[0]["seq"], error)
 
     def _send_other(self, record: Record, after: Delivered) -> None:
         match record["kind"]:

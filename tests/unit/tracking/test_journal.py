@@ -62,6 +62,7 @@ def test_records_come_back_in_order_with_seq_and_time(tmp_path: Path) -> None:
     [
         ("metric", {}, "Did you mean 'metrics'"),
         ("metrics", {"step": 1}, "needs values"),
+        ("evaluated", {"step": 1, "values": {"loss": "low"}}, "loss='low' is not possible"),
         ("end", {"status": "succeeded"}, "FINISHED, FAILED, KILLED"),
     ],
 )

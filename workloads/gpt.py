@@ -160,13 +160,13 @@ class GPT:
         written = written[: written.index(end)] if end in written else written
         return str(tokenizer.decode(written))
 
-    @torch.no_grad()
     def _continue(self, model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.sampling.sample_seed)
         was_training = model.training
         model.eval()
         for _ in range(self.sampling.new_tokens):  # a fixed count: ranks that share a model's parameters stay in step
-            logits = model(input_ids=tokens[:, -self.recipe.block_size :]).logits[0, -1].float().cpu()
+            with torch.no_grad():
+                logits = model(input_ids=tokens[:, -self.recipe.block_size :]).logits[0, -1].float().cpu()
             tokens = torch.cat([tokens, self._choose(logits, generator).to(tokens.device).view(1, 1)], dim=1)
         model.train(was_training)
         return tokens

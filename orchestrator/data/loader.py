@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from orchestrator.data.shards import Index, Part, Records
 from orchestrator.errors import CorruptObject, DataError, ObjectNotFound
 from orchestrator.layout import Layout
 from orchestrator.paths import DatasetKeys
-from orchestrator.storage import ObjectStore
+from orchestrator.storage import DirectoryStore, ObjectStore
 
 Batch = dict[str, torch.Tensor]
 
@@ -70,7 +68,7 @@ class Dataset:
         """The samples `ids`, any shape, of a split as records of the same shape."""
         flat = np.asarray(ids, dtype=np.int64).reshape(-1)
         total = self.num_samples(split)
-        if len(flat) and not (0 <= flat.min() and flat.max() < total):
+        if len(flat) and not (flat.min() >= 0 and flat.max() < total):
             raise IndexError(f"split '{split}' has the sample ids 0 to {total - 1}; asked for {flat.min()} to {flat.max()}")
         out = np.empty(flat.shape, dtype=self._index.dtype)
         ends = self._ends[split]
@@ -129,10 +127,9 @@ def _map(path: Path, dtype: np.dtype[Any]) -> Records:
 
 def _local(store: ObjectStore, key: str, part: Part, folder: Path) -> Path:
     """A file on this machine that holds `part`, checked."""
-    in_place = _path_in_store(store, key)
-    if in_place is not None:
-        part.check(_read(in_place, key), str(in_place))
-        return in_place
+    if isinstance(store, DirectoryStore):
+        part.check(_read(store.path(key), key), str(store.path(key)))
+        return store.path(key)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / part.name
     with _locked(folder / f".{part.name}.lock"):
@@ -141,12 +138,6 @@ def _local(store: ObjectStore, key: str, part: Part, folder: Path) -> Path:
             part.check(content, f"{store.url}: {key}")
             _replace(path, content)
     return path
-
-
-def _path_in_store(store: ObjectStore, key: str) -> Path | None:
-    """The object's file, if the store is a folder of this machine."""
-    url = urlparse(store.url)
-    return Path(url2pathname(url.path)) / key if url.scheme == "file" else None
 
 
 def _read(path: Path, key: str) -> Any:

@@ -89,7 +89,7 @@ def _permute(values: Ids, sizes: Ids, keys: tuple[np.uint64, ...], tweaks: Ids, 
     """
     half, limits = _half_bits(sizes), sizes.astype(np.uint64)
     tweak = _mix(tweaks.astype(np.uint64) + np.uint64(1))
-    result = _feistel(values.astype(np.uint64), half, keys, tweak, inverse)
+    result: np.ndarray[Any, Any] = _feistel(values.astype(np.uint64), half, keys, tweak, inverse)
     out = np.flatnonzero(result >= limits)
     while len(out):
         result[out] = _feistel(result[out], half[out], keys, tweak[out], inverse)

@@ -1,0 +1,223 @@
+"""`resnet`: a small convolutional network with residual connections learns to read handwritten digits.
+
+The images are scikit-learn's digits (1,797 of 8 x 8 pixels, from the UCI collection). Records are
+`image: float32[1, 8, 8]` (standardised with the training images' mean and deviation) and `label: int64`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from orchestrator.errors import ConfigError
+from orchestrator.spec import JobSpec, from_dict, to_dict
+from orchestrator.workload import DatasetSink, DatasetView
+
+NUM_CLASSES = 10
+STATISTICS_FILE = "statistics.json"
+_FORMAT = 1  # of the recipe: a change here makes every data set anew
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """`data.options`."""
+
+    validation_share: float = 0.2
+    """Share of each class's images that is held out."""
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        ok = 0.01 <= self.validation_share <= 0.9
+        _require(ok, "data.options.validation_share", self.validation_share, "0.01 to 0.9")
+        _require(self.split_seed >= 0, "data.options.split_seed", self.split_seed, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """`model.options`: transformers' ResNet with basic blocks, without the stem's downsampling: the images are small."""
+
+    embedding_size: int = 16
+    hidden_sizes: tuple[int, ...] = (16, 32, 64)
+    """Channels of each stage; every stage after the first halves height and width."""
+    depths: tuple[int, ...] = (2, 2, 2)
+    """Residual blocks of each stage."""
+    norm_groups: int = 8
+    """Group norm in place of batch norm: no buffers that differ by rank, the same result at any number of workers."""
+
+    def __post_init__(self) -> None:
+        ok = len(self.hidden_sizes) == len(self.depths) and 1 <= len(self.depths) <= 4
+        _require(ok, "model.options.depths", self.depths, f"1 to 4 stages, as many as model.options.hidden_sizes={self.hidden_sizes}")
+        _require(min(self.depths) >= 1, "model.options.depths", self.depths, "at least one block in each stage")
+        widths = (self.embedding_size, *self.hidden_sizes)
+        ok = self.norm_groups >= 1 and all(width >= 1 and width % self.norm_groups == 0 for width in widths)
+        _require(ok, "model.options.norm_groups", self.norm_groups, f"a divisor of every width in {widths}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """`workload.options`."""
+
+    label_smoothing: float = 0.1
+    """Share of each target that is spread over all classes; training only."""
+
+    def __post_init__(self) -> None:
+        ok = 0 <= self.label_smoothing < 1
+        _require(ok, "workload.options.label_smoothing", self.label_smoothing, "0 up to, but not, 1")
+
+
+class ResNet:
+    """The workload. `orchestrator.workload.Workload` tells what each method promises."""
+
+    tokens_per_sample = 0
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.recipe: Recipe = from_dict(Recipe, spec.data.options, "data.options.")
+        self.architecture: Architecture = from_dict(Architecture, spec.model.options, "model.options.")
+        self.augmentation: Augmentation = from_dict(Augmentation, spec.workload.options, "workload.options.")
+
+    def source_fingerprint(self) -> str:
+        images, labels = _digits()
+        digest = hashlib.blake2b(digest_size=20)
+        digest.update(json.dumps([_FORMAT, to_dict(self.recipe)], sort_keys=True).encode())
+        digest.update(images.tobytes() + labels.tobytes())
+        return digest.hexdigest()
+
+    def prepare(self, sink: DatasetSink) -> None:
+        images, labels = _digits()
+        sink.progress(f"splitting {len(labels):,} images of digits")
+        held_out = _held_out(labels, self.recipe)
+        mean, deviation = float(images[~held_out].mean()), float(images[~held_out].std())
+        sink.add_file(STATISTICS_FILE, json.dumps({"mean": mean, "deviation": deviation}).encode())
+        records = np.empty(len(labels), dtype=[("image", "<f4", (1, 8, 8)), ("label", "<i8")])
+        records["image"][:, 0] = (images - mean) / deviation
+        records["label"] = labels
+        sink.write("train", records[~held_out])
+        sink.write("validation", records[held_out])
+
+    def build_model(self, dataset: DatasetView) -> nn.Module:
+        shape = self.architecture
+        config = ResNetConfig(
+            num_channels=1,
+            embedding_size=shape.embedding_size,
+            hidden_sizes=list(shape.hidden_sizes),
+            depths=list(shape.depths),
+            layer_type="basic",
+            num_labels=NUM_CLASSES,
+        )
+        model: nn.Module = ResNetForImageClassification(config)
+        stem = model.resnet.embedder
+        stem.embedder.convolution = nn.Conv2d(1, shape.embedding_size, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.embedder.convolution.weight, mode="fan_out", nonlinearity="relu")
+        stem.pooler = nn.Identity()
+        _use_group_norm(model, shape.norm_groups)
+        return model
+
+    def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        logits = _logits(model, batch)
+        return functional.cross_entropy(logits, batch["label"], label_smoothing=self.augmentation.label_smoothing)
+
+    def evaluate(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """`confusion_matrix` int64[10, 10]: rows are the true digits, columns what the model read."""
+        logits, labels = _logits(model, batch), batch["label"]
+        pairs = labels * NUM_CLASSES + logits.argmax(-1)
+        return {
+            "loss_sum": functional.cross_entropy(logits, labels, reduction="sum").double(),
+            "count": torch.tensor(len(labels), device=labels.device),
+            "confusion_matrix": torch.bincount(pairs, minlength=NUM_CLASSES**2).view(NUM_CLASSES, NUM_CLASSES),
+        }
+
+    def metrics(self, sums: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, float]:
+        count = float(sums["count"])
+        return {"loss": float(sums["loss_sum"]) / count, "accuracy": float(np.trace(sums["confusion_matrix"])) / count}
+
+    def report(self, sums: Mapping[str, np.ndarray[Any, Any]], dataset: DatasetView) -> Mapping[str, bytes]:
+        matrix = np.asarray(sums["confusion_matrix"], dtype=np.int64)
+        return {
+            "confusion_matrix.json": json.dumps({"rows": "true digit", "columns": "read as", "counts": matrix.tolist()}).encode(),
+            "per_class.json": json.dumps([dataclasses.asdict(row) for row in per_class(matrix)], indent=1).encode(),
+            "confusion_matrix.png": draw(matrix),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    digit: int
+    precision: float
+    """Share of the images read as this digit that are it; 0 if none was."""
+    recall: float
+    """Share of this digit's images that were read as it; 0 if there are none."""
+    f1: float
+    images: int
+
+
+def per_class(matrix: np.ndarray[Any, Any]) -> list[ClassScore]:
+    right, true, read = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    scores = zip(right / np.maximum(read, 1), right / np.maximum(true, 1), 2 * right / np.maximum(true + read, 1), true, strict=True)
+    return [
+        ClassScore(digit=digit, precision=float(precision), recall=float(recall), f1=float(f1), images=int(images))
+        for digit, (precision, recall, f1, images) in enumerate(scores)
+    ]
+
+
+def draw(matrix: np.ndarray[Any, Any]) -> bytes:
+    """The confusion matrix as a PNG."""
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.imshow(matrix, cmap="Blues")
+    axes.set(xlabel="read as", ylabel="true digit", xticks=range(NUM_CLASSES), yticks=range(NUM_CLASSES))
+    axes.set_title(f"accuracy {np.trace(matrix) / max(1, matrix.sum()):.1%} of {matrix.sum()} held-out images")
+    for row, column in np.argwhere(matrix):
+        dark = matrix[row, column] > matrix.max() / 2
+        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color="white" if dark else "black")
+    content = io.BytesIO()
+    canvas.print_png(content)
+    return content.getvalue()
+
+
+def _digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """(images float32[1797, 8, 8] of values 0 to 16, labels int64[1797])."""
+    digits = load_digits()
+    return digits.images.astype(np.float32), digits.target.astype(np.int64)
+
+
+def _held_out(labels: np.ndarray[Any, Any], recipe: Recipe) -> np.ndarray[Any, Any]:
+    """bool[n]: the validation images, the same share of every class."""
+    generator = np.random.default_rng(recipe.split_seed)
+    held_out = np.zeros(len(labels), dtype=bool)
+    for digit in range(NUM_CLASSES):
+        members = generator.permutation(np.flatnonzero(labels == digit))
+        held_out[members[: round(len(members) * recipe.validation_share)]] = True
+    return held_out
+
+
+def _use_group_norm(model: nn.Module, groups: int) -> None:
+    """Put a group norm where each batch norm stands."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            model.set_submodule(name, nn.GroupNorm(groups, module.num_features))
+
+
+def _logits(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    images = batch["image"].to(next(model.parameters()).dtype)  # bf16 where the engine computes in bf16
+    logits: torch.Tensor = model(pixel_values=images).logits
+    return logits.float()
+
+
+def _require(ok: bool, flag: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"{flag}={value} is not possible: allowed is {allowed}.")

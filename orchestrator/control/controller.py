@@ -1,0 +1,155 @@
+"""The controller: the only one that moves a job between states. `python -m orchestrator.control.controller --home H --address A`
+
+Its loop observes (store, cluster, supervisors), plans (pure) and applies; nothing in it waits. All it knows can be found again
+from the store and from Ray, so that it may die at any moment.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from orchestrator.control.client import CLUSTER
+from orchestrator.control.groups import WorkerGroups
+from orchestrator.control.life import Life, Losses, Phase, finish
+from orchestrator.control.scheduler import ClusterView, Demand, Plan, Policy, QueuedJob, RunningJob, Usage, plan
+from orchestrator.control.store import JobStore
+from orchestrator.errors import StaleWrite
+from orchestrator.events import Event, EventKind
+from orchestrator.job import EndReason, Job, JobResult, JobState
+from orchestrator.paths import Home
+
+VIEW_INTERVAL_S = 1.0
+_LIVE = [state for state in JobState if not state.terminal]
+
+log = logging.getLogger("controller")
+
+
+class Controller:
+    """`step(now)` does one round. `view()` starts a look at the cluster's nodes."""
+
+    def __init__(self, store: JobStore, home: Home, groups: WorkerGroups, view: Callable[[], Future[ClusterView]]) -> None:
+        self._store = store
+        self._home = home
+        self._groups = groups
+        self._look = view
+        self._looking: Future[ClusterView] | None = None
+        self._looked_s = float("-inf")
+        self._cluster: ClusterView | None = None
+        self._lives: dict[str, Life] = {}
+        self._losses: dict[str, Losses] = {}
+        self.live_jobs = 0
+        """Jobs that have not ended, as of the last round."""
+
+    @property
+    def knows_cluster(self) -> bool:
+        return self._cluster is not None
+
+    def step(self, now: float) -> None:
+        self._observe_cluster(now)
+        jobs = self._store.all(_LIVE)
+        self.live_jobs = len(jobs)
+        self._forget_ended({job.id for job in jobs})
+        if self._cluster is not None:
+            jobs = self._cancel_queued(jobs, now)
+            self._apply(self._plan(self._cluster, jobs, now), {job.id: job for job in jobs}, now)
+        for job in jobs:
+            if job.state.active:
+                self._advance(job, now)
+
+    # observe
+
+    def _observe_cluster(self, now: float) -> None:
+        if self._looking is None and now - self._looked_s >= VIEW_INTERVAL_S:
+            self._looking, self._looked_s = self._look(), now
+        if self._looking is None or not self._looking.done():
+            return
+        looked, self._looking = self._looking, None
+        error = looked.exception()
+        if error is not None:
+            log.warning("the cluster's nodes cannot be read: %s: %s", type(error).__name__, error)
+        elif looked.result() != self._cluster:
+            self._cluster = looked.result()
+            self._store.set_meta(CLUSTER, self._cluster.to_dict())
+            log.info("nodes: %s", [f"{node.id[:8]} {node.cpu_units / 1e4:g} CPUs {node.gpus} GPUs" for node in self._cluster.nodes])
+
+    def _forget_ended(self, live: set[str]) -> None:
+        for job_id in [job_id for job_id in self._losses if job_id not in live]:
+            del self._losses[job_id]
+        for job_id in [job_id for job_id in self._lives if job_id not in live]:
+            del self._lives[job_id]
+
+    # plan
+
+    def _plan(self, cluster: ClusterView, jobs: list[Job], now: float) -> Plan:
+        queue = tuple(
+            QueuedJob(job_id=job.id, queued_s=job.queued_s, demand=Demand.of(job.spec.resources))
+            for job in jobs
+            if job.state is JobState.QUEUED
+        )
+        running = tuple(
+            RunningJob(job_id=job.id, demand=Demand.of(job.spec.resources), placement=job.placement) for job in jobs if job.state.active
+        )
+        return plan(cluster, queue, running, Usage(), now, Policy())
+
+    # apply
+
+    def _cancel_queued(self, jobs: list[Job], now: float) -> list[Job]:
+        stopped = [job for job in jobs if job.state is JobState.QUEUED and job.stop_requested]
+        for job in stopped:
+            committed = job.progress.committed_step
+            end = JobResult(
+                end_reason=EndReason.CANCELLED, message="cancelled while it waited", step=job.progress.step,
+                committed_step=committed, resumable=committed is not None,
+            )  # fmt: skip
+            self._guarded(job, lambda job=job, end=end: self._finished(finish(self._store, job, end, now)))  # type: ignore[misc]
+        return [job for job in jobs if job not in stopped]
+
+    def _apply(self, decided: Plan, jobs: dict[str, Job], now: float) -> None:
+        for start in decided.starts:
+            self._guarded(jobs[start.job_id], lambda start=start: self._admit(jobs[start.job_id], start.placement, now))  # type: ignore[misc]
+        for job_id, reason in decided.reasons.items():
+            if jobs[job_id].reason != reason:
+                self._guarded(jobs[job_id], lambda job_id=job_id, reason=reason: self._explain(jobs[job_id], reason, now))  # type: ignore[misc]
+
+    def _admit(self, job: Job, placement: tuple[tuple[str, int], ...], now: float) -> None:
+        where = ", ".join(f"{workers} on {node[:8]}" for node, workers in placement)
+        event = Event(kind=EventKind.ADMITTED, job_id=job.id, time_s=now, message=f"workers: {where}")
+        started = now if job.started_s is None else job.started_s
+        self._store.update(job, [event], state=JobState.STARTING, placement=placement, started_s=started, reason="")
+        self._lives[job.id] = self._new_life(job, Phase.START)
+        log.info("%s admitted: %s", job.id, where)
+
+    def _explain(self, job: Job, reason: str, now: float) -> None:
+        event = Event(kind=EventKind.WAITING, job_id=job.id, time_s=now, message=reason)
+        self._store.update(job, [event], reason=reason)
+        log.info("%s waits: %s", job.id, reason)
+
+    def _advance(self, job: Job, now: float) -> None:
+        life = self._lives.setdefault(job.id, self._new_life(job, Phase.FIND))
+        self._guarded(job, lambda: self._moved(job, life.advance(job, now)))
+
+    def _moved(self, old: Job, new: Job) -> None:
+        if new.state is not old.state:
+            log.info("%s: %s -> %s %s", new.id, old.state.value, new.state.value, new.reason)
+        if not new.state.active:
+            self._lives.pop(new.id, None)
+        if new.state.terminal:
+            self._finished(new)
+
+    def _finished(self, job: Job) -> None:
+        self._home.secrets(job.id).unlink(missing_ok=True)
+        log.info("%s ended: %s, %s", job.id, job.state.value, job.reason)
+
+    def _new_life(self, job: Job, phase: Phase) -> Life:
+        losses = self._losses.setdefault(job.id, Losses())
+        return Life(store=self._store, groups=self._groups, phase=phase, losses=losses)
+
+    @staticmethod
+    def _guarded(job: Job, act: Callable[[], None]) -> None:
+        """A row that a client changed meanwhile is read again in the next round."""
+        try:
+            act()
+        except StaleWrite as stale:
+            log.info("%s: %s", job.id, stale)

@@ -1,0 +1,118 @@
+"""What the controller asks of the jobs' worker groups, and the double that tests use.
+
+No call waits: each returns a future that holds the answer or the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from orchestrator.errors import ClusterError
+from orchestrator.events import Event
+from orchestrator.job import Job, JobResult, JobState, Progress
+
+
+class SupervisorGone(ClusterError):
+    """The job has no supervisor, and Ray will not bring it back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupStatus:
+    """What a supervisor says of its job."""
+
+    state: JobState
+    """STARTING, RUNNING, RECOVERING or DRAINING."""
+    progress: Progress
+    source: str
+    """Names one life of the supervisor: the numbers of its events are unique within it."""
+    events: tuple[tuple[int, Event], ...] = ()
+    ended: bool = False
+    """The result is written; nothing more will happen."""
+
+
+class WorkerGroups(Protocol):
+    def find(self, job: Job) -> Future[bool]:
+        """Is there a supervisor of the job?"""
+
+    def start(self, job: Job) -> Future[bool]:
+        """Reserve `job.placement` and start the supervisor there. False: not yet, ask again. Asking twice does no harm."""
+
+    def status(self, job: Job, after_event: int) -> Future[GroupStatus]:
+        """Fails with SupervisorGone if there is none (any more)."""
+
+    def stop(self, job: Job, mode: str) -> Future[None]:
+        """Tell the supervisor to end the job: `drain` or `now`."""
+
+    def release(self, job: Job) -> Future[None]:
+        """End what is left of supervisor and agents and give the place back. No error if nothing is left."""
+
+    def result(self, job: Job) -> Future[JobResult | None]:
+        """How run `job.run` ended, as the supervisor wrote it; None if it did not."""
+
+
+def done(value: Any = None) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+def failed(error: Exception) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
+
+
+@dataclass
+class ScriptedGroups:
+    """The double: worker groups that do as they are told, by job id. Answers come at once unless `hold` says otherwise."""
+
+    supervisors: dict[str, GroupStatus] = field(default_factory=dict)
+    results: dict[tuple[str, int], JobResult] = field(default_factory=dict)
+    start_errors: dict[str, Exception] = field(default_factory=dict)
+    pending: set[str] = field(default_factory=set)
+    """Jobs whose place is not ready."""
+    held: set[str] = field(default_factory=set)
+    """Names of methods that never answer."""
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    """(method, job id) of all calls but `status`, and (`stop drain`, job id)."""
+    first_status: Callable[[Job], GroupStatus] = lambda job: GroupStatus(state=JobState.STARTING, progress=job.progress, source="1")
+
+    def find(self, job: Job) -> Future[bool]:
+        return self._answer("find", job, lambda: job.id in self.supervisors)
+
+    def start(self, job: Job) -> Future[bool]:
+        return self._answer("start", job, lambda: self._start(job))
+
+    def status(self, job: Job, after_event: int) -> Future[GroupStatus]:
+        if job.id not in self.supervisors:
+            return failed(SupervisorGone(f"{job.id} has no supervisor"))
+        return Future() if "status" in self.held else done(self.supervisors[job.id])
+
+    def stop(self, job: Job, mode: str) -> Future[None]:
+        return self._answer(f"stop {mode}", job, lambda: None)
+
+    def release(self, job: Job) -> Future[None]:
+        return self._answer("release", job, lambda: self.supervisors.pop(job.id, None) and None)
+
+    def result(self, job: Job) -> Future[JobResult | None]:
+        return self._answer("result", job, lambda: self.results.get((job.id, job.run)))
+
+    def _start(self, job: Job) -> bool:
+        if job.id in self.start_errors:
+            raise self.start_errors[job.id]
+        if job.id in self.pending:
+            return False
+        self.supervisors[job.id] = self.first_status(job)
+        return True
+
+    def _answer(self, method: str, job: Job, call: Callable[[], Any]) -> Future[Any]:
+        self.calls.append((method, job.id))
+        if method in self.held:
+            return Future()
+        try:
+            return done(call())
+        except ClusterError as error:
+            return failed(error)

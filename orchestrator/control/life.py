@@ -1,0 +1,268 @@
+"""One active job, from the place it was given to its end: what to ask its worker group next, and what the answer means.
+
+    FIND   the controller has just started: is there a supervisor?     yes -> WATCH, no -> RESULT
+    START  reserve the place, start the supervisor                     ready -> WATCH, error -> RELEASE
+    WATCH  ask for its status, pass orders to stop on                  ended or gone -> RESULT
+    RESULT read how it ended                                           -> RELEASE, then the job's last state, or QUEUED if it
+                                                                       did not end and its worker group is lost
+    RELEASE give the place back, then write the job's new state
+
+One question is in flight at a time; `advance` never waits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import logging
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.control.groups import GroupStatus, SupervisorGone, WorkerGroups
+from orchestrator.control.store import JobStore
+from orchestrator.errors import StorageError, StorageUnavailable
+from orchestrator.events import Event, EventKind
+from orchestrator.job import TRANSITIONS, EndReason, Job, JobResult, JobState
+
+START_LIMIT_S = 180.0
+"""How long Ray may take to reserve a place that the plan found free."""
+STOP_NOW_LIMIT_S = 20.0
+"""How long a supervisor may take to stop at once before its processes are ended without it."""
+RESULT_LIMIT_S = 600.0
+"""How long the object store may be out of reach before a job whose worker group is gone fails."""
+PROGRESS_INTERVAL_S = 0.3
+RETRY_S = 1.0
+MAX_LOSSES = 5
+"""How often a worker group may be lost with no step trained in between before the job fails."""
+
+log = logging.getLogger("controller")
+
+
+class Phase(enum.Enum):
+    FIND = "find"
+    START = "start"
+    WATCH = "watch"
+    RESULT = "result"
+    RELEASE = "release"
+
+
+@dataclass
+class Losses:
+    """How often a job lost its worker group at the same step."""
+
+    step: int = -1
+    count: int = 0
+
+    def add(self, step: int) -> int:
+        self.count = self.count + 1 if step == self.step else 1
+        self.step = step
+        return self.count
+
+
+@dataclass
+class Life:
+    """The state of mind about one active job. Lost with the controller and found again from the store and Ray."""
+
+    store: JobStore
+    groups: WorkerGroups
+    phase: Phase
+    losses: Losses = field(default_factory=Losses)
+    since_s: float = 0.0
+    """When this phase began."""
+    not_before_s: float = 0.0
+    source: str = ""
+    cursor: int = 0
+    written_s: float = 0.0
+    stop_sent: str = ""
+    stop_now_s: float | None = None
+    why_lost: str = ""
+    end: JobResult | None = None
+    question: Future[Any] | None = None
+    order: Future[Any] | None = None
+
+    def advance(self, job: Job, now: float) -> Job:
+        """Take the answer that has come, write what it means, ask the next thing. Returns the job as it is now."""
+        self.since_s = self.since_s or now
+        if (early := self._overruled(job, now)) is not None:
+            self._release(early, now)
+        if self.phase is Phase.WATCH:
+            job = self._pass_stop_on(job, now)
+        if self.question is None and now >= self.not_before_s:
+            self.question = self._ask(job)
+        if self.question is None or not self.question.done():
+            return job
+        question, self.question = self.question, None
+        error = question.exception()
+        if error is None:
+            return self._hear(job, question.result(), now)
+        return self._failed(job, error, now)
+
+    def _ask(self, job: Job) -> Future[Any]:
+        match self.phase:
+            case Phase.FIND:
+                return self.groups.find(job)
+            case Phase.START:
+                return self.groups.start(job)
+            case Phase.WATCH:
+                return self.groups.status(job, self.cursor)
+            case Phase.RESULT:
+                return self.groups.result(job)
+            case Phase.RELEASE:
+                return self.groups.release(job)
+
+    def _hear(self, job: Job, answer: Any, now: float) -> Job:
+        match self.phase:
+            case Phase.FIND:
+                return self._found(job, answer, now)
+            case Phase.START:
+                return self._started(job, answer, now)
+            case Phase.WATCH:
+                return self._heard(job, answer, now)
+            case Phase.RESULT:
+                return self._read(job, answer, now)
+            case Phase.RELEASE:
+                return self._released(job, now)
+
+    # answers
+
+    def _found(self, job: Job, found: bool, now: float) -> Job:
+        self.why_lost = "its cluster was gone"
+        self._enter(Phase.WATCH if found else Phase.RESULT, now)
+        return job
+
+    def _started(self, job: Job, ready: bool, now: float) -> Job:
+        if ready:
+            self._enter(Phase.WATCH, now)
+        elif now - self.since_s > START_LIMIT_S:
+            self._lose(f"Ray did not reserve its place within {START_LIMIT_S:.0f} s", now)
+        return job
+
+    def _heard(self, job: Job, status: GroupStatus, now: float) -> Job:
+        source = f"{job.run}:{status.source}"
+        if source != self.source:
+            self.source, self.cursor = source, self.store.cursor(job.id, source)
+        if status.events:
+            self.cursor = self.store.append_from(job.id, source, status.events)
+        if status.ended:
+            self._enter(Phase.RESULT, now)
+        changes = self._news(job, status, now)
+        if changes:
+            self.written_s = now
+            job = self.store.update(job, **changes)
+        return job
+
+    def _news(self, job: Job, status: GroupStatus, now: float) -> dict[str, Any]:
+        moves = status.state is not job.state and status.state in TRANSITIONS[job.state] and status.state.active
+        due = status.ended or moves or now - self.written_s >= PROGRESS_INTERVAL_S
+        changes: dict[str, Any] = {"state": status.state} if moves else {}
+        if due and status.progress != job.progress:
+            changes["progress"] = status.progress
+        return changes
+
+    def _read(self, job: Job, result: JobResult | None, now: float) -> Job:
+        if result is not None:
+            self._release(result, now)
+        elif job.stop_requested:
+            self._release(_cancelled(job), now)
+        elif self.losses.add(job.progress.committed_step or 0) > MAX_LOSSES:
+            message = f"its worker group was lost {MAX_LOSSES + 1} times without progress; the last time because {self.why_lost}"
+            self._release(_end(job, EndReason.INTERNAL, message), now)
+        else:
+            self._release(None, now)
+        return job
+
+    def _released(self, job: Job, now: float) -> Job:
+        if self.end is None:
+            return requeue(self.store, job, now, self.why_lost)
+        return finish(self.store, job, self.end, now)
+
+    # trouble
+
+    def _failed(self, job: Job, error: BaseException, now: float) -> Job:
+        if not isinstance(error, Exception):
+            raise error
+        log.warning("%s of %s failed: %s: %s", self.phase.value, job.id, type(error).__name__, error)
+        self.not_before_s = now + RETRY_S
+        if self.phase is Phase.START:
+            self._lose(f"its worker group did not start: {error}", now)
+        elif isinstance(error, SupervisorGone):
+            self._lose("its supervisor was gone", now)
+        elif self.phase is Phase.RESULT and isinstance(error, StorageError) and self._is_final(error, now):
+            self._release(_end(job, EndReason.STORAGE, f"its result cannot be read: {error}"), now)
+        return job
+
+    def _is_final(self, error: StorageError, now: float) -> bool:
+        return not isinstance(error, StorageUnavailable) or now - self.since_s > RESULT_LIMIT_S
+
+    def _lose(self, why: str, now: float) -> None:
+        """The group is gone. If it left a result it ended, else the job goes back to the queue."""
+        self.why_lost = why
+        self._enter(Phase.RESULT, now)
+
+    def _release(self, end: JobResult | None, now: float) -> None:
+        self.end, self.question = end, None
+        self._enter(Phase.RELEASE, now)
+
+    def _enter(self, phase: Phase, now: float) -> None:
+        self.phase, self.since_s = phase, now
+
+    # stopping
+
+    def _overruled(self, job: Job, now: float) -> JobResult | None:
+        """The end of a job that is stopped before it has a supervisor, or whose supervisor does not listen."""
+        if not job.stop_requested or self.phase is Phase.RELEASE:
+            return None
+        if self.phase is Phase.START:
+            return _cancelled(job)
+        if job.stop_requested == "now" and self.phase is Phase.WATCH:
+            self.stop_now_s = now if self.stop_now_s is None else self.stop_now_s
+            if now - self.stop_now_s > STOP_NOW_LIMIT_S:
+                return _cancelled(job)
+        return None
+
+    def _pass_stop_on(self, job: Job, now: float) -> Job:
+        if self.order is not None and self.order.done():
+            if self.order.exception() is not None:
+                log.warning("stop of %s failed: %s", job.id, self.order.exception())
+                self.stop_sent = ""
+            self.order = None
+        if self.stop_sent == job.stop_requested or now < self.not_before_s:
+            return job
+        self.stop_sent, self.order = job.stop_requested, self.groups.stop(job, job.stop_requested)
+        if job.stop_requested == "drain" and JobState.DRAINING in TRANSITIONS[job.state]:
+            return self.store.update(job, state=JobState.DRAINING)
+        return job
+
+
+def requeue(store: JobStore, job: Job, now: float, why: str) -> Job:
+    """Back to the queue, at its old place in it; it goes on from its last commit."""
+    message = f"{why}; queued again, goes on from its last commit"
+    event = Event(kind=EventKind.SUPERVISOR_LOST, job_id=job.id, time_s=now, message=message)
+    progress = dataclasses.replace(job.progress, phase="")
+    return store.update(job, [event], state=JobState.QUEUED, reason=message, placement=(), progress=progress)
+
+
+def finish(store: JobStore, job: Job, end: JobResult, now: float) -> Job:
+    """Write the end of a job. One that was preempted is queued for its next run."""
+    known = store.events(job.id)[-1:]
+    told = bool(known) and known[0][1].kind is EventKind.ENDED
+    events = [] if told else [Event(kind=EventKind.ENDED, job_id=job.id, time_s=now, message=end.message or end.end_reason.label)]
+    progress = dataclasses.replace(job.progress, phase="")
+    if end.end_reason is EndReason.PREEMPTED and not job.stop_requested:
+        return store.update(job, events, state=JobState.QUEUED, run=job.run + 1, reason=end.message, placement=(), progress=progress)
+    states = {EndReason.COMPLETED: JobState.SUCCEEDED, EndReason.CANCELLED: JobState.CANCELLED, EndReason.PREEMPTED: JobState.CANCELLED}
+    state = states.get(end.end_reason, JobState.FAILED)
+    reason = end.message or end.end_reason.label
+    return store.update(job, events, state=state, ended_s=now, reason=reason, result=end, placement=(), progress=progress)
+
+
+def _cancelled(job: Job) -> JobResult:
+    return _end(job, EndReason.CANCELLED, EndReason.CANCELLED.label)
+
+
+def _end(job: Job, reason: EndReason, message: str) -> JobResult:
+    committed = job.progress.committed_step
+    return JobResult(
+        end_reason=reason, message=message, step=job.progress.step, committed_step=committed, resumable=committed is not None
+    )

@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from orchestrator.control import life
+from orchestrator.control.client import CLUSTER, Client
+from orchestrator.control.controller import Controller
+from orchestrator.control.groups import GroupStatus, ScriptedGroups, done, failed
+from orchestrator.control.scheduler import ClusterView
+from orchestrator.control.scheduler.model import CPU_UNITS, Node
+from orchestrator.control.store import JobStore
+from orchestrator.errors import ClusterError, StorageDenied, StorageUnavailable
+from orchestrator.events import Event, EventKind
+from orchestrator.job import EndReason, JobResult, JobState, Progress
+from orchestrator.paths import Home
+from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, TrainingSpec, WorkloadSpec
+
+SPEC = JobSpec(
+    workload=WorkloadSpec(name="tiny", entrypoint="tiny:Tiny"),
+    model=ModelSpec(name="m"),
+    data=DataSpec(name="d"),
+    training=TrainingSpec(max_steps=10, global_batch_size=8, micro_batch_size=2),
+    resources=ResourcesSpec(num_workers=2),
+)
+
+
+class World:
+    """A controller on a scripted cluster with 2 CPUs, and a clock that only `turn` moves."""
+
+    def __init__(self, root) -> None:
+        self.home = Home(root)
+        self.groups = ScriptedGroups()
+        self.client = Client(self.home)
+        self.store = JobStore(self.home.jobs_db)
+        self.now = 1000.0
+        self.start_controller()
+
+    def start_controller(self) -> None:
+        view = ClusterView(nodes=(Node(id="node-1", cpu_units=2 * CPU_UNITS),))
+        self.controller = Controller(self.store, self.home, self.groups, lambda: done(view))
+
+    def turn(self, rounds: int = 4, seconds: float = 1.0) -> None:
+        for _ in range(rounds):
+            self.now += seconds
+            self.controller.step(self.now)
+
+    def submit(self, **changes):
+        return self.client.submit(dataclasses.replace(SPEC, **changes), {"K": "v"}).id
+
+    def running(self, **changes):
+        job_id = self.submit(**changes)
+        self.turn()
+        self.say(job_id, JobState.RUNNING)
+        self.turn()
+        assert self.state(job_id) is JobState.RUNNING
+        return job_id
+
+    def say(self, job_id, state=JobState.RUNNING, events=(), source="1", ended=False, **progress):
+        self.groups.supervisors[job_id] = GroupStatus(
+            state=state, progress=Progress(**progress), source=source, ended=ended,
+            events=tuple((seq, Event(kind=EventKind.COMMITTED, job_id=job_id, time_s=0.0, message=text)) for seq, text in events),
+        )  # fmt: skip
+
+    def end(self, job_id, reason=EndReason.COMPLETED, message="", **more):
+        run = self.client.job(job_id).run
+        self.groups.results[job_id, run] = JobResult(end_reason=reason, message=message, **more)
+        self.say(job_id, ended=True)
+
+    def state(self, job_id):
+        return self.client.job(job_id).state
+
+    def messages(self, job_id):
+        return [event.message for _, event in self.client.events(job_id)]
+
+    def kinds(self, job_id):
+        return [event.kind.name for _, event in self.client.events(job_id)]
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def test_a_job_goes_from_the_queue_to_its_end(world):
+    job_id = world.submit()
+    world.turn(1)
+    job = world.client.job(job_id)
+    assert (job.state, job.placement) == (JobState.STARTING, (("node-1", 2),))
+    world.turn()
+    world.say(job_id, step=3, loss=0.5, events=[(1, "one")])
+    world.turn(2)
+    assert world.client.job(job_id).progress == Progress(step=3, loss=0.5)
+    assert world.state(job_id) is JobState.RUNNING
+    world.end(job_id, metrics={"val_loss": 0.1})
+    world.turn()
+    job = world.client.job(job_id)
+    assert (job.state, job.placement, job.result.metrics) == (JobState.SUCCEEDED, (), {"val_loss": 0.1})
+    assert world.kinds(job_id) == ["SUBMITTED", "ADMITTED", "COMMITTED", "ENDED"]
+    assert world.groups.calls[-1] == ("release", job_id)
+    assert not world.home.secrets(job_id).exists()
+    assert world.store.meta(CLUSTER)["nodes"][0]["id"] == "node-1"
+
+
+def test_the_second_job_waits_with_a_reason_and_starts_when_the_place_is_free(world):
+    first, second = world.running(), world.submit()
+    world.turn()
+    assert world.client.job(second).reason == f"needs 2 x 1 CPU; 0 CPUs are free, held by {first}"
+    assert world.kinds(second) == ["SUBMITTED", "WAITING"], "a reason is told once"
+    world.end(first)
+    world.turn(6)
+    assert world.state(second) is JobState.STARTING
+    assert world.client.job(second).reason == ""
+
+
+@pytest.mark.parametrize(
+    "reason, state",
+    [
+        (EndReason.COMPLETED, JobState.SUCCEEDED),
+        (EndReason.CANCELLED, JobState.CANCELLED),
+        (EndReason.USER_ERROR, JobState.FAILED),
+        (EndReason.FENCED, JobState.FAILED),
+    ],
+)
+def test_how_it_ended_decides_the_state(world, reason, state):
+    job_id = world.running()
+    world.end(job_id, reason, "because")
+    world.turn()
+    assert (world.state(job_id), world.client.job(job_id).reason) == (state, "because")
+
+
+def test_a_preempted_job_is_queued_for_another_run(world):
+    job_id = world.running()
+    world.end(job_id, EndReason.PREEMPTED, "made room")
+    world.turn(6)
+    job = world.client.job(job_id)
+    assert (job.run, job.state) == (2, JobState.STARTING)
+
+
+def test_events_are_stored_once_and_in_order_over_lives_of_supervisor_and_controller(world):
+    job_id = world.running()
+    world.say(job_id, events=[(2, "b"), (1, "a")])
+    world.turn(3)
+    world.start_controller()
+    world.turn(3)
+    world.say(job_id, events=[(1, "a"), (2, "b"), (3, "c")])
+    world.turn(3)
+    world.say(job_id, source="2", events=[(1, "d")])
+    world.turn(3)
+    told = [event.message for _, event in world.client.events(job_id) if event.kind is EventKind.COMMITTED]
+    assert told == ["a", "b", "c", "d"]
+
+
+def test_a_new_controller_finds_the_supervisor(world):
+    job_id = world.running()
+    world.groups.calls.clear()
+    world.start_controller()
+    world.say(job_id, JobState.RECOVERING)
+    world.turn()
+    assert world.groups.calls == [("find", job_id)]
+    assert world.state(job_id) is JobState.RECOVERING
+
+
+def test_a_job_that_ended_while_no_controller_lived_is_finished(world):
+    job_id = world.running()
+    world.end(job_id)
+    del world.groups.supervisors[job_id]
+    world.start_controller()
+    world.turn()
+    assert world.state(job_id) is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_a_job_whose_cluster_is_gone_is_queued_again_at_its_old_place(world, restart):
+    job_id = world.running()
+    queued_s = world.client.job(job_id).queued_s
+    world.groups.supervisors.clear()
+    if restart:
+        world.start_controller()
+    world.groups.pending.add(job_id)
+    world.turn(8)
+    job = world.client.job(job_id)
+    assert (job.state, job.run, job.queued_s) == (JobState.STARTING, 1, queued_s)
+    assert "SUPERVISOR_LOST" in world.kinds(job_id)
+    assert "goes on from its last commit" in "".join(world.messages(job_id))
+    assert ("release", job_id) in world.groups.calls
+
+
+def test_a_job_that_is_lost_again_and_again_without_progress_fails(world):
+    job_id = world.submit()
+    world.groups.start_errors[job_id] = ClusterError("no room for the agent")
+    world.turn(80)
+    job = world.client.job(job_id)
+    assert (job.state, job.result.end_reason) == (JobState.FAILED, EndReason.INTERNAL)
+    assert "no room for the agent" in job.reason
+    assert world.groups.calls.count(("start", job_id)) == life.MAX_LOSSES + 1
+
+
+def test_a_place_that_ray_does_not_give_is_given_up(world):
+    job_id = world.submit()
+    world.groups.pending.add(job_id)
+    world.turn(3)
+    world.turn(1, life.START_LIMIT_S)
+    world.turn(4)
+    assert "Ray did not reserve its place" in "".join(world.messages(job_id))
+
+
+def test_cancelling_a_queued_job_ends_it_at_once(world):
+    world.running()
+    job_id = world.submit()
+    world.client.request_stop(job_id, "drain")
+    world.turn(1)
+    assert world.state(job_id) is JobState.CANCELLED
+    assert world.kinds(job_id)[-1] == "ENDED"
+    assert not world.home.secrets(job_id).exists()
+
+
+def test_cancelling_a_job_before_its_place_is_ready_gives_the_place_back(world):
+    job_id = world.submit()
+    world.groups.pending.add(job_id)
+    world.turn()
+    world.client.request_stop(job_id, "drain")
+    world.turn(2)
+    assert world.state(job_id) is JobState.CANCELLED
+    assert world.groups.calls[-1] == ("release", job_id)
+
+
+def test_an_order_to_stop_is_passed_on_once_and_a_stronger_one_again(world):
+    job_id = world.running()
+    world.client.request_stop(job_id, "drain")
+    world.turn()
+    assert world.state(job_id) is JobState.DRAINING
+    world.client.request_stop(job_id, "now")
+    world.turn()
+    assert [call for call in world.groups.calls if call[0].startswith("stop")] == [("stop drain", job_id), ("stop now", job_id)]
+    world.end(job_id, EndReason.CANCELLED, "stopped", step=4, committed_step=4, resumable=True)
+    world.turn()
+    assert world.state(job_id) is JobState.CANCELLED
+    assert world.client.job(job_id).result.resumable
+
+
+def test_a_supervisor_that_does_not_listen_is_ended_without_it(world):
+    job_id = world.running()
+    world.groups.held.add("status")
+    world.client.request_stop(job_id, "now")
+    world.turn(2)
+    assert world.state(job_id) is JobState.RUNNING
+    world.turn(2, life.STOP_NOW_LIMIT_S)
+    assert world.state(job_id) is JobState.CANCELLED
+    assert world.groups.calls[-1] == ("release", job_id)
+
+
+def test_a_new_controller_passes_the_order_to_stop_on_again(world):
+    job_id = world.running()
+    world.client.request_stop(job_id, "drain")
+    world.turn()
+    world.start_controller()
+    world.turn()
+    assert world.groups.calls.count(("stop drain", job_id)) == 2
+
+
+def test_resume_runs_again_under_the_same_name(world):
+    job_id = world.running()
+    world.end(job_id, EndReason.USER_ERROR, "bug")
+    world.turn()
+    world.client.resume(job_id, None, {})
+    world.turn(2)
+    assert world.state(job_id) is JobState.STARTING
+    world.end(job_id)
+    world.turn()
+    assert (world.state(job_id), world.client.job(job_id).run) == (JobState.SUCCEEDED, 2)
+
+
+def test_one_that_hangs_keeps_nobody_else(world):
+    small = ResourcesSpec(num_workers=1)
+    world.groups.held.add("start")
+    world.submit(resources=small)
+    world.turn()
+    world.groups.held.clear()
+    other = world.running(resources=small)
+    world.end(other)
+    world.turn()
+    assert world.state(other) is JobState.SUCCEEDED
+
+
+def test_an_unreadable_result_fails_the_job_and_an_unreachable_store_is_waited_for(tmp_path):
+    class Unreadable(ScriptedGroups):
+        error: Exception = StorageUnavailable("no answer")
+
+        def result(self, job):
+            return failed(self.error)
+
+    world = World(tmp_path)
+    world.groups = Unreadable()
+    world.start_controller()
+    job_id = world.running()
+    world.end(job_id)
+    world.turn(10)
+    assert world.state(job_id) is JobState.RUNNING
+    world.groups.error = StorageDenied("wrong keys")
+    world.turn(4)
+    assert (world.state(job_id), world.client.job(job_id).result.end_reason) == (JobState.FAILED, EndReason.STORAGE)
+
+
+def test_an_unreadable_cluster_stops_nothing_that_runs(world):
+    job_id = world.running()
+    world.controller._look = lambda: failed(ClusterError("no answer"))
+    world.say(job_id, step=5)
+    world.turn(3)
+    assert world.client.job(job_id).progress.step == 5

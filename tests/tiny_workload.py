@@ -1,0 +1,47 @@
+"""A workload whose steps take milliseconds: a two-layer network learns which of two random clouds a point came from."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import nn
+
+RECORD = np.dtype([("point", "<f4", (16,)), ("label", "<i8")])
+
+
+class Tiny:
+    def __init__(self, spec):
+        self.options = dict(spec.workload.options)
+        self.num_samples = int(self.options.get("num_samples", 1000))
+        self.tokens_per_sample = 0
+
+    def source_fingerprint(self):
+        return hashlib.sha256(f"tiny-{self.num_samples}".encode()).hexdigest()
+
+    def prepare(self, sink):
+        rng = np.random.default_rng(7)
+        for split, count in (("train", self.num_samples), ("validation", 101)):
+            records = np.zeros(count, dtype=RECORD)
+            records["label"] = rng.integers(0, 2, count)
+            records["point"] = rng.normal(size=(count, 16)) + records["label"][:, None] * 0.7
+            sink.write(split, records)
+
+    def build_model(self, dataset):
+        width = int(self.options.get("width", 32))
+        return nn.Sequential(nn.Linear(16, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, 2))
+
+    def loss(self, model, batch):
+        if self.options.get("bug"):
+            raise ValueError("the tiny workload was told to fail")
+        return nn.functional.cross_entropy(model(batch["point"]), batch["label"])
+
+    def evaluate(self, model, batch):
+        logits = model(batch["point"])
+        loss = nn.functional.cross_entropy(logits, batch["label"], reduction="sum")
+        right = (logits.argmax(-1) == batch["label"]).sum()
+        return {"loss_sum": loss.double(), "right": right.double(), "count": torch.tensor(float(len(logits)), dtype=torch.float64)}
+
+    def metrics(self, sums):
+        return {"loss": float(sums["loss_sum"] / sums["count"]), "accuracy": float(sums["right"] / sums["count"])}

@@ -1,0 +1,196 @@
+"""Save at one layout, restore at another; damage and crash at every boundary."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from orchestrator.checkpoints.commit import CommitLog
+from orchestrator.checkpoints.pieces import StatePiece
+from orchestrator.checkpoints.restore import export_tensors, restore
+from orchestrator.checkpoints.retention import apply_retention
+from orchestrator.checkpoints.write import write_checkpoint
+from orchestrator.errors import CheckpointError, CorruptObject, CoverageError, FencedError, IncompatibleCheckpoint, StorageError
+from orchestrator.paths import JobKeys
+from orchestrator.storage import CrashPoint, Fault, FaultyStore, MemoryStore
+
+KEYS = JobKeys("job-1")
+SHAPES = {"w": (7, 5), "b": (11,), "deep": (3, 4, 5), "scale": ()}
+
+
+def state(step):
+    """Global tensors of a step, by name."""
+    generator = torch.Generator().manual_seed(step)
+    made = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    return {**made, "half": torch.randn(9, generator=generator).to(torch.bfloat16)}
+
+
+def pieces(tensors, world, rank):
+    """This rank's share, as ZeRO cuts: one flat interval of the concatenation of all tensors."""
+    total = sum(t.numel() for t in tensors.values())
+    low, high, at = total * rank // world, total * (rank + 1) // world, 0
+    found = []
+    for name, tensor in tensors.items():
+        a, b = max(low - at, 0), min(high - at, tensor.numel())
+        if a < b:
+            flat = tensor.reshape(-1)[a:b]
+            found.append(StatePiece(name=name, role="param", global_shape=tuple(tensor.shape), start=a, data=flat))
+        at += tensor.numel()
+    return found
+
+
+def save(store, log, epoch, step, world=2):
+    prefix = KEYS.checkpoint(step, epoch, f"u{epoch}x{step}")
+    for rank in range(world):
+        write_checkpoint(store, prefix, rank, pieces(state(step), world, rank), {"rank": rank})
+    return log.commit(
+        epoch=epoch, step=step, prefix=prefix, num_writers=world, world_size=world, zero_stage=1, job_scalars={"step": step}
+    )
+
+
+def load(store, log, ref, world=1):
+    manifest = log.load_manifest(ref)
+    tensors = {name: torch.zeros_like(tensor) for name, tensor in state(0).items()}
+    for rank in range(world):
+        restore(store, manifest, pieces(tensors, world, rank))
+    return tensors
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("saved", [1, 2, 3, 5])
+@pytest.mark.parametrize("loaded", [1, 2, 4])
+def test_any_world_opens_any_checkpoint(saved, loaded):
+    store = MemoryStore()
+    log = CommitLog(store, KEYS)
+    ref = save(store, log, log.begin_epoch("a").number, 10, saved)
+    assert same(load(store, log, ref, loaded), state(10))
+    assert set(export_tensors(store, log.load_manifest(ref))) == set(state(0))
+
+
+def test_the_chain_follows_the_bases_and_leaves_suspects_out():
+    store = MemoryStore()
+    log = CommitLog(store, KEYS)
+    first = log.begin_epoch("a").number
+    one, two = save(store, log, first, 1), save(store, log, first, 2)
+    assert [ref.step for ref in log.begin_epoch("b").commits] == [2, 1]
+    log.mark_suspect(two.key, "flipped")
+    third = log.begin_epoch("c")
+    assert [ref.key for ref in third.commits] == [one.key]
+    assert save(store, log, third.number, 2).epoch == third.number
+    assert [(ref.epoch, ref.step) for ref in log.chain()] == [(third.number, 2), (first, 1)]
+
+
+def test_a_twin_of_an_older_epoch_cannot_commit_and_what_it_slips_in_does_not_count():
+    store = MemoryStore()
+    log = CommitLog(store, KEYS)
+    old = log.begin_epoch("twin").number
+    save(store, log, old, 1)
+    new = log.begin_epoch("owner").number
+    with pytest.raises(FencedError, match="owns the job"):
+        save(store, log, old, 2)
+    store.create(KEYS.commit(old, 3), store.get(KEYS.commit(old, 1)))
+    save(store, log, new, 2)
+    assert [(ref.epoch, ref.step) for ref in log.chain()] == [(new, 2), (old, 1)]
+
+
+def test_a_missing_writer_is_no_commit():
+    store = MemoryStore()
+    log = CommitLog(store, KEYS)
+    epoch = log.begin_epoch("a").number
+    prefix = KEYS.checkpoint(1, epoch, "u")
+    write_checkpoint(store, prefix, 0, pieces(state(1), 2, 0), {})
+    with pytest.raises(CoverageError, match="no slice"):
+        log.commit(epoch=epoch, step=1, prefix=prefix, num_writers=1, world_size=2, zero_stage=1, job_scalars={})
+    assert log.chain() == []
+
+
+def count_calls():
+    store = FaultyStore(MemoryStore())
+    scenario(store)
+    return store.calls.total()
+
+
+def scenario(store):
+    """Two epochs, three commits, retention."""
+    log = CommitLog(store, KEYS)
+    epoch = log.begin_epoch("a").number
+    save(store, log, epoch, 1)
+    save(store, log, epoch, 2)
+    epoch = log.begin_epoch("b").number
+    save(store, log, epoch, 3, world=3)
+    apply_retention(store, KEYS, 2)
+
+
+@pytest.mark.parametrize("kind", ["crash_before", "crash_after", "lost_answer", "unavailable"])
+def test_a_crash_at_any_request_leaves_the_newest_good_commit(kind):
+    calls = count_calls()
+    assert calls > 40
+    for number in range(1, calls + 1):
+        inner = MemoryStore()
+        committed_before = 0
+        try:
+            scenario(FaultyStore(inner, [Fault(kind=kind, number=number)]))
+            committed_before = 3
+        except (CrashPoint, StorageError, CheckpointError):
+            committed_before = max((int(i.key[-17:-5]) for i in inner.list(KEYS.commits)), default=0)
+        log = CommitLog(inner, KEYS)
+        commits = log.begin_epoch("after").commits
+        assert (commits[0].step if commits else 0) == committed_before, (kind, number)
+        for ref in commits:
+            assert same(load(inner, log, ref), state(ref.step)), (kind, number)
+
+
+def test_every_flipped_bit_and_every_truncation_is_caught():
+    rng = random.Random(5)
+    store = MemoryStore()
+    log = CommitLog(store, KEYS)
+    ref = save(store, log, log.begin_epoch("a").number, 1)
+    keys = [i.key for i in store.list(KEYS.checkpoints) if "idx" not in i.key] + [ref.key]
+    for trial in range(50):
+        key = rng.choice(keys)
+        good = store.get(key)
+        damaged = bytearray(good)
+        if trial < 40:
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        else:
+            del damaged[rng.randrange(len(damaged)) :]
+        store.put(key, bytes(damaged))
+        with pytest.raises(CorruptObject) as caught:
+            load(store, log, log.read(ref.key))
+        assert key in str(caught.value)
+        store.put(key, good)
+
+
+def test_another_model_is_refused_by_its_first_difference():
+    store = MemoryStore()
+    log = CommitLog(store, KEYS)
+    manifest = log.load_manifest(save(store, log, log.begin_epoch("a").number, 1))
+    wrong = StatePiece(name="w", role="param", global_shape=(7, 6), start=0, data=torch.zeros(42))
+    with pytest.raises(IncompatibleCheckpoint, match=r"w is float32\[7, 5\]"):
+        restore(store, manifest, [wrong])
+    absent = StatePiece(name="nothing", role="param", global_shape=(1,), start=0, data=torch.zeros(1))
+    with pytest.raises(IncompatibleCheckpoint, match="nothing"):
+        restore(store, manifest, [absent])
+
+
+def test_retention_keeps_the_newest_and_removes_the_rest():
+    store = MemoryStore()
+    log = CommitLog(store, KEYS)
+    epoch = log.begin_epoch("a").number
+    for step in range(1, 6):
+        save(store, log, epoch, step)
+    write_checkpoint(store, KEYS.checkpoint(2, epoch, "torn"), 0, pieces(state(2), 2, 0), {})
+    apply_retention(store, KEYS, 2)
+    assert [ref.step for ref in log.chain()] == [5, 4]
+    assert {i.key.split("/")[3][:12] for i in store.list(KEYS.checkpoints)} == {"000000000004", "000000000005"}
+    epoch = log.begin_epoch("b").number
+    save(store, log, epoch, 6)
+    save(store, log, epoch, 7)
+    apply_retention(store, KEYS, 2)
+    assert [ref.step for ref in log.chain()] == [7, 6]
+    assert [ref.step for ref in log.begin_epoch("c").commits] == [7, 6]

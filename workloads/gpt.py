@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -113,12 +114,11 @@ class GPT:
         texts: dict[str, list[str]] = {"train": [], "validation": []}
         for name, text in self._texts():
             texts[self._split(name)].append(text)
-        total = sum(len(text) for group in texts.values() for text in group)
         sink.progress(f"training a tokenizer of {self.recipe.vocab_size} tokens on Python source")
         tokenizer = train_tokenizer(_spread(texts["train"], self.recipe.tokenizer_bytes), self.recipe.vocab_size)
         sink.add_file(TOKENIZER_FILE, tokenizer.to_str().encode())
         for split, group in texts.items():
-            sink.progress(f"tokenizing {len(group)} {split} files of {total / 1e6:.0f} MB of text in all")
+            sink.progress(f"tokenizing {len(group)} {split} files, {sum(map(len, group)) / 1e6:.1f} MB of text")
             for records in pack(tokenizer, group, self.recipe.block_size):
                 sink.write(split, records)
 
@@ -198,13 +198,11 @@ class GPT:
         """(path below the root, content) of the Python files, in the order of their paths."""
         if not self.root.is_dir():
             raise DataError(f"data.options.root={self.root} is not a folder. Give one with Python files, or leave it empty.")
-        excluded = set(self.recipe.exclude)
-        names = (path.relative_to(self.root) for path in self.root.rglob("*.py"))
-        kept = sorted(name.as_posix() for name in names if not excluded.intersection(name.parts[:-1]))
-        if not kept:
+        paths = sorted(_python_files(self.root, frozenset(self.recipe.exclude)), key=lambda path: path.relative_to(self.root).as_posix())
+        if not paths:
             raise DataError(f"data.options.root={self.root} holds no Python files.")
-        for name in kept:
-            yield name, (self.root / name).read_bytes()
+        for path in paths:
+            yield path.relative_to(self.root).as_posix(), path.read_bytes()
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -234,6 +232,12 @@ def pack(tokenizer: Tokenizer, texts: list[str], block_size: int, files_at_once:
         count = len(left) // (block_size + 1)
         whole, left = np.split(left, [count * (block_size + 1)])
         yield whole.view(record)
+
+
+def _python_files(root: Path, excluded: frozenset[str]) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in excluded]  # os.walk goes into what is left here
+        yield from (Path(folder, name) for name in names if name.endswith(".py"))
 
 
 def _spread(texts: list[str], num_bytes: int) -> Iterator[str]:

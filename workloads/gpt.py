@@ -41,7 +41,7 @@ class Recipe:
     exclude: tuple[str, ...] = ("site-packages", "dist-packages", "__pycache__")
     """Folder names that are passed over."""
     vocab_size: int = 1024
-    block_size: int = 256
+    block_size: int = 128
     """Tokens of one sample's input."""
     validation_share: float = 0.05
     """Share of the files that are held out."""
@@ -59,10 +59,10 @@ class Recipe:
 class Architecture:
     """`model.options`: a Llama decoder (rotary positions, RMSNorm, SwiGLU) with tied embeddings and no dropout."""
 
-    hidden_size: int = 256
-    intermediate_size: int = 768
+    hidden_size: int = 192
+    intermediate_size: int = 528
     num_layers: int = 4
-    num_heads: int = 4
+    num_heads: int = 3
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads"):

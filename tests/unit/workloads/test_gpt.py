@@ -210,7 +210,7 @@ def test_a_sample_continues_the_prompt_repeatably_and_leaves_the_model_as_it_was
         ({"vocab_size": 70_000}, "data.options.vocab_size=70000 is not possible: allowed is 257 to 65536"),
         ({"block_size": 0}, "data.options.block_size=0"),
         ({"validation_share": 1.0}, r"data.options.validation_share=1.0"),
-        ({"model": {"num_heads": 3}}, "model.options.num_heads=3"),
+        ({"model": {"num_heads": 5}}, "model.options.num_heads=5"),
         ({"model": {"layers": 3}}, r"model.options.layers is no setting.*Did you mean 'num_layers'"),
         ({"options": {"prompt": ""}}, "workload.options.prompt=''"),
         ({"options": {"temperature": -1}}, "workload.options.temperature=-1"),

@@ -7,6 +7,7 @@ from the store and from Ray, so that it may die at any moment.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -41,10 +42,8 @@ class Controller:
         self._losses: dict[str, Losses] = {}
         self.live_jobs = 0
         """Jobs that have not ended, as of the last round."""
-
-    @property
-    def knows_cluster(self) -> bool:
-        return self._cluster is not None
+        self.seen_s: float | None = None
+        """When the cluster's nodes were last read; None: not yet."""
 
     def step(self, now: float) -> None:
         self._observe_cluster(now)
@@ -69,7 +68,9 @@ class Controller:
         error = looked.exception()
         if error is not None:
             log.warning("the cluster's nodes cannot be read: %s: %s", type(error).__name__, error)
-        elif looked.result() != self._cluster:
+            return
+        self.seen_s = now
+        if looked.result() != self._cluster:
             self._cluster = looked.result()
             self._store.set_meta(CLUSTER, self._cluster.to_dict())
             log.info("nodes: %s", [f"{node.id[:8]} {node.cpu_units / 1e4:g} CPUs {node.gpus} GPUs" for node in self._cluster.nodes])
@@ -153,3 +154,9 @@ class Controller:
             act()
         except StaleWrite as stale:
             log.info("%s: %s", job.id, stale)
+
+
+if __name__ == "__main__":
+    from orchestrator.control import serve
+
+    sys.exit(serve.main())

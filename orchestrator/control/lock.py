@@ -1,0 +1,91 @@
+"""Who is the controller: the holder of a lock file, which also says for which cluster and whether it is ready."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orchestrator.control.processes import is_same, start_time
+from orchestrator.paths import Home
+
+_RECORD_BYTES = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A living controller."""
+
+    pid: int
+    created: float
+    address: str
+    ready: bool = False
+
+
+class ControllerLock:
+    """Held as long as the process lives: the kernel lets go of it, whatever the process dies of."""
+
+    def __init__(self, home: Home) -> None:
+        home.root.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(home.controller_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def acquire(self) -> bool:
+        """False if another process holds it."""
+        return _try_lock(self._descriptor)
+
+    def publish(self, address: str, ready: bool) -> None:
+        created = start_time(os.getpid())
+        record = json.dumps(asdict(Holder(pid=os.getpid(), created=created or 0.0, address=address, ready=ready)))
+        os.pwrite(self._descriptor, record.encode().ljust(_RECORD_BYTES), 0)  # one write of fixed size: readers see it whole
+
+
+def holder(home: Home) -> Holder | None:
+    """The living controller of the home; None if there is none, or it has not yet said who it is."""
+    try:
+        found = Holder(**json.loads(home.controller_lock.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return found if is_same(found.pid, found.created) else None
+
+
+def cluster_lock(home: Home) -> Path:
+    """Held while the cluster is found, started or stopped."""
+    return home.root / "cluster.lock"
+
+
+@contextmanager
+def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file `path`; `on_wait` is called once if another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if not _try_lock(descriptor):
+            on_wait()
+            while not _try_lock(descriptor):
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def if_free(path: Path) -> Iterator[bool]:
+    """True and the lock held, or False at once if another process has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

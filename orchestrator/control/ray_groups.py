@@ -1,0 +1,86 @@
+"""Worker groups on Ray: supervisors are detached actors found by name. Imports Ray: set the environment first."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError
+
+from orchestrator.control.environment import NAMESPACE
+from orchestrator.control.groups import GroupStatus, SupervisorGone
+from orchestrator.errors import ObjectNotFound
+from orchestrator.events import Event, EventKind
+from orchestrator.job import Job, JobResult, JobState, progress_from_dict, result_from_dict
+from orchestrator.paths import Home, JobKeys
+from orchestrator.storage import ObjectStore, open_store
+
+ANSWER_LIMIT_S = 20.0
+"""How long an answer of a supervisor is waited for; Ray may be bringing it back meanwhile."""
+
+
+class RayGroups:
+    """Calls that may wait for Ray or for the object store run on the threads of `pool`."""
+
+    def __init__(self, home: Home, pool: ThreadPoolExecutor) -> None:
+        self._home = home
+        self._pool = pool
+
+    def find(self, job: Job) -> Future[bool]:
+        return self._pool.submit(lambda: _supervisor(job.id) is not None)
+
+    def start(self, job: Job) -> Future[bool]:
+        return self._pool.submit(self._start, job)
+
+    def status(self, job: Job, after_event: int) -> Future[GroupStatus]:
+        return self._pool.submit(lambda: _status(job.id, _ask(job.id, "status", after_event)))
+
+    def stop(self, job: Job, mode: str) -> Future[None]:
+        return self._pool.submit(lambda: _ask(job.id, "stop", mode))
+
+    def release(self, job: Job) -> Future[None]:
+        from orchestrator.supervision import worker_group
+
+        return self._pool.submit(worker_group.release, job.id)
+
+    def result(self, job: Job) -> Future[JobResult | None]:
+        return self._pool.submit(self._result, job)
+
+    def _start(self, job: Job) -> bool:
+        from orchestrator.supervision import supervisor, worker_group
+
+        return True
+
+    def _result(self, job: Job) -> JobResult | None:
+        try:
+            return result_from_dict(json.loads(self._store(job).get(JobKeys(job.id).result(job.run))))
+        except ObjectNotFound:
+            return None
+
+    def _store(self, job: Job) -> ObjectStore:
+        path = self._home.secrets(job.id)
+        secrets = json.loads(path.read_text()) if path.exists() else {}
+        return open_store(job.spec.storage, {**os.environ, **secrets})
+
+
+def _supervisor(job_id: str) -> Any:
+    """The handle of the job's supervisor, None if Ray knows none."""
+    try:
+        return ray.get_actor(f"supervisor:{job_id}", namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def _ask(job_id: str, method: str, *arguments: Any) -> Any:
+    """The supervisor's answer. Raises SupervisorGone if there is none, or if it died and stays dead."""
+    handle = _supervisor(job_id)
+    if handle is None:
+        raise SupervisorGone(f"{job_id} has no supervisor")
+    try:
+        return ray.get(getattr(handle, method).remote(*arguments), timeout=ANSWER_LIMIT_S)
+    except ActorDiedError as error:
+        raise SupervisorGone(f"the supervisor of {job_id} died: {error}") from error

@@ -1,0 +1,144 @@
+"""DeepSpeed behind one class: the only module that knows how an optimizer step is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+
+from orchestrator.errors import WorkloadError
+from orchestrator.layout import Layout, deepspeed_config
+from orchestrator.runtime.link import Phase
+from orchestrator.runtime.state import EngineState, parameters_of
+from orchestrator.spec import JobSpec, Precision
+
+Batch = Mapping[str, torch.Tensor]
+Loss = Callable[[torch.nn.Module, Batch], torch.Tensor]
+
+_DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What a step left on the device; reading it waits for the device, so it is read at log steps only."""
+
+    loss: torch.Tensor
+    """Mean over this rank's samples of the step, float64 scalar."""
+    grad_norm: Any
+    """Global norm before clipping, a scalar; infinite if the step was skipped by the loss scaler."""
+
+
+def resolve_precision(asked: Precision, device: torch.device) -> Precision:
+    """`auto` is bf16 on a GPU and fp32 on a CPU."""
+    if asked is not Precision.auto:
+        return asked
+    return Precision.bf16 if device.type == "cuda" else Precision.fp32
+
+
+def disable_shared_memory_op() -> None:
+    """DeepSpeed would compile an op for CPU collectives at the first start (docs/decisions/0001). To be called before its set-up."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class Engine:
+    """A model under training on this rank. The process group exists; every rank makes its own at the same time."""
+
+    def __init__(self, model: torch.nn.Module, loss: Loss, spec: JobSpec, layout: Layout, device: torch.device) -> None:
+        self.precision = resolve_precision(spec.training.precision, device)
+        self.device = device
+        self.zero_stage = layout.zero_stage
+        self._loss = loss
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()
+        parameters = parameters_of(model)
+        self._engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=_parameter_groups(model),
+            config=deepspeed_config(spec, layout, self.precision),
+            dist_init_required=False,
+        )
+        self.state = EngineState(self._engine, parameters)
+        self._plain_optimizer = isinstance(self._engine.optimizer, torch.optim.Optimizer)
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model for evaluation. Under ZeRO 3 a forward pass needs all ranks."""
+        module: torch.nn.Module = self._engine.module
+        return module
+
+    @property
+    def skipped_steps(self) -> int:
+        return int(self._engine.skipped_steps)
+
+    def step(self, micro_batches: Iterable[Batch], lr: float, tick: Callable[[Phase], None] = lambda phase: None) -> StepReport:
+        """One optimizer step over `gradient_accumulation_steps` micro batches. `tick` is told where it is."""
+        self._set_lr(lr)
+        losses = []
+        for batch in micro_batches:
+            tick(Phase.FORWARD)
+            loss = self._loss(self._engine, self.to_device(batch))
+            _check_loss(loss)
+            losses.append(loss.detach())
+            tick(Phase.BACKWARD)
+            self._engine.backward(loss)
+            if len(losses) < self._engine.gradient_accumulation_steps():
+                self._engine.step()  # counts the micro batch
+        tick(Phase.OPTIMIZER)
+        norm = self._plain_norm() if self._plain_optimizer else None
+        self._engine.step()
+        mean = torch.stack(losses).double().mean()
+        return StepReport(loss=mean, grad_norm=self._engine.get_global_grad_norm() if norm is None else norm)
+
+    def to_device(self, batch: Batch) -> Batch:
+        """Where the model is, fractions in the number format that it computes in."""
+        dtype = _DTYPES[self.precision]
+        return {
+            name: value.to(self.device, dtype if value.is_floating_point() else value.dtype, non_blocking=True)
+            for name, value in batch.items()
+        }
+
+    def whole_module(self, build: Callable[[], torch.nn.Module], mine: bool) -> torch.nn.Module | None:
+        """The model as this rank alone can run it, where `mine`. All ranks together.
+
+        Under ZeRO 3 it is built anew and its parameters are gathered one by one; otherwise it is the model itself.
+        """
+        if self.zero_stage < 3:
+            return self.module if mine else None
+        copy = build().to(self.device, _DTYPES[self.precision]) if mine else None
+        targets = dict(copy.named_parameters()) if copy is not None else {}
+        for name, parameter in self.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if mine:
+                    targets[name].data.copy_(parameter.data)
+        if copy is not None:
+            copy.load_state_dict(dict(self.module.named_buffers()), strict=False)
+        return copy
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _plain_norm(self) -> torch.Tensor:
+        """DeepSpeed keeps no norm for ZeRO 0 in fp32."""
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+
+def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Matrices, and without weight decay what has one dimension: norms, biases."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise WorkloadError("build_model() returned a model without a trainable parameter.")
+    matrices = [parameter for parameter in trainable if parameter.dim() > 1]
+    vectors = [parameter for parameter in trainable if parameter.dim() <= 1]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _check_loss(loss: Any) -> None:
+    if not torch.is_tensor(loss) or loss.dim() != 0:
+        found = f"a tensor of shape {list(loss.shape)}" if torch.is_tensor(loss) else type(loss).__name__
+        raise WorkloadError(f"loss() must return a scalar tensor, the mean over the batch; it returned {found}.")

@@ -1,0 +1,74 @@
+"""The user's workload, found by `module:Class`. Torch-free as long as the workload is."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from types import ModuleType
+
+from orchestrator.errors import WorkloadError, nearest
+from orchestrator.spec import JobSpec
+from orchestrator.workload import REQUIRED, Workload
+
+
+def workload_file(spec: JobSpec) -> str:
+    """Where the workload's module stands, found without running it; empty if it is not found. Puts the code folder on the path."""
+    _add_code_dir(spec)
+    try:
+        found = importlib.util.find_spec(_module_name(spec))
+    except (ImportError, ValueError):
+        return ""  # `load_workload` says what is wrong
+    return (found.origin or "") if found else ""
+
+
+def load_workload(spec: JobSpec) -> Workload:
+    """Import the entry point, check it, build it. Raises WorkloadError, and whatever the user's own code raises."""
+    _add_code_dir(spec)
+    module = _import(spec)
+    chosen = _class_of(module, spec)
+    missing = [name for name in REQUIRED if not callable(getattr(chosen, name, None))]
+    if missing:
+        found = f"{chosen.__name__} of {module.__name__}"
+        raise WorkloadError(f"workload.entrypoint={spec.workload.entrypoint}: {found} has no method {', '.join(missing)}.")
+    workload: Workload = chosen(spec)
+    if not hasattr(workload, "tokens_per_sample"):
+        raise WorkloadError(f"workload.entrypoint={spec.workload.entrypoint}: {chosen.__name__} has no attribute tokens_per_sample (0: none).")
+    return workload
+
+
+def _add_code_dir(spec: JobSpec) -> None:
+    folder = spec.workload.code_dir
+    if folder and sys.path[0] != folder:
+        sys.path.insert(0, folder)
+        importlib.invalidate_caches()
+
+
+def _module_name(spec: JobSpec) -> str:
+    """The module of the entry point. In an installed wheel the shipped workloads stand inside the package."""
+    name = spec.workload.entrypoint.split(":")[0]
+    if name.startswith("workloads.") and importlib.util.find_spec("workloads") is None:
+        return f"orchestrator._{name}"
+    return name
+
+
+def _import(spec: JobSpec) -> ModuleType:
+    name = _module_name(spec)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise  # something that the workload itself imports
+        where = f" Looked first in {spec.workload.code_dir}." if spec.workload.code_dir else ""
+        raise WorkloadError(f"workload.entrypoint={spec.workload.entrypoint}: there is no module '{name}'.{where}") from None
+
+
+def _class_of(module: ModuleType, spec: JobSpec) -> type[Workload]:
+    name = spec.workload.entrypoint.split(":")[1]
+    found = getattr(module, name, None)
+    if inspect.isclass(found):
+        return found
+    classes = [key for key, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module.__name__]
+    known = f"It has: {', '.join(classes) or 'none'}.{nearest(name, classes)}"
+    raise WorkloadError(f"workload.entrypoint={spec.workload.entrypoint}: the module '{module.__name__}' has no class '{name}'. {known}")

@@ -1,0 +1,94 @@
+"""Evaluation on all ranks: sums over samples, added over batches and ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from orchestrator.data.loader import Dataset, eval_batches
+from orchestrator.errors import WorkloadError
+from orchestrator.runtime.engine import Batch, Engine
+from orchestrator.runtime.seeding import undisturbed
+from orchestrator.spec import JobSpec
+from orchestrator.workload import Workload
+
+SPLIT = "validation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """`values`: the workload's metrics. `sums`: what they were made from, over the whole split."""
+
+    step: int
+    values: dict[str, float]
+    sums: dict[str, np.ndarray[Any, Any]]
+
+
+def evaluate(
+    engine: Engine, workload: Workload, dataset: Dataset, spec: JobSpec, step: int, tick: Callable[[], None] = lambda: None
+) -> Evaluation:
+    """The same result on every rank; training goes on as if it had not been. `tick` is called once per batch."""
+    engine.state.average_buffers()
+    was_training = engine.module.training
+    engine.module.eval()
+    with undisturbed(), torch.no_grad():
+        sums = _sum_up(engine, workload, dataset, spec, tick)
+    engine.module.train(was_training)
+    return Evaluation(step=step, values=_metrics(workload, sums), sums=sums)
+
+
+def _sum_up(engine: Engine, workload: Workload, dataset: Dataset, spec: JobSpec, tick: Callable[[], None]) -> dict[str, Any]:
+    totals: dict[str, torch.Tensor] = {}
+    for batch, counts in _rounds(dataset, spec, together=engine.zero_stage == 3):
+        tick()
+        found = workload.evaluate(engine.module, engine.to_device(batch))
+        for name, value in found.items():
+            value = _wide(value.detach().to(engine.device))
+            totals[name] = totals.get(name, torch.zeros_like(value)) + (value if counts else torch.zeros_like(value))
+    return _over_ranks(totals)
+
+
+def _rounds(dataset: Dataset, spec: JobSpec, together: bool) -> Iterator[tuple[Batch, bool]]:
+    """(batch, whether it counts). A rank without a batch computes rank 0's first one: to know the shapes of the sums, and, where a
+    forward pass needs all ranks, to keep step with the others."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    size, limit = spec.training.micro_batch_size, spec.training.eval_samples
+    samples = min(limit or dataset.num_samples(SPLIT), dataset.num_samples(SPLIT))
+    if not samples:
+        raise WorkloadError(f"the data set has no samples in the split '{SPLIT}', so the model cannot be evaluated.")
+    rounds, done = math.ceil(math.ceil(samples / size) / world), 0
+    for batch in eval_batches(dataset, SPLIT, rank, world, size, limit):
+        done += 1
+        yield batch, True
+    for _ in range(rounds - done if together or not done else 0):
+        yield next(eval_batches(dataset, SPLIT, 0, world, size, limit)), False
+
+
+def _wide(value: torch.Tensor) -> torch.Tensor:
+    return value.double() if value.is_floating_point() else value.long()
+
+
+def _over_ranks(totals: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """One all-reduce for each of the two number formats, names in order."""
+    summed: dict[str, Any] = {}
+    for dtype in (torch.float64, torch.int64):
+        names = sorted(name for name, value in totals.items() if value.dtype is dtype)
+        if names:
+            line = torch.cat([totals[name].reshape(-1) for name in names])
+            dist.all_reduce(line)
+            parts = line.split([totals[name].numel() for name in names])
+            summed |= {name: part.view(totals[name].shape).cpu().numpy() for name, part in zip(names, parts, strict=True)}
+    return summed
+
+
+def _metrics(workload: Workload, sums: Mapping[str, Any]) -> dict[str, float]:
+    values = {name: float(value) for name, value in workload.metrics(sums).items()}
+    if "loss" not in values:
+        raise WorkloadError(f"metrics() must return `loss`; it returned {', '.join(sorted(values)) or 'nothing'}.")
+    return values

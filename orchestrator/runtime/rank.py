@@ -1,0 +1,149 @@
+"""A rank's life: join the group, get the data, build, restore, train, evaluate, leave."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from orchestrator.data.loader import Dataset, open_dataset
+from orchestrator.data.prepare import ensure_dataset
+from orchestrator.errors import LayoutError, WorkloadError
+from orchestrator.layout import Layout, legal
+from orchestrator.paths import JobKeys
+from orchestrator.runtime.accelerator import choose_device
+from orchestrator.runtime.collective import broadcast_text
+from orchestrator.runtime.engine import Engine, disable_shared_memory_op
+from orchestrator.runtime.entrypoint import load_workload, workload_file
+from orchestrator.runtime.failure import describe
+from orchestrator.runtime.link import AgentLink, Phase, ProgressClock
+from orchestrator.runtime.resume import restore_newest
+from orchestrator.runtime.seeding import seed_model, seed_rank
+from orchestrator.runtime.task import RankTask
+from orchestrator.runtime.train import Training, train
+from orchestrator.spec import JobSpec, from_dict
+from orchestrator.storage import ObjectStore, open_store
+from orchestrator.workload import Workload
+
+_COLLECTIVE_TIMEOUT = datetime.timedelta(days=30)  # a dead or hanging peer is found from outside, within seconds
+
+
+def main(task: RankTask) -> int:
+    """Do all that `task` says; the exit code of the process. An error is told to the agent before 1 is returned."""
+    link = AgentLink(Path(task.agent_socket), task.rank)
+    link.send("hello", pid=os.getpid())
+    where = ""
+    try:
+        spec: JobSpec = from_dict(JobSpec, task.spec)
+        where = workload_file(spec)
+        _live(task, spec, link)
+    except BaseException as error:  # noqa: BLE001  whatever it is, the agent must hear why
+        failure = describe(error, where)
+        sys.stderr.write(failure["traceback"])
+        sys.stderr.flush()
+        link.send("error", **failure)
+        return 1
+    finally:
+        link.close()
+    return 0
+
+
+def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
+    clock = ProgressClock(Path(task.clock))
+    clock.tick(0, Phase.START)
+    layout = _layout(spec, task.world_size)
+    device = _join_group(task, spec)
+    workload = load_workload(spec)
+    store = open_store(spec.storage)
+    dataset = _dataset(task, spec, workload, store, link, device)
+    engine = _engine(workload, dataset, spec, layout, device)
+    seed_rank(spec.training.seed, 0, task.rank)
+    run = Training(task, spec, layout, workload, store, dataset, engine, link, clock)
+    restore_newest(run)
+    stopped = train(run)
+    if not stopped:
+        _write_artifacts(run)
+    clock.tick(run.step, Phase.END)
+    dist.barrier()
+    link.send("done", step=run.step, stopped=stopped)
+    dist.destroy_process_group()
+
+
+def _layout(spec: JobSpec, world_size: int) -> Layout:
+    layouts = {layout.world_size: layout for layout in legal(spec)}
+    if world_size not in layouts:
+        raise LayoutError(f"{world_size} workers cannot share a batch of this job; possible are {', '.join(map(str, layouts))}.")
+    return layouts[world_size]
+
+
+def _join_group(task: RankTask, spec: JobSpec) -> torch.device:
+    """Threads, environment, process group; returns this rank's device."""
+    torch.set_num_threads(spec.resources.threads_per_worker)
+    os.environ.update(
+        RANK=str(task.rank),
+        WORLD_SIZE=str(task.world_size),
+        LOCAL_RANK=str(task.local_rank),
+        LOCAL_SIZE=str(task.local_world_size),
+        LOCAL_WORLD_SIZE=str(task.local_world_size),
+        MASTER_ADDR=task.master_address,
+        MASTER_PORT=str(task.master_port),
+    )
+    if task.master_address.startswith("127.") and "lo" in (name for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host's name may not lead back to this machine
+    device = choose_device(spec.resources.gpus_per_worker, task.local_rank)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=task.rank, world_size=task.world_size, timeout=_COLLECTIVE_TIMEOUT)
+    return device
+
+
+def _dataset(task: RankTask, spec: JobSpec, workload: Workload, store: ObjectStore, link: AgentLink, device: torch.device) -> Dataset:
+    """Rank 0 prepares what was never prepared; all open the same content."""
+    content_hash = ""
+    if task.rank == 0:
+        link.send("phase", text="loading data")
+        content_hash = ensure_dataset(store, workload, spec, lambda text: link.send("phase", text=text))
+        link.send("prepared", dataset=content_hash)
+    content_hash = broadcast_text(content_hash, device)
+    return open_dataset(store, spec.data.name, content_hash, Path(task.cache_dir))
+
+
+def _engine(workload: Workload, dataset: Dataset, spec: JobSpec, layout: Layout, device: torch.device) -> Engine:
+    seed_model(spec.training.seed)
+    model = workload.build_model(dataset)
+    if not isinstance(model, torch.nn.Module):
+        raise WorkloadError(f"build_model() must return a torch.nn.Module; it returned {type(model).__name__}.")
+    disable_shared_memory_op()
+    return Engine(model, workload.loss, spec, layout, device)
+
+
+def _write_artifacts(run: Training) -> None:
+    """Evaluation, sample and report into the store, by rank 0; under ZeRO 3 the others lend it their parameters."""
+    mine = run.task.rank == 0
+    evaluation = run.last_evaluation
+    assert evaluation is not None, "the loop evaluates after the last step"
+    if mine:
+        figures = {"before": run.evaluation_before, "after": evaluation.values}
+        _put(run, "evaluation.json", json.dumps(figures, indent=1).encode())
+        report = getattr(run.workload, "report", None)
+        for name, content in (report(evaluation.sums, run.dataset) if report else {}).items():
+            _put(run, name, content)
+    sample = getattr(run.workload, "sample", None)
+    if sample is None:
+        return
+    module = run.engine.whole_module(lambda: run.workload.build_model(run.dataset), mine)
+    if module is not None:
+        module.eval()
+        with torch.no_grad():
+            _put(run, "sample.txt", sample(module, run.dataset).encode())
+
+
+def _put(run: Training, name: str, content: bytes) -> None:
+    run.clock.tick(run.step, Phase.END)
+    run.store.put(JobKeys(run.task.job_id).artifact(name), content)
+    run.link.send("artifact", name=name)

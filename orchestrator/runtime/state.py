@@ -1,0 +1,310 @@
+"""Training state in and out of a DeepSpeed engine, whatever its ZeRO stage, as pieces of global tensors.
+
+DeepSpeed keeps the fp32 master weights in flat tensors, and the optimizer's state beside them. One table says which interval of
+which parameter lies where (`_Flat`), one function per optimizer class fills it, and everything else is the same for all stages.
+Call only at an optimizer step's boundary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.utils import all_gather_dp_groups
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+from orchestrator.checkpoints.pieces import StatePiece
+from orchestrator.errors import ConfigError
+
+Shape = tuple[int, ...]
+Parameters = dict[int, tuple[str, Shape]]
+"""(fully qualified name, global shape) by the id of the parameter; tied weights stand once."""
+
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@dataclass(frozen=True)
+class _Fragment:
+    """Elements [start, start + length) of a flattened parameter lie at `offset` of a flat tensor."""
+
+    name: str
+    shape: Shape
+    start: int
+    length: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class _Flat:
+    """One tensor of fp32 masters. `key` is what the optimizer keeps its state under."""
+
+    key: torch.Tensor
+    fragments: tuple[_Fragment, ...]
+    replicated: bool
+    """Every rank holds the same; then each saves 1/n."""
+
+    @property
+    def data(self) -> torch.Tensor:
+        return self.key.detach().view(-1)
+
+
+def parameters_of(model: torch.nn.Module) -> Parameters:
+    """To be called before DeepSpeed gets the model: ZeRO 3 takes the shapes away."""
+    return {id(parameter): (name, tuple(parameter.shape)) for name, parameter in model.named_parameters()}
+
+
+class EngineState:
+    """The state of one rank's engine. `parameters` come from `parameters_of`."""
+
+    def __init__(self, engine: Any, parameters: Parameters) -> None:
+        self._engine = engine
+        self._parameters = parameters
+        self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        self._optimizer = engine.optimizer
+        self._torch_optimizer = getattr(self._optimizer, "optimizer", self._optimizer)
+        self._incoming: list[tuple[StatePiece, torch.Tensor]] = []
+        if isinstance(self._optimizer, FP16_UnfusedOptimizer):
+            self._undo_first_step()
+
+    def owned_pieces(self) -> list[StatePiece]:
+        """What this rank saves: over all ranks every element once."""
+        held = [(piece, flat.replicated) for flat in self._flats() for piece in self._pieces(flat)]
+        held += [(piece, replicated) for piece, _, replicated in self._unoptimized()]
+        cut = [self._share(piece) if replicated else piece for piece, replicated in held]
+        return [piece for piece in cut if piece.data.numel()]
+
+    def wanted_pieces(self) -> list[StatePiece]:
+        """All that this rank holds, to be filled in place; then call `after_restore`."""
+        unoptimized = [(piece, target) for piece, target, _ in self._unoptimized()]
+        self._incoming = [(piece, target) for piece, target in unoptimized if piece.data.numel()]
+        held = [piece for flat in self._flats() for piece in self._pieces(flat)]
+        return [piece for piece in held if piece.data.numel()] + [piece for piece, _ in self._incoming]
+
+    @torch.no_grad()
+    def after_restore(self) -> None:
+        """Refresh the weights that the model computes with. All ranks together."""
+        sharded = isinstance(self._optimizer, DeepSpeedZeroOptimizer_Stage3)
+        if sharded:
+            self._optimizer.checkpoint_event_prologue()  # weights that are kept whole are taken apart
+        for piece, target in self._incoming:
+            target.copy_(piece.data.view(target.shape))
+        self._incoming = []
+        _refresh(self._optimizer)
+        if sharded:
+            self._optimizer.checkpoint_event_epilogue()
+
+    def counters(self) -> dict[str, Any]:
+        """Job scalars of the engine: step counters, loss scale. JSON-ready."""
+        return {
+            "optimizer_steps": self._steps(),
+            "loss_scale": self._loss_scale(),
+            "skipped": int(self._engine.skipped_steps),
+            "global_steps": int(self._engine.global_steps),
+            "global_samples": int(self._engine.global_samples),
+        }
+
+    def set_counters(self, counters: Mapping[str, Any]) -> None:
+        """The inverse of `counters`."""
+        steps = counters["optimizer_steps"]
+        for flat in self._flats():
+            name = flat.fragments[0].name if flat.fragments else ""
+            state = self._torch_optimizer.state[flat.key]
+            if "step" in state:
+                state["step"].fill_(steps["by_name"].get(name, steps["default"]))
+        for scaler in _scalers(self._optimizer):
+            for field, value in counters["loss_scale"].items():
+                setattr(scaler, field, value)
+        self._engine.skipped_steps = counters["skipped"]
+        self._engine.global_steps = counters["global_steps"]
+        self._engine.global_samples = counters["global_samples"]
+        self._engine.micro_steps = counters["global_steps"] * self._engine.gradient_accumulation_steps()
+
+    def average_buffers(self) -> None:
+        """Buffers that the ranks' batches moved apart (running means) become their mean; equal ones keep every bit."""
+        for _, buffer in _buffers(self._engine.module):
+            if self._world > 1 and buffer.is_floating_point():
+                total = buffer.detach().to(torch.float64)
+                dist.all_reduce(total)
+                buffer.copy_(total / self._world)
+
+    def _flats(self) -> list[_Flat]:
+        flats = list(_flats(self._optimizer, self._parameters, self._rank, self._world))
+        for flat in flats:
+            _ensure_state(self._torch_optimizer, flat.key)
+        return flats
+
+    def _pieces(self, flat: _Flat) -> Iterator[StatePiece]:
+        tensors = {"param": flat.data, **_element_wise(self._torch_optimizer.state[flat.key], flat.key)}
+        for part in flat.fragments:
+            for role, tensor in tensors.items():
+                data = tensor[part.offset : part.offset + part.length]
+                yield StatePiece(name=part.name, role=role, global_shape=part.shape, start=part.start, data=data)
+
+    def _unoptimized(self) -> Iterator[tuple[StatePiece, torch.Tensor, bool]]:
+        """(copy, what it was copied from, replicated) of frozen parameters and persistent buffers; fractions as fp32."""
+        for parameter in self._engine.module.parameters():
+            if not parameter.requires_grad:
+                yield self._frozen(parameter)
+        for name, buffer in _buffers(self._engine.module):
+            yield _copy(name, "buffer", tuple(buffer.shape), 0, buffer), buffer, True
+
+    def _frozen(self, parameter: Any) -> tuple[StatePiece, torch.Tensor, bool]:
+        name, shape = self._parameters[id(parameter)]
+        if not hasattr(parameter, "ds_tensor"):
+            return _copy(name, "param", shape, 0, parameter.detach()), parameter.detach(), True
+        start, length = _partition(parameter, self._rank)
+        mine = parameter.ds_tensor.detach()[:length]
+        return _copy(name, "param", shape, start, mine), mine, False
+
+    def _share(self, piece: StatePiece) -> StatePiece:
+        """The interval of a replicated piece that this rank saves."""
+        count = piece.data.numel()
+        low, high = count * self._rank // self._world, count * (self._rank + 1) // self._world
+        return StatePiece(
+            name=piece.name, role=piece.role, global_shape=piece.global_shape, start=piece.start + low, data=piece.data[low:high]
+        )
+
+    def _steps(self) -> dict[str, Any]:
+        """The optimizer's own step counter; parameters that never got a gradient stay behind and are named."""
+        states = [(flat, self._torch_optimizer.state[flat.key].get("step")) for flat in self._flats()]
+        counted = [(flat, int(step)) for flat, step in states if step is not None]
+        default = max((step for _, step in counted), default=0)
+        return {"default": default, "by_name": {part.name: step for flat, step in counted if step != default for part in flat.fragments}}
+
+    def _loss_scale(self) -> dict[str, Any]:
+        return {field: getattr(scaler, field) for scaler in _scalers(self._optimizer) for field in _SCALER_FIELDS if hasattr(scaler, field)}
+
+    def _undo_first_step(self) -> None:
+        """DeepSpeed's unfused optimizer makes its state by a step without gradients, which decays weights and counts."""
+        self._torch_optimizer.state.clear()
+        for lows, masters in zip(self._optimizer.fp16_groups, self._optimizer.fp32_groups, strict=True):
+            for low, master in zip(lows, masters, strict=True):
+                master.data.copy_(low.data)
+
+
+def _flats(optimizer: Any, parameters: Parameters, rank: int, world: int) -> Iterator[_Flat]:
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        yield from _flats_of_zero_3(optimizer, parameters, rank)
+    elif isinstance(optimizer, DeepSpeedZeroOptimizer):
+        yield from _flats_of_zero_1_and_2(optimizer, parameters, rank, world)
+    elif isinstance(optimizer, FP16_UnfusedOptimizer):
+        for lows, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            for low, master in zip(lows, masters, strict=True):
+                yield _whole(master, *parameters[id(low)])
+    elif isinstance(optimizer, torch.optim.Optimizer):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    yield _whole(parameter, *parameters[id(parameter)])
+    else:
+        raise ConfigError(f"DeepSpeed's {type(optimizer).__name__} is not supported: its state cannot be saved.")
+
+
+def _whole(master: torch.Tensor, name: str, shape: Shape) -> _Flat:
+    return _Flat(master, (_Fragment(name, shape, 0, math.prod(shape), 0),), replicated=True)
+
+
+def _flats_of_zero_1_and_2(optimizer: Any, parameters: Parameters, rank: int, world: int) -> Iterator[_Flat]:
+    """A group's parameters lie end to end; the ranks hold equal parts of that line, the last one padded."""
+    groups = zip(
+        optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets, optimizer.single_partition_of_fp32_groups, strict=True
+    )
+    for members, offsets, master in groups:
+        low, fragments = rank * master.numel(), []
+        for parameter, offset in zip(members, offsets, strict=True):
+            name, shape = parameters[id(parameter)]
+            first, last = max(offset, low), min(offset + math.prod(shape), low + master.numel())
+            if first < last:
+                fragments.append(_Fragment(name, shape, first - offset, last - first, first - low))
+        yield _Flat(master, tuple(fragments), replicated=False)
+
+
+def _flats_of_zero_3(optimizer: Any, parameters: Parameters, rank: int) -> Iterator[_Flat]:
+    """Each parameter is cut into equal parts, the last one padded; a rank's parts of a group lie end to end."""
+    for members, master in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
+        offset, fragments = 0, []
+        for parameter in members:
+            start, length = _partition(parameter, rank)
+            if length:
+                fragments.append(_Fragment(*parameters[id(parameter)], start, length, offset))
+            offset += parameter.partition_numel()
+        yield _Flat(master, tuple(fragments), replicated=False)
+
+
+def _partition(parameter: Any, rank: int) -> tuple[int, int]:
+    """(first element, number of elements without padding) of a ZeRO 3 parameter that a rank holds."""
+    size = parameter.partition_numel()
+    start = min(rank * size, parameter.ds_numel)
+    return start, min(size, parameter.ds_numel - start)
+
+
+def _ensure_state(optimizer: torch.optim.Optimizer, master: torch.Tensor) -> None:
+    """What torch would make at the first step: zeros, so making it now changes nothing."""
+    state = optimizer.state[master]
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(master.detach())
+            state["exp_avg_sq"] = torch.zeros_like(master.detach())
+    elif isinstance(optimizer, torch.optim.SGD):
+        if optimizer.param_groups[0]["momentum"] and state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(master.detach())
+    else:
+        raise ConfigError(f"the optimizer {type(optimizer).__name__} is not supported: its state cannot be cut.")
+
+
+def _element_wise(state: Mapping[str, Any], master: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {key: value.view(-1) for key, value in state.items() if torch.is_tensor(value) and value.shape == master.shape and key != "step"}
+
+
+def _refresh(optimizer: Any) -> None:
+    """Masters -> the weights of the forward pass, by the same copies that DeepSpeed makes after a step."""
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        for number in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(number)
+    elif isinstance(optimizer, DeepSpeedZeroOptimizer):
+        _refresh_zero_1_and_2(optimizer)
+    elif isinstance(optimizer, FP16_UnfusedOptimizer):
+        for lows, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            for low, master in zip(lows, masters, strict=True):
+                low.data.copy_(master.data)
+
+
+def _refresh_zero_1_and_2(optimizer: Any) -> None:
+    partitions, groups = optimizer.parallel_partitioned_bit16_groups, optimizer.real_dp_process_group
+    for parts, master, group in zip(partitions, optimizer.single_partition_of_fp32_groups, groups, strict=True):
+        parts[dist.get_rank(group=group)].data.copy_(master.data)
+    all_gather_dp_groups(
+        groups_flat=optimizer.bit16_groups_flat,
+        partitioned_param_groups=partitions,
+        dp_process_group=groups,
+        start_alignment_factor=optimizer.nccl_start_alignment_factor,
+        allgather_bucket_size=optimizer.allgather_bucket_size,
+    )
+
+
+def _scalers(optimizer: Any) -> list[Any]:
+    """The object that holds the loss scale, where there is one that changes."""
+    found = [getattr(optimizer, name, None) for name in ("loss_scaler", "loss_scale_config")]
+    return [scaler for scaler in found if getattr(scaler, "dynamic", False) or getattr(scaler, "dynamic_loss_scale", False)]
+
+
+def _buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Persistent buffers by fully qualified name, each once."""
+    seen: set[int] = set()
+    for prefix, owner in module.named_modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            if name not in owner._non_persistent_buffers_set and id(buffer) not in seen and buffer.numel():
+                seen.add(id(buffer))
+                yield f"{prefix}.{name}".lstrip("."), buffer
+
+
+def _copy(name: str, role: str, shape: Shape, start: int, source: torch.Tensor) -> StatePiece:
+    dtype = torch.float32 if source.is_floating_point() else source.dtype
+    return StatePiece(name=name, role=role, global_shape=shape, start=start, data=source.detach().reshape(-1).to(dtype, copy=True))

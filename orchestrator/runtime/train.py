@@ -1,0 +1,172 @@
+"""The training loop of a rank, top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ulid import ULID
+
+from orchestrator.checkpoints.write import write_checkpoint
+from orchestrator.data.loader import Dataset, TrainLoader
+from orchestrator.data.order import ids_at
+from orchestrator.layout import Layout
+from orchestrator.paths import JobKeys
+from orchestrator.runtime.collective import broadcast_text, sum_over_ranks
+from orchestrator.runtime.engine import Engine, StepReport
+from orchestrator.runtime.evaluate import Evaluation, evaluate
+from orchestrator.runtime.link import AgentLink, Order, Phase, ProgressClock
+from orchestrator.runtime.schedule import learning_rate
+from orchestrator.runtime.seeding import random_states
+from orchestrator.runtime.task import RankTask
+from orchestrator.spec import JobSpec
+from orchestrator.storage import ObjectStore
+from orchestrator.workload import Workload
+
+
+@dataclass
+class Training:
+    """Everything the loop touches. `step` steps are done; the next one begins at the global sample `position`."""
+
+    task: RankTask
+    spec: JobSpec
+    layout: Layout
+    workload: Workload
+    store: ObjectStore
+    dataset: Dataset
+    engine: Engine
+    link: AgentLink
+    clock: ProgressClock
+    step: int = 0
+    position: int = 0
+    saved_step: int = 0
+    """Newest step that is in the store: the one restored from, or saved since."""
+    evaluation_before: Mapping[str, Any] | None = None
+    """Metrics before the first step of the job, over all its lives."""
+    last_evaluation: Evaluation | None = None
+    _window: tuple[int, float] = field(default_factory=lambda: (0, time.monotonic()))
+
+    @property
+    def max_steps(self) -> int:
+        return self.spec.training.max_steps
+
+
+def train(run: Training) -> bool:
+    """Train to `max_steps`, or until an order to drain. Returns whether the loop was left early; all state is saved then too."""
+    loader = TrainLoader(run.dataset, run.layout, run.task.rank, run.spec.training.seed)
+    stop = False
+    if run.step == 0:
+        run.evaluation_before = _json_ready(_evaluate(run).values)
+    if run.step < run.max_steps and run.task.rank == 0:
+        run.link.send("started", first_step=run.step + 1)
+    run._window = (run.step, time.monotonic())
+    while run.step < run.max_steps and not stop:
+        step = run.step + 1
+        run.clock.tick(step, Phase.DATA)
+        lr = learning_rate(run.spec.optimizer, run.max_steps, step)
+        report = run.engine.step(loader.micro_batches(run.position), lr, lambda phase, step=step: run.clock.tick(step, phase))
+        first_id, run.step, run.position = run.position, step, run.position + run.layout.global_batch_size
+        if step % run.spec.training.log_interval_steps == 0 or step == run.max_steps:
+            stop = _log(run, report, lr, first_id)
+        if _evaluation_is_due(run):
+            _evaluate(run)
+        if step % run.spec.checkpoint.interval_steps == 0 or step == run.max_steps or stop:
+            save(run)
+    if run.step >= run.max_steps and run.last_evaluation is None:
+        _evaluate(run)  # restored at the end
+    return run.step < run.max_steps
+
+
+def _log(run: Training, report: StepReport, lr: float, position: int) -> bool:
+    """Report the step's figures; returns whether any rank was ordered to stop. One all-reduce for both."""
+    run.clock.tick(run.step, Phase.COLLECTIVE)
+    ordered = float(run.clock.order() is Order.DRAIN)
+    loss_sum, stops = sum_over_ranks([float(report.loss), ordered], run.engine.device)
+    if run.task.rank == 0:
+        values = {
+            "loss": loss_sum / run.task.world_size,
+            "lr": lr,
+            "grad_norm": float(report.grad_norm),
+            "ids_crc": _ids_crc(run, position),
+            **_speed(run),
+        }
+        run.link.send("metrics", step=run.step, values=values)
+    return stops > 0
+
+
+def _ids_crc(run: Training, position: int) -> float:
+    """CRC-32 of the step's global sample ids: what makes a lost or repeated sample visible."""
+    ids = ids_at(position, run.layout.global_batch_size, run.dataset.num_samples("train"), run.spec.training.seed)
+    return float(zlib.crc32(np.asarray(ids, dtype="<i8").tobytes()))
+
+
+def _speed(run: Training) -> dict[str, float]:
+    """Over the steps since the last report."""
+    (since, then), now = run._window, time.monotonic()
+    run._window = (run.step, now)
+    steps, seconds = run.step - since, max(now - then, 1e-9)
+    samples = steps * run.layout.global_batch_size / seconds
+    return {"samples_per_s": samples, "tokens_per_s": samples * run.workload.tokens_per_sample, "step_time_s": seconds / steps}
+
+
+def _evaluation_is_due(run: Training) -> bool:
+    every = run.spec.training.eval_interval_steps
+    return run.step == run.max_steps or (every > 0 and run.step % every == 0)
+
+
+def _evaluate(run: Training) -> Evaluation:
+    started = time.monotonic()
+    tick = lambda: run.clock.tick(run.step, Phase.EVALUATION)  # noqa: E731
+    tick()
+    run.last_evaluation = evaluate(run.engine, run.workload, run.dataset, run.spec, run.step, tick)
+    if run.task.rank == 0:
+        run.link.send("evaluated", step=run.step, values=run.last_evaluation.values)
+    _leave_out(run, started)
+    return run.last_evaluation
+
+
+def save(run: Training) -> None:
+    """This step's checkpoint into the store, unless it is there. The supervisor commits it when all ranks have said `saved`."""
+    if run.saved_step == run.step:
+        return
+    started = time.monotonic()
+    run.clock.tick(run.step, Phase.CHECKPOINT)
+    run.engine.state.average_buffers()
+    ulid = broadcast_text(str(ULID()), run.engine.device)
+    prefix = JobKeys(run.task.job_id).checkpoint(run.step, run.task.epoch, ulid)
+    write_checkpoint(run.store, prefix, run.task.rank, run.engine.state.owned_pieces(), {"random": random_states()})
+    extra = {"job_scalars": job_scalars(run)} if run.task.rank == 0 else {}
+    world, stage = run.task.world_size, run.layout.zero_stage
+    run.link.send("saved", step=run.step, checkpoint=prefix, writer=run.task.rank, world_size=world, zero_stage=stage, **extra)
+    run.saved_step = run.step
+    _leave_out(run, started)
+
+
+def job_scalars(run: Training) -> dict[str, Any]:
+    """What is the same for all ranks; goes into the manifest as JSON."""
+    return {
+        "step": run.step,
+        "position": run.position,
+        "seed": run.spec.training.seed,
+        "dataset": run.dataset.content_hash,
+        "world_size": run.task.world_size,
+        "precision": run.engine.precision.value,
+        "evaluation_before": run.evaluation_before,
+        **run.engine.state.counters(),
+    }
+
+
+def _leave_out(run: Training, started: float) -> None:
+    """Time that is not training does not count against the throughput."""
+    since, then = run._window
+    run._window = (since, then + time.monotonic() - started)
+
+
+def _json_ready(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -1,0 +1,88 @@
+"""The command line. Starts in a fraction of a second: each verb imports what it needs, none imports torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from orchestrator.errors import OrchestratorError, UserError, nearest
+
+HELP = """\
+orchestrator: train large models on a Ray cluster; jobs wait in a durable queue and go on from where they were.
+
+Start
+  train [overrides]            start what is missing, queue the job, follow it
+  submit [overrides]           queue the job and return; -m a=1,2 queues one job per combination
+  resume JOB [overrides]       go on from the newest good checkpoint, also with other workers or another ZeRO stage
+
+Look
+  list                         all jobs
+  status JOB                   one job and its events
+  logs JOB [-f] [--rank N]     what its ranks printed, over all restarts
+  dashboard                    open MLflow on this machine's runs
+
+Stop
+  cancel JOB [--now]           save a checkpoint and stop (--now: at once)
+  down                         stop the local cluster
+
+  version
+
+Settings are Hydra overrides: `orchestrator train workload=resnet training.max_steps=200`.
+  train --help                 all settings            train --cfg job      the composed configuration
+  train --dry-run              the resolved spec, legal world sizes and DeepSpeed's config; starts nothing
+  --json                       with list, status, submit: for scripts
+  eval "$(orchestrator completion bash)"               completion of verbs, settings and jobs
+"""
+
+Verb = Callable[[list[str]], int]
+
+
+def _verbs() -> dict[str, Callable[[], Verb]]:
+    """Verb -> a function that imports it."""
+
+    def hydra(name: str) -> Callable[[], Verb]:
+        def load() -> Verb:
+            from orchestrator.cli import jobspec
+
+            return getattr(jobspec, name)
+
+        return load
+
+    def jobs(name: str) -> Callable[[], Verb]:
+        def load() -> Verb:
+            from orchestrator.cli import jobs
+
+            return getattr(jobs, name)
+
+        return load
+
+    def completion() -> Verb:
+        from orchestrator.cli import completion
+
+        return completion.completion
+
+    found = {name: hydra(name) for name in ("train", "submit")}
+    found |= {name: jobs(f"{name}_") for name in ("resume", "list", "status", "logs", "cancel", "dashboard", "down", "version")}
+    return {**found, "completion": completion}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status: 0, 1 for a failure, 2 for what was asked wrongly, 130 after Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    verbs = _verbs()
+    try:
+        if given[0] not in verbs:
+            raise UserError(f"'{given[0]}' is no command. Commands: {', '.join(verbs)}.{nearest(given[0], verbs)}")
+        return verbs[given[0]]()(given[1:])
+    except OrchestratorError as error:
+        print(f"orchestrator: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `orchestrator list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

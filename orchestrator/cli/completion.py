@@ -1,0 +1,69 @@
+"""Completion for bash: verbs and jobs by us, settings by Hydra's own completion."""
+
+from __future__ import annotations
+
+from orchestrator.errors import UserError
+from orchestrator.paths import Home
+
+_SCRIPT = """\
+_orchestrator_complete() {
+    local words
+    words=$(COMP_LINE="${COMP_LINE:0:$COMP_POINT}" orchestrator completion query 2>/dev/null)
+    COMPREPLY=($words)
+    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=.] ]] && compopt -o nospace
+    [[ "$COMP_WORDBREAKS" == *=* && "${COMP_LINE:0:$COMP_POINT}" =~ [^[:space:]]*=[^[:space:]]*$ ]] && COMPREPLY=("${COMPREPLY[@]#*=}")
+}
+complete -o nosort -F _orchestrator_complete orchestrator
+"""
+_JOB_VERBS = ("status", "logs", "cancel", "resume")
+
+
+def completion(arguments: list[str]) -> int:
+    """`completion bash` prints the script; `completion query` answers for $COMP_LINE."""
+    if arguments == ["query"]:
+        import os
+
+        print("\n".join(complete(os.environ.get("COMP_LINE", ""))))
+    elif arguments == ["bash"]:
+        print(_SCRIPT, end="")
+    else:
+        raise UserError('completion is there for bash: eval "$(orchestrator completion bash)"')
+    return 0
+
+
+def complete(line: str) -> list[str]:
+    """What may stand in place of the last word of `line` (`orchestrator train wor`)."""
+    from orchestrator.cli import _verbs
+
+    words = line.split()
+    last = "" if line.endswith(" ") else words.pop()
+    if len(words) < 2:
+        return [verb for verb in _verbs() if verb.startswith(last)]
+    if words[1] in ("train", "submit"):
+        return _settings(last)
+    if words[1] in _JOB_VERBS and len(words) == 2:
+        return [job_id for job_id in _jobs() if job_id.startswith(last)]
+    return []
+
+
+def _settings(last: str) -> list[str]:
+    from hydra import initialize_config_dir
+    from hydra._internal.core_plugins.bash_completion import BashCompletion
+    from hydra.core.global_hydra import GlobalHydra
+
+    from orchestrator.config import conf_dir
+
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        found: list[str] = BashCompletion(hydra.config_loader)._query(config_name="config", line=last)
+    return sorted(found)
+
+
+def _jobs() -> list[str]:
+    from orchestrator.control.client import Client
+
+    home = Home.find()
+    return [job.id for job in Client(home).jobs()] if home.jobs_db.exists() else []
+
+

@@ -1,0 +1,213 @@
+"""The verbs about jobs that exist, and about the cluster."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from orchestrator.cli.screen import Screen, duration, state_line, table
+from orchestrator.control.client import Client
+from orchestrator.errors import JobNotFound, UserError
+from orchestrator.job import Job, job_to_dict
+from orchestrator.paths import Home, JobKeys
+from orchestrator.storage import ObjectStore, open_store
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}\n{self.format_usage().strip()}")
+
+
+def _parser(verb: str, about: str) -> _Parser:
+    parser = _Parser(prog=f"orchestrator {verb}", description=about)
+    parser.add_argument("--home", default="", help="folder of the control plane's state; default: $ORCHESTRATOR_HOME, else ~/.orchestrator")
+    return parser
+
+
+def _client(home: str) -> Client:
+    found = Home.find(home)
+    if not found.jobs_db.exists():
+        raise JobNotFound(f"there are no jobs in {found.root}; `orchestrator train` starts one")
+    return Client(found)
+
+
+def list_(arguments: list[str]) -> int:
+    parser = _parser("list", "All jobs, oldest first.")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args(arguments)
+    home = Home.find(asked.home)
+    jobs = Client(home).jobs() if home.jobs_db.exists() else []
+    if asked.json:
+        print(json.dumps([job_to_dict(job) for job in jobs]))
+    elif jobs:
+        rows = [(job.id, job.state.value, _share(job), str(job.spec.resources.num_workers), _age(job), _words(job)) for job in jobs]
+        print(table(("JOB", "STATE", "DONE", "WORKERS", "AGE", "NOW"), rows))
+    else:
+        print(f"no jobs in {home.root}; `orchestrator train` starts one")
+    return 0
+
+
+def status_(arguments: list[str]) -> int:
+    parser = _parser("status", "One job and its events.")
+    parser.add_argument("job")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args(arguments)
+    client = _client(asked.home)
+    job = client.job(asked.job)
+    events = client.events(job.id)
+    if asked.json:
+        told = [{**dataclasses.asdict(event), "seq": number, "kind": event.kind.value} for number, event in events]
+        print(json.dumps({**job_to_dict(job), "events": told}))
+        return 0
+    print(f"{job.id}  {job.state.value}  {_words(job)}")
+    for _, event in events:
+        print(f"  {datetime.fromtimestamp(event.time_s):%Y-%m-%d %H:%M:%S}  {event.kind.value:<18} {event.message.splitlines()[0]}")
+    if job.result and job.result.mlflow_run_id:
+        print(f"MLflow run {job.result.mlflow_run_id}   (orchestrator dashboard)")
+    print(f"next: orchestrator {'resume' if job.state.terminal else 'logs -f'} {job.id}")
+    return 0
+
+
+def logs_(arguments: list[str]) -> int:
+    parser = _parser("logs", "What the ranks printed, over all restarts.")
+    parser.add_argument("job")
+    parser.add_argument("-f", "--follow", action="store_true", help="until the job has ended")
+    parser.add_argument("--rank", type=int, default=None)
+    asked = parser.parse_args(arguments)
+    client = _client(asked.home)
+    job = client.job(asked.job)
+    store = open_store(job.spec.storage)
+    seen: set[str] = set()
+    lines = _Lines(prefixed=asked.rank is None)
+    while True:
+        ended = client.job(job.id).state.terminal  # asked before the look: what was written until then is seen
+        for rank, text in _pieces(store, JobKeys(job.id), asked.rank, seen):
+            lines.add(rank, text)
+        if ended or not asked.follow:
+            lines.close()
+            return 0
+        time.sleep(0.5)
+
+
+class _Lines:
+    """Whole lines of several ranks."""
+
+    def __init__(self, prefixed: bool) -> None:
+        self._prefixed = prefixed
+        self._rest: dict[int, str] = {}
+
+    def add(self, rank: int, text: str) -> None:
+        *lines, self._rest[rank] = (self._rest.get(rank, "") + text).split("\n")
+        for line in lines:
+            self._print(rank, line)
+
+    def close(self) -> None:
+        for rank, rest in sorted(self._rest.items()):
+            if rest:
+                self._print(rank, rest)
+
+    def _print(self, rank: int, line: str) -> None:
+        print(f"[rank {rank}] {line}" if self._prefixed else line, flush=True)
+
+
+def _pieces(store: ObjectStore, keys: JobKeys, only: int | None, seen: set[str]) -> Iterator[tuple[int, str]]:
+    """(rank, text) of the pieces that are new, in order of epoch, then offset."""
+    found = []
+    for info in store.list(keys.logs):
+        epoch, rank, offset = info.key.removeprefix(keys.logs).split("/")
+        if info.key not in seen and only in (None, int(rank)):
+            found.append((epoch, offset, int(rank), info.key))
+    for _, _, speaker, key in sorted(found):
+        seen.add(key)
+        yield speaker, store.get(key).decode(errors="replace")
+
+
+def cancel_(arguments: list[str]) -> int:
+    parser = _parser("cancel", "Save a checkpoint and stop a job.")
+    parser.add_argument("job")
+    parser.add_argument("--now", action="store_true", help="at once, without a checkpoint")
+    asked = parser.parse_args(arguments)
+    client = _client(asked.home)
+    job = client.request_stop(client.job(asked.job).id, "now" if asked.now else "drain")
+    if job.state.terminal:
+        print(f"{job.id} has ended already: {job.state.value}")
+    else:
+        print(f"{job.id} is asked to stop{'' if asked.now else ' after a checkpoint'}; go on later: orchestrator resume {job.id}")
+    return 0
+
+
+def resume_(arguments: list[str]) -> int:
+    from orchestrator.cli.follow import follow
+    from orchestrator.cli.jobspec import check_storage, secrets_for
+    from orchestrator.config import apply_overrides
+    from orchestrator.control.local import ensure_cluster
+
+    parser = _parser("resume", "Go on from the newest good checkpoint.")
+    parser.add_argument("job")
+    parser.add_argument("overrides", nargs="*", help="for example training.max_steps=2000 resources.num_workers=4")
+    parser.add_argument("--detach", action="store_true", help="do not follow it")
+    asked = parser.parse_args(arguments)
+    client = _client(asked.home)
+    job = client.job(asked.job)
+    spec = apply_overrides(job.spec, asked.overrides) if asked.overrides else None
+    wanted = spec or job.spec
+    screen = Screen()
+    screen.say(f"resuming {job.id} from step {job.progress.committed_step or 0}")
+    secrets = secrets_for(wanted.storage)
+    check_storage(wanted, client.home, secrets)
+    cluster = ensure_cluster(client.home, wanted.cluster, screen.say)
+    client.resume(job.id, spec, secrets)
+    if asked.detach:
+        screen.say(f"{job.id} is queued; follow it: orchestrator logs -f {job.id}")
+        return 0
+    return follow(client, job.id, cluster, screen)
+
+
+def dashboard_(arguments: list[str]) -> int:
+    parser = _parser("dashboard", "MLflow's page on this machine's runs.")
+    parser.add_argument("--port", type=int, default=5000)
+    asked = parser.parse_args(arguments)
+    folder = Home.find(asked.home).mlflow
+    if not (folder / "mlflow.db").exists():
+        raise UserError(f"there are no runs in {folder}; `orchestrator train` makes one")
+    print(f"MLflow on http://127.0.0.1:{asked.port} in up to half a minute; Ctrl-C ends it", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(asked.port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--default-artifact-root", str(folder / "artifacts")]
+    os.execve(sys.executable, command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"})
+
+
+def down_(arguments: list[str]) -> int:
+    from orchestrator.control.local import stop_cluster
+
+    parser = _parser("down", "Stop the local cluster. Jobs that run go on from their last commit when they are resumed.")
+    asked = parser.parse_args(arguments)
+    stopped = stop_cluster(Home.find(asked.home), Screen().say)
+    print("the local cluster is stopped" if stopped else "no local cluster runs")
+    return 0
+
+
+def version_(arguments: list[str]) -> int:
+    from importlib.metadata import version
+
+    _Parser(prog="orchestrator version").parse_args(arguments)
+    print(f"orchestrator {version('orchestrator')}")
+    return 0
+
+
+def _share(job: Job) -> str:
+    return f"{100 * job.progress.step // max(1, job.spec.training.max_steps)}%"
+
+
+def _age(job: Job) -> str:
+    return duration((job.ended_s or time.time()) - job.submitted_s)
+
+
+def _words(job: Job) -> str:
+    return (job.reason.splitlines() or [""])[0] if job.state.terminal else state_line(job)

@@ -1,0 +1,150 @@
+"""The verbs that take a job's settings: `train` and `submit`. They run through `hydra.main`, so that every Hydra habit works."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from orchestrator import layout
+from orchestrator.cli.screen import Screen
+from orchestrator.config import conf_dir, job_spec, load_job_spec
+from orchestrator.errors import OrchestratorError
+from orchestrator.paths import Home
+from orchestrator.spec import JobSpec, Precision, StorageSpec, to_dict
+
+SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+_HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--multirun", "-m", "--resolve", "--package", "-p")
+
+
+def train(arguments: list[str]) -> int:
+    return _run("train", arguments, _train)
+
+
+def submit(arguments: list[str]) -> int:
+    return _run("submit", arguments, _submit)
+
+
+def _run(verb: str, arguments: list[str], act: Callable[[JobSpec, dict[str, bool]], int]) -> int:
+    """Check first, in our words; then let Hydra compose and call. Returns the highest exit status of the jobs."""
+    switches = {name: name in arguments for name in ("--dry-run", "--json")}
+    rest = [argument for argument in arguments if argument not in switches]
+    if not any(argument.split("=")[0] in _HYDRA_ONLY for argument in rest):
+        overrides, config_dir = _split(rest)
+        load_job_spec(overrides, config_dir)
+    statuses: list[int] = []
+
+    def task(config: DictConfig) -> None:
+        try:
+            spec = job_spec(config)
+            statuses.append(_dry_run(spec) if switches["--dry-run"] else act(spec, switches))
+        except OrchestratorError as error:
+            print(f"orchestrator: {error}", file=sys.stderr)
+            statuses.append(error.exit_code)
+
+    return _through_hydra(verb, rest, task, statuses)
+
+
+def _through_hydra(verb: str, arguments: list[str], task: Callable[[DictConfig], None], statuses: list[int]) -> int:
+    before = sys.argv
+    sys.argv = [f"orchestrator {verb}", *arguments]
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()
+    except SystemExit as leaving:
+        # Hydra has said on stderr what was wrong with the command
+        return 2 if leaving.code else 0
+    finally:
+        sys.argv = before
+    return max(statuses, default=0)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """(overrides, the user's own --config-dir)."""
+    overrides, config_dir = [], None
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument in ("--config-dir", "-cd"):
+            config_dir = Path(next(waiting, "."))
+        elif argument.startswith("--config-dir="):
+            config_dir = Path(argument.partition("=")[2])
+        else:
+            overrides.append(argument)
+    return overrides, config_dir
+
+
+def _train(spec: JobSpec, switches: dict[str, bool]) -> int:
+    from orchestrator.cli.follow import follow
+    from orchestrator.control.client import Client
+    from orchestrator.control.local import ensure_cluster, stop_cluster
+
+    screen = Screen()
+    home = Home.find(spec.cluster.home)
+    screen.say(f"{spec.workload.name}: {spec.training.max_steps} steps on {spec.resources.num_workers} workers; state in {home.root}")
+    secrets = secrets_for(spec.storage)
+    check_storage(spec, home, secrets)
+    cluster = ensure_cluster(home, spec.cluster, screen.say)
+    client = Client(home)
+    try:
+        job = client.submit(spec, secrets)
+    except OrchestratorError:
+        if cluster.started:
+            stop_cluster(home)
+        raise
+    screen.say(f"job {job.id} is queued")
+    return follow(client, job.id, cluster, screen)
+
+
+def _submit(spec: JobSpec, switches: dict[str, bool]) -> int:
+    from orchestrator.control.client import Client
+    from orchestrator.control.local import ensure_cluster
+
+    home = Home.find(spec.cluster.home)
+    secrets = secrets_for(spec.storage)
+    check_storage(spec, home, secrets)
+    say = (lambda text: None) if switches["--json"] else Screen().say
+    ensure_cluster(home, spec.cluster, say)
+    job = Client(home).submit(spec, secrets)
+    if switches["--json"]:
+        print(json.dumps({"id": job.id, "state": job.state.value}))
+    else:
+        print(f"job {job.id} is queued\n  follow it:  orchestrator logs -f {job.id}\n  its state:  orchestrator status {job.id}")
+    return 0
+
+
+def secrets_for(storage: StorageSpec) -> dict[str, str]:
+    """The submitter's S3 keys, for the job's processes; they travel beside the spec, never in it."""
+    if not storage.url.startswith("s3://"):
+        return {}
+    return {name: os.environ[name] for name in SECRET_VARIABLES if name in os.environ}
+
+
+def check_storage(spec: JobSpec, home: Home, secrets: dict[str, str]) -> None:
+    """Raises the StorageError that the job would meet, before anything is queued or started."""
+    import dataclasses
+
+    from orchestrator.storage import check_store, open_store
+
+    url = spec.storage.url or home.store.as_uri()
+    check_store(open_store(dataclasses.replace(spec.storage, url=url), {**os.environ, **secrets}))
+
+
+def _dry_run(spec: JobSpec) -> int:
+    chosen = layout.layout_for(spec)
+    precision = Precision.fp32 if spec.training.precision is Precision.auto else spec.training.precision
+    worlds = {
+        found.world_size: f"{found.gradient_accumulation_steps} x {found.micro_batch_size} samples per rank and step"
+        for found in layout.legal(spec)
+    }
+    shown: dict[str, Any] = {
+        "spec": to_dict(spec),
+        "legal_workers": worlds,
+        "deepspeed": layout.deepspeed_config(spec, chosen, precision),
+    }
+    print(OmegaConf.to_yaml(OmegaConf.create(shown)), end="")
+    return 0

@@ -1,0 +1,95 @@
+"""What is printed, and how: one line that changes on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+
+from orchestrator.job import Job, JobState, Progress
+
+_PLAIN_INTERVAL_S = 5.0
+
+
+class Screen:
+    """`line` shows the present state of a long work, `say` what stays."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._shown = ""
+        self._next_s = 0.0
+
+    def say(self, text: str = "") -> None:
+        self._clear()
+        print(text, flush=True)
+
+    def line(self, text: str) -> None:
+        if text == self._shown:
+            return
+        if self._terminal:
+            width = shutil.get_terminal_size().columns - 1
+            print("\r" + text[:width].ljust(width), end="", flush=True)
+            self._shown = text
+        elif time.monotonic() >= self._next_s or _words(text) != _words(self._shown):
+            print(text, flush=True)
+            self._shown, self._next_s = text, time.monotonic() + _PLAIN_INTERVAL_S
+
+    def _clear(self) -> None:
+        if self._terminal and self._shown:
+            print("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r", end="")
+            self._shown = ""
+
+
+def _words(text: str) -> str:
+    """The text without its figures: when this changes, the work is at something else."""
+    return "".join(c for c in text if not c.isdigit() and c not in ".kMhms%").split("loss")[0]
+
+
+def state_line(job: Job) -> str:
+    """What a job does now, in one line."""
+    progress = job.progress
+    if job.state is JobState.QUEUED:
+        return f"waiting: {job.reason or 'for the controller'}"
+    if job.state is JobState.RUNNING and progress.loss is not None and progress.phase in ("", "training"):
+        return _figures(progress)
+    if progress.step and progress.loss is not None:
+        return f"{_figures(progress)}  {progress.phase}"
+    return progress.phase or job.state.value
+
+
+def _figures(progress: Progress) -> str:
+    parts = [f"step {progress.step}/{progress.max_steps}", f"loss {progress.loss:.4f}"]
+    if progress.tokens_per_s:
+        parts.append(f"{_short(progress.tokens_per_s)} tok/s")
+    elif progress.samples_per_s:
+        parts.append(f"{_short(progress.samples_per_s)} samples/s")
+    if progress.eta_s is not None:
+        parts.append(f"ETA {duration(progress.eta_s)}")
+    if progress.committed_step is not None:
+        parts.append(f"committed {progress.committed_step}")
+    if progress.restarts:
+        parts.append(f"restarts {progress.restarts}")
+    return "  ".join(parts)
+
+
+def _short(number: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{letter}"
+    return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """`95` -> `1m35s`."""
+    whole = max(0, round(seconds))
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{whole % 60:02d}s" if minutes else f"{whole}s"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows]]
+    return "\n".join(lines)

@@ -1,0 +1,181 @@
+"""Hydra overrides -> JobSpec. The only module, with the command line, that knows Hydra.
+
+Hydra composes, the frozen specs check: whatever is wrong comes out as one ConfigError or LayoutError that names the flag, the value
+given, what is allowed and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from orchestrator import layout
+from orchestrator.errors import ConfigError, nearest
+from orchestrator.spec import JobSpec, from_dict, to_dict
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+FIXED_ON_RESUME = ("name", "workload", "model", "data", "training.seed", "training.global_batch_size", "storage.url")
+"""What a resumed job cannot change: another model, order of data or place would not be this job any more."""
+
+
+def conf_dir() -> Path:
+    """The folder of the shipped configuration: in the wheel, else in the checkout."""
+    shipped = Path(__file__).with_name("_conf")
+    return shipped if shipped.is_dir() else _CHECKOUT / "conf"
+
+
+def load_job_spec(overrides: Sequence[str], config_dir: Path | None = None) -> JobSpec:
+    """The spec of `overrides`. `config_dir`: a folder with more groups and options of the user's own."""
+    return job_spec(_compose(overrides, config_dir))
+
+
+def job_spec(config: DictConfig) -> JobSpec:
+    """The spec of a composed configuration, checked as far as it can be without a cluster."""
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_missing(error)) from error
+    assert isinstance(values, dict)
+    values["workload"] = {"code_dir": str(Path.cwd()), **values["workload"]}
+    spec: JobSpec = from_dict(JobSpec, {str(key): value for key, value in values.items()})
+    layout.layout_for(spec)
+    _check_entrypoint(spec)
+    return spec
+
+
+def apply_overrides(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
+    """A stored spec with dotted `key=value` changes, for `resume`."""
+    values = to_dict(spec)
+    for text in overrides:
+        override = _parse([text])[0]
+        key, value = override.key_or_group, override.value()
+        _check_changeable(key)
+        _set(values, key, value, text)
+    changed: JobSpec = from_dict(JobSpec, values)
+    layout.layout_for(changed)
+    return changed
+
+
+def with_home(spec: JobSpec, home: Path) -> JobSpec:
+    """The spec with its home filled in."""
+    return dataclasses.replace(spec, cluster=dataclasses.replace(spec.cluster, home=str(home)))
+
+
+def groups() -> dict[str, list[str]]:
+    """The options of every group that is shipped."""
+    return {
+        folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in sorted(conf_dir().iterdir()) if folder.is_dir()
+    }
+
+
+def _compose(overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
+    extra = [f"hydra.searchpath=[{config_dir.resolve()}]"] if config_dir else []
+    _parse(overrides)
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        try:
+            return compose("config", overrides=[*overrides, *extra])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explain(overrides, config_dir, error)) from error
+
+
+def _parse(overrides: Sequence[str]) -> list[Any]:
+    try:
+        return list(OverridesParser.create().parse_overrides(list(overrides)))
+    except (OverrideParseException, HydraException) as error:
+        text = getattr(error, "override", None) or " ".join(overrides)
+        raise ConfigError(f"'{text}' is no override: allowed is key=value, for example training.max_steps=100.") from error
+
+
+def _explain(overrides: Sequence[str], config_dir: Path | None, error: Exception) -> str:
+    """In words what Hydra refused: the first override whose name or option does not exist."""
+    known = groups()
+    for group in config_dir.iterdir() if config_dir else ():
+        if group.is_dir():
+            known.setdefault(group.name, []).extend(path.stem for path in group.glob("*.yaml"))
+    for override in _parse(overrides):
+        found = _unknown(str(override.key_or_group), override.value(), known)
+        if found:
+            return found
+    return str(error).splitlines()[0]
+
+
+def _unknown(key: str, value: Any, known: Mapping[str, list[str]]) -> str | None:
+    if key in known and isinstance(value, str) and value not in known[key]:
+        return f"{key}={value} is not possible: allowed is {', '.join(known[key])}.{nearest(value, known[key])}"
+    names = dict(_settings())
+    if key in known or key in names or key.startswith("hydra"):
+        return None
+    near = nearest(key, [*names, *known])
+    parent = key.rpartition(".")[0]
+    if parent.endswith("options"):
+        return f"{key} is no option of this {parent.split('.')[0]}. `+{key}=...` adds one that it may understand.{near}"
+    siblings = [name for name in names if name.rpartition(".")[0] == parent]
+    allowed = f" Known here: {', '.join(siblings)}." if siblings and parent else f" Groups: {', '.join(known)}."
+    return f"{key} is no setting.{allowed}{near}"
+
+
+def _settings(cls: Any = JobSpec, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, type) of every setting."""
+    hints = get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        hint = hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _settings(hint, f"{path}{item.name}.")
+        else:
+            yield f"{path}{item.name}", hint
+
+
+def _missing(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None) or "a setting"
+    if key == "workload.entrypoint":
+        return "workload.entrypoint is missing: give workload.entrypoint=my_module:MyWorkload."
+    return f"{key} cannot be resolved: {str(error).splitlines()[0]}"
+
+
+def _check_entrypoint(spec: JobSpec) -> None:
+    """The module must be there; it is not imported: that would take seconds, and it is not ours to run here."""
+    module = spec.workload.entrypoint.split(":")[0]
+    top = module.split(".")[0]
+    folders = [spec.workload.code_dir, str(_CHECKOUT)]
+    if any(Path(folder, *module.split(".")).with_suffix(".py").is_file() for folder in folders):
+        return
+    sys.path.insert(0, spec.workload.code_dir)
+    try:
+        found = importlib.util.find_spec(top)
+    except ValueError:
+        found = None
+    finally:
+        sys.path.remove(spec.workload.code_dir)
+    if found is None:
+        near = nearest(module, [path.stem for path in Path(spec.workload.code_dir).glob("*.py")])
+        raise ConfigError(
+            f"workload.entrypoint={spec.workload.entrypoint} is not possible: there is no module '{module}' in "
+            f"{spec.workload.code_dir} and none is installed.{near}"
+        )
+
+
+def _check_changeable(key: str) -> None:
+    for fixed in FIXED_ON_RESUME:
+        if key == fixed or key.startswith(f"{fixed}."):
+            raise ConfigError(f"{key} cannot change when a job is resumed: it would be another job. Submit a new one.")
+
+
+def _set(values: dict[str, Any], key: str, value: Any, text: str) -> None:
+    found = _unknown(key, value, groups()) if not re.match(r"tracking\.tags\.", key) else None
+    if found or "." not in key:
+        raise ConfigError(found or f"'{text}' is not possible on resume: give single settings such as training.max_steps=100.")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values[parent]
+    values[last] = value

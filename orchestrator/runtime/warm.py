@@ -1,0 +1,334 @@
+"""The warm process: a program that has imported torch already and forks ranks on request.
+
+    python -m orchestrator.runtime.warm --socket PATH --watch-pid PID [--entry module:function] [--detach]
+
+One per node and environment; it holds `<socket>.lock` while it lives. It has one thread (a fork copies only the calling one, so
+locks of others would stay locked for ever) and makes no CUDA call. Each connection is one agent; both sides send JSON lines:
+
+    {"op": "fork", "rank", "task": {...}, "env": {...}, "log": path}  ->  {"op": "started", "rank", "pid"}
+                                                                          {"op": "refused", "rank", "message"}
+    {"op": "kill", "rank": number or null for all, "signal"}
+    a child ended                                                     ->  {"op": "exit", "rank", "pid", "code", "signal"}
+
+A connection that closes takes its ranks with it, and so does the end of this process: SIGTERM, or the watched pid is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from orchestrator.runtime.task import RankTask
+
+DEFAULT_ENTRY = "orchestrator.runtime.rank:main"
+PRELOAD = "orchestrator.runtime.preload:preload"
+POLL_S = 1.0
+SEND_LIMIT_S = 5.0
+PR_SET_PDEATHSIG = 1
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+Entry = Callable[[RankTask], int]
+Request = dict[str, Any]
+
+
+@dataclass
+class Rank:
+    number: int
+    pid: int
+    clock: str
+
+
+@dataclass
+class Agent:
+    """One connection and the ranks that were forked for it."""
+
+    connection: socket.socket
+    unread: bytes = b""
+    ranks: dict[int, Rank] = field(default_factory=dict)
+
+
+class Warm:
+    def __init__(self, listener: socket.socket, entry: Entry, watch_pid: int, lock: int) -> None:
+        self._listener = listener
+        self._entry = entry
+        self._watch = (watch_pid, start_time(watch_pid))
+        self._lock = lock
+        self._agents: list[Agent] = []
+        self._leaving = False
+        self._wake, self._woken = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+
+    def serve(self) -> None:
+        """Until SIGTERM or until the watched process is gone; then all ranks are dead and reaped."""
+        self._hear_signals()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        while not self._leaving and start_time(self._watch[0]) == self._watch[1] is not None:
+            self._round([key.fileobj for key, _ in self._selector.select(POLL_S)])
+        for agent in list(self._agents):
+            self._drop(agent)
+
+    def _hear_signals(self) -> None:
+        for end in (self._wake, self._woken):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._leave)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def _leave(self, *_: Any) -> None:
+        self._leaving = True
+
+    def _round(self, ready: list[Any]) -> None:
+        """Connections that closed come first: their ranks hold memory and ports that a request may need."""
+        requests = [(agent, lines) for agent in list(self._agents) if agent.connection in ready and (lines := self._read(agent))]
+        if self._wake in ready:
+            self._wake.recv(4096)
+        self._reap()
+        if self._listener in ready:
+            self._accept()
+        for agent, lines in requests:
+            for line in lines:
+                if agent in self._agents:
+                    self._obey(agent, json.loads(line))
+
+    # agents
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        connection.settimeout(SEND_LIMIT_S)
+        self._agents.append(Agent(connection))
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _read(self, agent: Agent) -> list[bytes]:
+        try:
+            data = agent.connection.recv(1 << 20)
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(agent)
+            return []
+        *lines, agent.unread = (agent.unread + data).split(b"\n")
+        return lines
+
+    def _drop(self, agent: Agent) -> None:
+        """The agent is gone; so are its ranks when this returns."""
+        self._agents.remove(agent)
+        self._selector.unregister(agent.connection)
+        agent.connection.close()
+        for rank in agent.ranks.values():
+            kill_tree(rank.pid, signal.SIGKILL)
+        for rank in agent.ranks.values():
+            self._bury(rank)
+
+    def _tell(self, agent: Agent, **message: Any) -> None:
+        try:
+            agent.connection.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            self._drop(agent)
+
+    # ranks
+
+    def _obey(self, agent: Agent, request: Request) -> None:
+        if request["op"] == "fork":
+            self._fork(agent, request)
+        elif request["op"] == "kill":
+            chosen = [rank for rank in agent.ranks.values() if request["rank"] in (None, rank.number)]
+            for rank in chosen:
+                kill_tree(rank.pid, signal.Signals(request["signal"]))
+
+    def _fork(self, agent: Agent, request: Request) -> None:
+        number = request["rank"]
+        threads = len(list(Path("/proc/self/task").iterdir()))
+        if threads != 1:
+            message = f"the warm process has {threads} threads, so it must not fork; something that it imports starts threads"
+            self._tell(agent, op="refused", rank=number, message=message)
+            return
+        parent = os.getpid()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._be_rank(request, parent)
+        agent.ranks[number] = Rank(number, pid, request["task"].get("clock", ""))
+        self._tell(agent, op="started", rank=number, pid=pid)
+
+    def _be_rank(self, request: Request, parent: int) -> NoReturn:
+        code = 1
+        try:
+            die_with_parent(parent)
+            os.setsid()
+            self._forget_parent()
+            redirect_output(Path(request["log"]))
+            os.environ.update(request["env"])
+            task = RankTask.from_dict(request["task"])
+            set_threads(task)
+            code = self._entry(task)
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        except BaseException:  # noqa: BLE001 - the last frame of a process: the traceback goes to the rank's log, the code to the agent
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code & 0xFF)
+
+    def _forget_parent(self) -> None:
+        """Sockets, lock and signal handlers are the parent's. An open copy of a connection would hide its end from the agent."""
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        self._selector.close()
+        for agent in self._agents:
+            agent.connection.close()
+        for end in (self._listener, self._wake, self._woken):
+            end.close()
+        os.close(self._lock)
+
+    def _reap(self) -> None:
+        """Report the ranks that have ended. What they left running in their sessions is killed while the pid is still theirs."""
+        for agent in list(self._agents):
+            for rank in [rank for rank in agent.ranks.values() if has_ended(rank.pid)]:
+                code, number = self._bury(rank)
+                del agent.ranks[rank.number]
+                self._tell(agent, op="exit", rank=rank.number, pid=rank.pid, code=code, signal=number)
+                if agent not in self._agents:
+                    break
+
+    def _bury(self, rank: Rank) -> tuple[int, int]:
+        """(exit code, signal) of a rank that has ended or was killed; waits for it."""
+        kill_tree(rank.pid, signal.SIGKILL)
+        _, status = os.waitpid(rank.pid, 0)
+        if rank.clock:
+            Path(rank.clock).unlink(missing_ok=True)
+        return (0, os.WTERMSIG(status)) if os.WIFSIGNALED(status) else (os.WEXITSTATUS(status), 0)
+
+
+def start_time(pid: int) -> int | None:
+    """Of a living process, in clock ticks since boot: tells it from a later one with its pid. None: it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a child of this process is a zombie; leaves it one."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def kill_tree(pid: int, number: signal.Signals) -> None:
+    """The process and what else is in its session's group."""
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, number)
+        except ProcessLookupError:
+            continue  # the group does not exist until the child has called setsid
+
+
+def die_with_parent(parent: int) -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+def redirect_output(log: Path) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        os.dup2(descriptor, number)
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.close(descriptor)
+
+
+def set_threads(task: RankTask) -> None:
+    """Kernels' threads of a rank; the parent had to do with one."""
+    threads = int(task.spec["resources"]["threads_per_worker"])
+    for name in ONE_THREAD:
+        os.environ[name] = str(threads)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(threads)
+
+
+def load(name: str) -> Callable[..., Any]:
+    module, function = name.split(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def _detach() -> None:
+    """Belong to nobody: Ray ends the children of an actor with it."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+
+
+def _hold_lock(path: Path) -> int | None:
+    """The descriptor of the lock, or None if a warm process holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _listen(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(64)
+    return listener
+
+
+def _entry(name: str) -> Entry:
+    """Import all that a rank will need. A double brings its own and has nothing to preload."""
+    if name == DEFAULT_ENTRY:
+        load(PRELOAD)()
+    return load(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    about = "Fork ranks from a process that has imported torch."
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.runtime.warm", description=about)
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--watch-pid", type=int, required=True, help="leave when this process (the node's raylet) is gone")
+    parser.add_argument("--entry", default=DEFAULT_ENTRY, help="what a rank runs")
+    parser.add_argument("--detach", action="store_true", help="go on in a process that has no parent")
+    options = parser.parse_args(arguments)
+    if options.detach:
+        _detach()
+    lock = _hold_lock(options.socket.with_name(options.socket.name + ".lock"))
+    if lock is None:
+        return 0
+    for name in ONE_THREAD:
+        os.environ[name] = "1"
+    with _listen(options.socket) as listener:  # open before the imports: agents that connect meanwhile wait in its queue
+        warm = Warm(listener, _entry(options.entry), options.watch_pid, lock)
+        gc.freeze()
+        warm.serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

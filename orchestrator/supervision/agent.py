@@ -1,0 +1,166 @@
+"""The agent: owns the processes of one job on one node. A detached Ray actor in its bundle of the job's placement group."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from orchestrator.paths import Home, JobKeys
+from orchestrator.runtime.link import Order, ProgressClock
+from orchestrator.spec import StorageSpec, from_dict
+from orchestrator.storage import open_store
+from orchestrator.supervision import warm_client
+from orchestrator.supervision.log_shipper import LogShipper
+from orchestrator.supervision.rank_hub import Fork, Message, RankHub
+
+LOG_TAIL_BYTES = 4000
+SHARED_MEMORY = Path("/dev/shm")
+CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
+
+log = logging.getLogger("orchestrator.agent")
+
+
+class Agent:
+    """Its methods are called by the supervisor; `supervisor.report(bundle, messages)` is what it calls in turn, one-way."""
+
+    def __init__(self, job_id: str, bundle: int, home: str, entry: str, supervisor: Any) -> None:
+        """Starts the node's warm process, if there is none. Raises ClusterError."""
+        self._job_id = job_id
+        self._bundle = bundle
+        self._home = Home(Path(home))
+        self._supervisor = supervisor
+        self._folder = self._home.node(job_id)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._clocks: dict[int, ProgressClock] = {}
+        self._clock_paths: list[Path] = []
+        self._out_of_memory = _kernel_kills()
+        for left in _clock_folder(self._folder).glob(f"{self._clock_name('*')}"):
+            left.unlink(missing_ok=True)
+        self._logs = LogShipper(JobKeys(job_id))
+        name = f"agent-{bundle}.sock"
+        self._socket = warm_client.short_folder(self._folder, name) / name
+        raylet = os.getppid()
+        self._hub = RankHub(self._socket, lambda: warm_client.connect(self._home, entry, raylet), self._pass_on)
+
+    def start_ranks(self, epoch: int, tasks: list[dict[str, Any]], env: dict[str, str]) -> None:
+        """Fork the ranks of `tasks` (RankTask as a dict, without `agent_socket` and `clock`). Raises ClusterError.
+
+        `env` holds the job's secrets; the ranks get it and so does this process's object store.
+        """
+        storage = from_dict(StorageSpec, tasks[0]["spec"]["storage"])
+        self._logs.use(lambda: open_store(storage, {**os.environ, **env}))
+        self._out_of_memory = _kernel_kills()
+        self._drop_clocks()
+        environment = {**env, **self._rank_environment()}
+        self._hub.start(epoch, [self._fork(epoch, task, environment) for task in tasks])
+
+    def kill_ranks(self) -> None:
+        """SIGKILL; returns when all are gone. Raises ClusterError."""
+        self._hub.kill()
+
+    def order(self, order: int) -> None:
+        for clock in self._clocks.values():
+            clock.give(Order(order))
+
+    def pids(self) -> dict[int, int]:
+        return self._hub.pids()
+
+    def address(self) -> tuple[str, int]:
+        """(this node's address, a port that was free just now) for the ranks' rendezvous."""
+        node = str(ray.util.get_node_ip_address())
+        with socket.socket() as probe:
+            probe.bind((node, 0))
+            return node, int(probe.getsockname()[1])
+
+    def flush_logs(self) -> bool:
+        """Ship all output of the ranks. False if the store did not take it."""
+        return self._logs.flush()
+
+    @ray.method(concurrency_group="wait")  # type: ignore[untyped-decorator,unused-ignore]
+    def wait(self) -> None:
+        """Never returns: a caller that waits for it learns of this process's death at once."""
+        threading.Event().wait()
+
+    def _fork(self, epoch: int, task: dict[str, Any], environment: dict[str, str]) -> Fork:
+        rank = task["rank"]
+        clock = _clock_folder(self._folder) / self._clock_name(str(rank))
+        self._clocks[rank] = ProgressClock(clock, create=True)
+        self._clock_paths.append(clock)
+        path = self._log_path(epoch, rank)
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
+        self._logs.follow(path, epoch, rank)
+        told = {**task, "agent_socket": str(self._socket), "clock": str(clock)}
+        return Fork(rank=rank, task=told, env=environment, log=str(path))
+
+    def _drop_clocks(self) -> None:
+        for clock in self._clocks.values():
+            clock.close()
+        for path in self._clock_paths:
+            path.unlink(missing_ok=True)
+        self._clocks.clear()
+        self._clock_paths.clear()
+
+    def _pass_on(self, messages: list[Message]) -> None:
+        """On the hub's thread."""
+        for message in messages:
+            if message["type"] == "exit":
+                self._complete_exit(message)
+        self._supervisor.report.remote(self._bundle, messages)
+
+    def _complete_exit(self, message: Message) -> None:
+        path = self._log_path(message["epoch"], message["rank"])
+        tail = ""
+        with contextlib.suppress(FileNotFoundError):
+            tail = path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+        if not message["greeted"] and message.get("note"):
+            # It never ran the rank's program: the reason stands in the warm process's log.
+            tail = tail or warm_client.log_tail(self._home)
+        message["log_tail"] = tail
+        message["out_of_memory"] = _kernel_kills() > self._out_of_memory
+        self._logs.ended(message["epoch"], message["rank"])
+
+    def _log_path(self, epoch: int, rank: int) -> Path:
+        return self._folder / f"rank-{epoch:08d}-{rank:05d}.log"
+
+    def _clock_name(self, rank: str) -> str:
+        return f"orchestrator-{self._job_id}-{self._bundle}-{rank}.clock"
+
+    def _rank_environment(self) -> dict[str, str]:
+        environment = {"GLOO_SOCKET_IFNAME": _interface_of(str(ray.util.get_node_ip_address()))}
+        gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU") or []
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        return {name: value for name, value in environment.items() if value}
+
+
+def _interface_of(address: str) -> str:
+    """The network interface that has `address`; empty if none has."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            return str(name)
+    return ""
+
+
+def _clock_folder(fallback: Path) -> Path:
+    return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else fallback
+
+
+def _kernel_kills() -> int:
+    """How many processes of this container the kernel has killed for memory; 0 where it does not say."""
+    try:
+        for line in CGROUP_EVENTS.read_text().splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    except OSError:
+        return 0
+    return 0

@@ -1,0 +1,103 @@
+"""One life of the worker group, as far as its ranks have told: bookkeeping without side effects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.supervision.diagnosis import AgentLoss, ErrorReport, RankExit, Report, is_cause
+
+ECHO_WAIT_S = 2.0
+"""How long the cause is waited for when a rank says only that another one is gone."""
+LEAVE_LIMIT_S = 30.0
+"""How long ranks may take to leave after all have said that they are done."""
+START_LIMIT_S = 300.0
+"""How long a rank may take from its fork to its first word."""
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """All writers' parts of it are in the store."""
+
+    step: int
+    prefix: str
+    job_scalars: Mapping[str, Any]
+
+
+@dataclass
+class Attempt:
+    epoch: int
+    world_size: int
+    base_step: int
+    """The step that it goes on from; 0: from the start."""
+    began_s: float
+    reports: list[Report] = field(default_factory=list)
+    greeted: set[int] = field(default_factory=set)
+    done: dict[int, tuple[int, bool]] = field(default_factory=dict)
+    """rank -> (step, stopped)."""
+    exited: set[int] = field(default_factory=set)
+    _saved: dict[tuple[int, str], dict[int, Mapping[str, Any]]] = field(default_factory=dict)
+    _first_report_s: float | None = None
+    _all_done_s: float | None = None
+
+    def heard_error(self, message: Mapping[str, Any], now: float) -> None:
+        self._add(
+            ErrorReport(
+                rank=message["rank"], time_s=message["time_s"], end_reason=message.get("end_reason", ""),
+                message=message.get("message", ""), traceback=message.get("traceback", ""),
+                fingerprint=message.get("fingerprint", ""), echo=bool(message.get("echo", False)),
+            ), now,
+        )  # fmt: skip
+
+    def heard_exit(self, message: Mapping[str, Any], now: float) -> None:
+        """A rank that has said it is done may leave as it likes."""
+        rank = message["rank"]
+        self.exited.add(rank)
+        if rank in self.done:
+            return
+        known = {name: message[name] for name in ("code", "signal", "greeted", "out_of_memory", "note", "log_tail") if name in message}
+        self._add(RankExit(rank=rank, time_s=message["time_s"], **known), now)
+
+    def heard_agent_loss(self, bundle: int, first_rank: int, why: str, now: float) -> None:
+        self._add(AgentLoss(bundle=bundle, first_rank=first_rank, time_s=now, message=why), now)
+
+    def heard_done(self, message: Mapping[str, Any], now: float) -> None:
+        self.done[message["rank"]] = (message["step"], bool(message["stopped"]))
+        if len(self.done) == self.world_size:
+            self._all_done_s = now
+
+    def heard_saved(self, message: Mapping[str, Any]) -> SavedCheckpoint | None:
+        """The checkpoint, when this was the last of its writers."""
+        step, prefix = message["step"], message["checkpoint"]
+        writers = self._saved.setdefault((step, prefix), {})
+        writers[message["writer"]] = message
+        if len(writers) < self.world_size:
+            return None
+        del self._saved[step, prefix]
+        return SavedCheckpoint(step, prefix, writers[0].get("job_scalars", {}))
+
+    def completed(self, now: float) -> bool:
+        """All ranks are done, and have left or had their time to."""
+        if self._all_done_s is None:
+            return False
+        return len(self.exited) == self.world_size or now - self._all_done_s > LEAVE_LIMIT_S
+
+    def failed(self, now: float) -> bool:
+        """Something has failed, and waiting would not tell more about why."""
+        if self._all_done_s is not None:
+            return False
+        if self._first_report_s is None:
+            return self.silent(now)
+        return any(map(is_cause, self.reports)) or len(self.exited) == self.world_size or now - self._first_report_s > ECHO_WAIT_S
+
+    def silent(self, now: float) -> bool:
+        return len(self.greeted) < self.world_size and now - self.began_s > START_LIMIT_S
+
+    def patience_s(self) -> float:
+        """How long it may be until there is news without a message."""
+        return 1.0 if self._first_report_s is None and self._all_done_s is None else 0.05
+
+    def _add(self, report: Report, now: float) -> None:
+        self.reports.append(report)
+        self._first_report_s = now if self._first_report_s is None else self._first_report_s

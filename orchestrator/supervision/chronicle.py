@@ -1,0 +1,93 @@
+"""What ranks and supervisor tell: on the board for who looks now, in the journal for ever, and from there to MLflow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from orchestrator.events import EventKind
+from orchestrator.job import JobState
+from orchestrator.supervision.failures import Fault
+from orchestrator.supervision.status_board import StatusBoard
+from orchestrator.supervision.tracking_child import TrackingChild
+from orchestrator.tracking.journal import Journal
+
+Message = Mapping[str, Any]
+
+log = logging.getLogger("orchestrator.supervisor")
+
+
+class Chronicle:
+    def __init__(self, run: int, board: StatusBoard, journal: Journal, tracking: TrackingChild) -> None:
+        self._run = run
+        self.board = board
+        self.journal = journal
+        self.tracking = tracking
+        self._evaluated: dict[str, float] = {}
+
+    def tell(self, kind: EventKind, message: str, **fields: Any) -> None:
+        """An event. `fields` are JSON values."""
+        self.board.event(kind, message, **fields)
+        self.journal.append("event", event=kind.value, message=message, run=self._run, **fields)
+        log.info("%s: %s", kind.value, message)
+
+    def hear(self, message: Message) -> None:
+        """What a rank tells for people and for the journal. A type that only a newer rank knows is passed over."""
+        match message["type"]:
+            case "phase":
+                self.board.show(phase=message["text"])
+            case "prepared":
+                self.tell(EventKind.PREPARED, f"data set {message['dataset']}", dataset=message["dataset"])
+            case "metrics":
+                self._trained(message)
+            case "evaluated":
+                self._evaluation(message)
+            case "artifact":
+                self.journal.append("artifact", name=message["name"])
+
+    def restored(self, message: Message) -> None:
+        step = message["step"]
+        self.board.show(step=step)
+        self.tell(EventKind.RESTORED, f"goes on from step {step}", step=step, commit=message.get("commit", ""))
+
+    def started(self, message: Message) -> None:
+        first = message["first_step"]
+        self.tell(EventKind.STARTED, f"training from step {first}", first_step=first)
+        self.board.forget_pace()
+        if self.board.state is not JobState.DRAINING:
+            self.board.move(JobState.RUNNING, "training")
+
+    def rewind(self, step: int) -> None:
+        self.journal.rewind(step)
+
+    def records(self) -> Iterator[Message]:
+        yield from self.journal.records(0)
+
+    def figures(self) -> dict[str, float]:
+        """The newest training loss and the newest evaluation, for the result."""
+        loss = self.board.progress.loss
+        known = {} if loss is None else {"loss": loss}
+        return known | {name if name.startswith("val_") else f"val_{name}": float(value) for name, value in self._evaluated.items()}
+
+    def _trained(self, message: Message) -> None:
+        self.journal.append("metrics", step=message["step"], values=message["values"], time_s=message["time_s"])
+        self.board.trained(message["step"], message["values"], message["time_s"])
+        self.tracking.ensure()
+
+    def _evaluation(self, message: Message) -> None:
+        step, values = message["step"], message["values"]
+        self._evaluated = dict(values)
+        self.journal.append("evaluated", step=step, values=values, time_s=message["time_s"])
+        loss = values.get("loss", values.get("val_loss"))
+        self.board.show(val_loss=loss)
+        self.tell(EventKind.EVALUATED, f"step {step}" + (f": validation loss {loss:.4f}" if loss is not None else ""), step=step)
+        self.tracking.ensure()
+
+
+def past(records: Iterable[Message], run: int) -> tuple[list[Fault], int]:
+    """(faults of this run, restarts of it) in earlier lives of the supervisor, which count against the budgets too."""
+    events = [record for record in records if record["kind"] == "event" and record.get("run") == run]
+    restarted = [record for record in events if record["event"] == EventKind.RESTARTED.value]
+    lost = sum(1 for record in events if record["event"] == EventKind.SUPERVISOR_LOST.value)
+    return [Fault.from_dict(record["fault"]) for record in restarted], len(restarted) + lost

@@ -1,0 +1,90 @@
+"""Checkpoints become valid here: journal first, then the commit, then what is old leaves the store."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from orchestrator.checkpoints.commit import CommitLog, CommitRef, Epoch
+from orchestrator.checkpoints.retention import apply_retention
+from orchestrator.errors import StorageError, StorageUnavailable
+from orchestrator.storage import ObjectStore
+from orchestrator.supervision.attempt import SavedCheckpoint
+from orchestrator.supervision.context import RunContext
+from orchestrator.tracking.journal import Journal
+
+RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""On top of the store's own retries; while it waits, training goes on."""
+
+log = logging.getLogger("orchestrator.supervisor")
+Result = TypeVar("Result")
+Pause = Callable[[float], bool]
+
+
+class Committer:
+    """`pause(seconds)` waits and returns True if the wait was cut short by an order to stop at once."""
+
+    def __init__(self, context: RunContext, store: ObjectStore, journal: Journal, pause: Pause) -> None:
+        self._keys = context.keys
+        self._spec = context.spec
+        self._store = store
+        self._journal = journal
+        self._pause = pause
+        self._commits = CommitLog(store, self._keys)
+        self.newest_step: int | None = None
+
+    def begin_epoch(self, owner: str) -> Epoch:
+        """Raises StorageError when the store stays out of reach."""
+        epoch = self.persist(lambda: self._commits.begin_epoch(owner))
+        self.newest_step = epoch.commits[0].step if epoch.commits else None
+        return epoch
+
+    def commit(self, epoch: int, checkpoint: SavedCheckpoint) -> CommitRef:
+        """Raises FencedError, CoverageError, StorageError."""
+        self.persist(lambda: self._ship(epoch))
+        ref = self.persist(
+            lambda: self._commits.commit(
+                epoch=epoch, step=checkpoint.step, prefix=checkpoint.prefix, num_writers=self._spec.resources.num_workers,
+                world_size=self._spec.resources.num_workers, zero_stage=self._spec.parallelism.zero_stage,
+                job_scalars=checkpoint.job_scalars,
+            )
+        )  # fmt: skip
+        self.newest_step = ref.step
+        self._retire()
+        return ref
+
+    def mark_suspect(self, commit_key: str, message: str) -> None:
+        self.persist(lambda: self._commits.mark_suspect(commit_key, message))
+
+    def newest(self) -> int | None:
+        """Step of the newest commit that counts, read from the store."""
+        chain = self.persist(self._commits.chain)
+        return chain[0].step if chain else None
+
+    def persist(self, call: Callable[[], Result]) -> Result:
+        """`call()`, again while the store cannot be reached. The last StorageUnavailable comes out; every other error at once."""
+        for delay_s in RETRY_DELAYS_S:
+            try:
+                return call()
+            except StorageUnavailable as error:
+                log.warning("the object store is out of reach, next try in %.0f s: %s", delay_s, error)
+                if self._pause(delay_s):
+                    break
+        return call()
+
+    def _ship(self, epoch: int) -> None:
+        """The rows up to a commit are in the store before it: who goes on from it has no hole in the curves."""
+        self._commits.check_owner(epoch)
+        self._journal.ship()
+
+    def _retire(self) -> None:
+        began = time.monotonic()
+        try:
+            deleted = apply_retention(self._store, self._keys, self._spec.checkpoint.keep_last)
+        except StorageError as error:
+            log.warning("old checkpoints stay for now: %s", error)
+            return
+        if deleted:
+            log.info("%d old checkpoints deleted in %.2f s", len(deleted), time.monotonic() - began)

@@ -1,0 +1,94 @@
+"""The end of a run: history and plot, the rest of the journal, the tracking server, and last the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.errors import ObjectExists, StorageError
+from orchestrator.events import EventKind
+from orchestrator.job import EndReason, JobResult, result_to_dict
+from orchestrator.paths import JobKeys
+from orchestrator.spec import to_dict
+from orchestrator.storage import ObjectStore
+from orchestrator.supervision.chronicle import Chronicle
+from orchestrator.supervision.context import RunContext
+from orchestrator.tracking.journal import Journal, evaluations, history
+from orchestrator.tracking.report import history_json, loss_plot
+
+RESULT_TRIES = 5
+RESULT_RETRY_S = 2.0
+
+log = logging.getLogger("orchestrator.supervisor")
+
+_STATUS = {EndReason.COMPLETED: "FINISHED", EndReason.CANCELLED: "KILLED", EndReason.PREEMPTED: "KILLED"}
+
+
+def write_config(store: ObjectStore, context: RunContext) -> bool:
+    """Keep the resolved spec. True if a supervisor of this run has lived before. Raises StorageError."""
+    key = context.keys.spec(context.run)
+    content = json.dumps(to_dict(context.spec), indent=2).encode()
+    lived = any(info.key == key for info in store.list(key))
+    if not lived:
+        store.put(context.keys.artifact("config.json"), content)
+        store.put(key, content)
+    return lived
+
+
+def close_books(context: RunContext, store: ObjectStore, chronicle: Chronicle, result: JobResult) -> JobResult:
+    """Write down how the run ended; what the store refuses is left out with a line in the log. Returns the result as written.
+
+    Not for a run that was fenced: that job is another supervisor's.
+    """
+    journal, tracking = chronicle.journal, chronicle.tracking
+    for name in _artifacts(store, context.keys, journal):
+        journal.append("artifact", name=name)
+    first_line = result.message.split("\n", 1)[0]
+    chronicle.tell(EventKind.ENDED, first_line or result.end_reason.label, reason=result.end_reason.name)
+    facts = {"end_reason": result.end_reason.label, "end_message": result.message[:5000]}
+    journal.append("end", status=_STATUS.get(result.end_reason, "FAILED"), **facts)
+    _try("the journal", journal.ship)
+    if not tracking.finish():
+        chronicle.board.event(EventKind.WARNING, f"the tracking server did not take all of it; the rest is kept in {journal.path}")
+    result = dataclasses.replace(result, mlflow_run_id=tracking.run_id)
+    write_result(store, context, result)
+    return result
+
+
+def write_result(store: ObjectStore, context: RunContext, result: JobResult) -> None:
+    """`result-<run>.json`, once. If the store cannot be written, the controller meets that itself when it reads."""
+    content = json.dumps(result_to_dict(result)).encode()
+    for _ in range(RESULT_TRIES):
+        try:
+            store.create(context.keys.result(context.run), content)
+            return
+        except ObjectExists:
+            log.warning("another supervisor has written how run %d ended", context.run)
+            return
+        except StorageError as error:
+            log.warning("the result is not written yet: %s", error)
+            time.sleep(RESULT_RETRY_S)
+
+
+def _artifacts(store: ObjectStore, keys: JobKeys, journal: Journal) -> list[str]:
+    """History and plot of the whole job, over all its runs. Returns the names that were written."""
+    records = list(journal.records(0))
+    trained, evaluated = history(records), evaluations(records)
+    makers: dict[str, Callable[[], bytes]] = {"history.json": lambda: history_json(trained, evaluated)}
+    if trained:
+        makers["loss.png"] = lambda: loss_plot(trained, evaluated)
+    written = [name for name, make in makers.items() if _try(name, lambda name=name, make=make: store.put(keys.artifact(name), make()))]  # type: ignore[misc]
+    return ["config.json", *written]
+
+
+def _try(what: str, call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except StorageError as error:
+        log.warning("%s is not written: %s", what, error)
+        return False
+    return True

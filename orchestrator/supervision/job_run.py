@@ -1,0 +1,291 @@
+"""The life of one run of a job, top to bottom, on one thread. No Ray: it speaks to its worker group through `Group`.
+
+    begin an epoch -> start the ranks -> hear them -> done: end
+                                            |
+                                            v
+                   cause and rank -> kill the rest -> restart or give up
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import CheckpointError, ClusterError, CorruptObject, FencedError, OrchestratorError, StorageError
+from orchestrator.events import EventKind
+from orchestrator.job import EndReason, JobResult, JobState
+from orchestrator.runtime.link import Order
+from orchestrator.supervision.attempt import Attempt, SavedCheckpoint
+from orchestrator.supervision.chronicle import Chronicle, past
+from orchestrator.supervision.committer import Committer
+from orchestrator.supervision.context import RunContext
+from orchestrator.supervision.diagnosis import Verdict, diagnose
+from orchestrator.supervision.failures import Action, Fault, decide
+from orchestrator.supervision.worker_group import Group, PlaceLost
+
+log = logging.getLogger("orchestrator.supervisor")
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FromAgent:
+    bundle: int
+    messages: Sequence[Message]
+
+
+@dataclass(frozen=True)
+class AgentDied:
+    bundle: int
+    why: str
+
+
+class Inbox:
+    """What comes in from other threads: reports, deaths, the order to stop."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[FromAgent | AgentDied | None] = queue.SimpleQueue()
+        self.stop_mode = ""
+        """'' | 'drain' | 'now'; only ever grows stronger."""
+
+    def put(self, item: FromAgent | AgentDied) -> None:
+        self._queue.put(item)
+
+    def stop(self, mode: str) -> None:
+        if self.stop_mode != "now":
+            self.stop_mode = mode
+        self._queue.put(None)
+
+    def get(self, timeout_s: float) -> FromAgent | AgentDied | None:
+        """None: nothing came, or a new order to stop."""
+        try:
+            return self._queue.get(timeout=max(timeout_s, 0.0))
+        except queue.Empty:
+            return None
+
+    def stops_now(self) -> bool:
+        return self.stop_mode == "now"
+
+
+class JobRun:
+    """`run()` returns how the run ended; what then has to be written down is `ending.close_books`'s to do."""
+
+    def __init__(
+        self, context: RunContext, group: Group, inbox: Inbox, chronicle: Chronicle, committer: Committer, later_life: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        """`later_life`: a supervisor of this run has lived before."""
+        self._context = context
+        self._group = group
+        self._inbox = inbox
+        self._chronicle = chronicle
+        self._board = chronicle.board
+        self._committer = committer
+        self._clock = clock
+        self._faults, self._restarts = past(chronicle.records(), context.run)
+        if later_life:
+            self._restarts += 1
+            chronicle.tell(EventKind.SUPERVISOR_LOST, "the supervisor was started again; the job goes on from its newest checkpoint")
+
+    def run(self) -> JobResult:
+        try:
+            return self._live()
+        except FencedError as error:
+            return self._result(EndReason.FENCED, str(error))
+        except PlaceLost as error:
+            return self._result(EndReason.PREEMPTED, f"{error}; it goes back to the queue")
+        except StorageError as error:
+            return self._result(EndReason.STORAGE, str(error))
+        except CheckpointError as error:
+            return self._result(EndReason.CHECKPOINT, str(error))
+        except OrchestratorError as error:
+            return self._result(EndReason.INTERNAL, str(error))
+        except Exception:  # noqa: BLE001 - the last frame of the thread: a bug here must end the job with its traceback, not hang it
+            return self._result(EndReason.INTERNAL, f"error in the supervisor\n{traceback.format_exc()}")
+
+    def _live(self) -> JobResult:
+        while True:
+            try:
+                attempt = self._begin()
+                end = self._hear(attempt)
+                verdict = None if end else self._verdict(attempt)
+            except PlaceLost:
+                raise
+            except ClusterError as error:
+                end, verdict = None, _start_up(str(error))
+            end = end or self._stopped_at_once()
+            if end is None and verdict is not None:
+                end = self._recover(verdict)
+            if end is not None:
+                return end
+
+    # begin
+
+    def _begin(self) -> Attempt:
+        epoch = self._committer.begin_epoch(f"{self._context.job_id}:{self._context.run}")
+        base = epoch.commits[0].step if epoch.commits else 0
+        attempt = Attempt(epoch.number, self._context.world_size, base, self._clock())
+        self._attempt = attempt
+        if epoch.number > 1:
+            self._chronicle.rewind(base)
+        workers = f"starting {attempt.world_size} worker{'s' if attempt.world_size > 1 else ''}"
+        self._board.show(phase=workers, epoch=epoch.number, committed_step=self._committer.newest_step, restarts=self._restarts)
+        tasks = self._context.rank_tasks(epoch.number, [ref.key for ref in epoch.commits])
+        self._group.start(tasks, self._context.secrets, lambda: bool(self._inbox.stop_mode))
+        return attempt
+
+    # hear
+
+    def _hear(self, attempt: Attempt) -> JobResult | None:
+        """How it ended; None if it failed, and `attempt.reports` say why."""
+        ordered = False
+        while True:
+            if self._inbox.stops_now():
+                return self._cancelled("stopped at once")
+            if self._inbox.stop_mode and not ordered:
+                if not attempt.greeted:
+                    return self._cancelled("stopped before it began")
+                ordered = True
+                self._group.order(Order.DRAIN)
+                self._board.move(JobState.DRAINING, "saving, then stopping")
+            now = self._clock()
+            if attempt.completed(now):
+                return self._completed(attempt)
+            if attempt.failed(now):
+                return None
+            item = self._inbox.get(attempt.patience_s())
+            if item is not None:
+                self._take(attempt, item)
+
+    def _take(self, attempt: Attempt, item: FromAgent | AgentDied) -> None:
+        if isinstance(item, AgentDied):
+            if item.bundle in self._group.missing():
+                first_rank = self._context.first_rank(item.bundle)
+                attempt.heard_agent_loss(item.bundle, first_rank, item.why, self._clock())
+            return
+        for message in item.messages:
+            if message["epoch"] == attempt.epoch:
+                attempt.greeted.add(message["rank"])
+                self._hear_rank(attempt, message)
+
+    def _hear_rank(self, attempt: Attempt, message: Message) -> None:
+        match message["type"]:
+            case "exit":
+                attempt.heard_exit(message, self._clock())
+            case "error":
+                attempt.heard_error(message, self._clock())
+            case "done":
+                attempt.heard_done(message, self._clock())
+            case "saved":
+                checkpoint = attempt.heard_saved(message)
+                if checkpoint is not None:
+                    self._commit(attempt, checkpoint)
+            case "restored":
+                self._restored(attempt, message)
+            case "started":
+                self._started(attempt, message)
+            case "suspect":
+                self._suspect(message)
+            case _:
+                self._chronicle.hear(message)
+
+    def _restored(self, attempt: Attempt, message: Message) -> None:
+        self._go_back_to(attempt, message["step"])
+        self._chronicle.restored(message)
+
+    def _started(self, attempt: Attempt, message: Message) -> None:
+        self._go_back_to(attempt, max(message["first_step"] - 1, 0))
+        self._chronicle.started(message)
+
+    def _go_back_to(self, attempt: Attempt, step: int) -> None:
+        """Damaged commits were passed over: what was journalled after the one that was used is void."""
+        if step < attempt.base_step:
+            attempt.base_step = step
+            self._chronicle.rewind(step)
+            self._committer.newest_step = self._committer.newest()
+            self._board.show(committed_step=self._committer.newest_step)
+
+    def _suspect(self, message: Message) -> None:
+        self._committer.mark_suspect(message["commit"], message["message"])
+        self._chronicle.tell(EventKind.CORRUPT_CHECKPOINT, message["message"], commit=message["commit"])
+
+    def _commit(self, attempt: Attempt, checkpoint: SavedCheckpoint) -> None:
+        try:
+            ref = self._committer.commit(attempt.epoch, checkpoint)
+        except CorruptObject as error:
+            # What the writers have just stored cannot be read back: the checkpoint before stays the newest.
+            self._chronicle.tell(EventKind.CORRUPT_CHECKPOINT, f"step {checkpoint.step} is not committed: {error}", step=checkpoint.step)
+            return
+        self._board.show(committed_step=ref.step)
+        self._chronicle.tell(EventKind.COMMITTED, f"step {ref.step}", step=ref.step, commit=ref.key, epoch=ref.epoch)
+
+    # fail
+
+    def _verdict(self, attempt: Attempt) -> Verdict:
+        if attempt.reports:
+            return diagnose(attempt.reports)
+        silent = sorted(set(range(attempt.world_size)) - attempt.greeted)
+        return _start_up(f"ranks {silent} did not say a word in time")
+
+    def _recover(self, verdict: Verdict) -> JobResult | None:
+        """Kill what is left. How the run ended, or None to begin again."""
+        lost_agent = verdict.reason is EndReason.NODE_LOST
+        kind = EventKind.AGENT_LOST if lost_agent else EventKind.RANK_LOST
+        self._board.move(JobState.RECOVERING, f"recovering: {verdict.sentence}")
+        self._chronicle.tell(kind, verdict.sentence, rank=verdict.rank, reason=verdict.reason.name, fingerprint=verdict.fingerprint)
+        self._group.kill_ranks()
+        if self._inbox.stop_mode:
+            return self._cancelled(f"stopped; before it could save, {verdict.sentence}")
+        committed = self._committer.newest_step
+        fault = Fault(
+            reason=verdict.reason, fingerprint=verdict.fingerprint, committed_step=-1 if committed is None else committed,
+            external=verdict.external,
+        )  # fmt: skip
+        self._faults.append(fault)
+        decision = decide(self._context.spec.recovery, self._faults, self._restarts)
+        if decision.action is Action.FAIL:
+            return self._result(verdict.reason, f"{verdict.sentence} ({decision.why})\n{verdict.traceback}".strip())
+        if self._pause(decision.delay_s):
+            return self._cancelled("stopped while it waited to restart")
+        self._restarts += 1
+        self._chronicle.tell(EventKind.RESTARTED, f"{decision.why} after: {verdict.sentence}", fault=fault.to_dict())
+        return None
+
+    def _pause(self, delay_s: float) -> bool:
+        """Wait; True if told to stop meanwhile. What dead ranks have said is dropped."""
+        limit = self._clock() + delay_s
+        while not self._inbox.stop_mode and (left := limit - self._clock()) > 0:
+            self._board.show(phase=f"restarts in {left:.0f} s")
+            self._inbox.get(min(left, 1.0))
+        return bool(self._inbox.stop_mode)
+
+    # end
+
+    def _completed(self, attempt: Attempt) -> JobResult:
+        step, stopped = attempt.done[min(attempt.done)]
+        if stopped and step < self._context.spec.training.max_steps:
+            return self._cancelled(f"stopped after step {step}", step)
+        return self._result(EndReason.COMPLETED, f"trained {step} steps", step)
+
+    def _stopped_at_once(self) -> JobResult | None:
+        return self._cancelled("stopped at once") if self._inbox.stops_now() else None
+
+    def _cancelled(self, message: str, step: int | None = None) -> JobResult:
+        return self._result(EndReason.CANCELLED, message, step)
+
+    def _result(self, reason: EndReason, message: str, step: int | None = None) -> JobResult:
+        progress = self._board.progress
+        committed = self._committer.newest_step
+        return JobResult(
+            end_reason=reason, message=message, step=progress.step if step is None else step, committed_step=committed,
+            metrics=self._chronicle.figures(),             resumable=committed is not None and reason is not EndReason.COMPLETED,
+        )  # fmt: skip
+
+
+def _start_up(sentence: str) -> Verdict:
+    return Verdict(reason=EndReason.START_UP, rank=0, sentence=sentence, fingerprint="start")

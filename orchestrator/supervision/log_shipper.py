@@ -1,0 +1,99 @@
+"""Rank logs go to the object store in pieces, each byte in exactly one of them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import StorageError
+from orchestrator.paths import JobKeys
+from orchestrator.storage import ObjectStore
+
+INTERVAL_S = 1.0
+PIECE_BYTES = 4 * 1024 * 1024
+
+log = logging.getLogger("orchestrator.agent")
+
+
+@dataclass
+class Tail:
+    """How far one rank's log has been shipped."""
+
+    path: Path
+    epoch: int
+    rank: int
+    offset: int = 0
+    ended: bool = False
+
+
+class LogShipper:
+    """A thread that looks about once a second. A store that is down delays the pieces; the file keeps them."""
+
+    def __init__(self, keys: JobKeys, interval_s: float = INTERVAL_S) -> None:
+        self._keys = keys
+        self._interval_s = interval_s
+        self._store: ObjectStore | None = None
+        self._tails: list[Tail] = []
+        self._lock = threading.Lock()
+        self._shipping = threading.Lock()
+        self._hurry = threading.Event()
+        threading.Thread(target=self._run, name="logs", daemon=True).start()
+
+    def use(self, open_store: Callable[[], ObjectStore]) -> None:
+        """The store, opened at the first call."""
+        self._store = self._store or open_store()
+
+    def follow(self, path: Path, epoch: int, rank: int) -> None:
+        with self._lock:
+            self._tails.append(Tail(path, epoch, rank))
+
+    def ended(self, epoch: int, rank: int) -> None:
+        """The rank writes no more: its log is shipped at once and its file removed."""
+        with self._lock:
+            for tail in self._tails:
+                tail.ended = tail.ended or (tail.epoch, tail.rank) == (epoch, rank)
+        self._hurry.set()
+
+    def flush(self) -> bool:
+        """Ship all there is now. False if the store refused some of it."""
+        with self._shipping, self._lock:
+            tails = list(self._tails)
+        shipped = [self._ship(tail) for tail in tails]
+        return all(shipped)
+
+    def _run(self) -> None:
+        while True:
+            self._hurry.wait(self._interval_s)
+            self._hurry.clear()
+            self.flush()
+
+    def _ship(self, tail: Tail) -> bool:
+        with self._shipping:
+            ended = tail.ended  # read before the bytes: what came after them is not lost
+            try:
+                shipped = self._ship_pieces(tail)
+            except StorageError as error:
+                log.warning("log of rank %d waits: %s", tail.rank, error)
+                return False
+            if ended and shipped:
+                self._forget(tail)
+            return shipped
+
+    def _ship_pieces(self, tail: Tail) -> bool:
+        if self._store is None or not tail.path.exists():
+            return False
+        with tail.path.open("rb") as file:
+            file.seek(tail.offset)
+            while piece := file.read(PIECE_BYTES):
+                self._store.put(self._keys.log_piece(tail.epoch, tail.rank, tail.offset), piece)
+                tail.offset += len(piece)
+        return True
+
+    def _forget(self, tail: Tail) -> None:
+        with self._lock:
+            if tail in self._tails:
+                self._tails.remove(tail)
+                tail.path.unlink(missing_ok=True)

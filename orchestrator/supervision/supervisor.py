@@ -1,0 +1,150 @@
+"""The supervisor: one detached Ray actor per job. It outlives the controller; when it dies, Ray starts it again.
+
+Its methods only look at the board and fill the inbox; one thread does the work (`job_run`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import traceback
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.errors import ConfigError, StorageError
+from orchestrator.job import EndReason, JobResult
+from orchestrator.paths import Home
+from orchestrator.spec import JobSpec, from_dict, to_dict
+from orchestrator.storage import ObjectStore, open_store
+from orchestrator.supervision.chronicle import Chronicle
+from orchestrator.supervision.committer import Committer
+from orchestrator.supervision.context import RunContext
+from orchestrator.supervision.ending import close_books, write_config, write_result
+from orchestrator.supervision.job_run import AgentDied, FromAgent, Inbox, JobRun, Message
+from orchestrator.supervision.status_board import StatusBoard
+from orchestrator.supervision.tracking_child import TrackingChild
+from orchestrator.supervision.warm_client import RANK_ENTRY
+from orchestrator.supervision.worker_group import NAMESPACE, WorkerGroup, supervisor_name
+from orchestrator.tracking.journal import Journal
+
+STOP_MODES = ("drain", "now")
+
+log = logging.getLogger("orchestrator.supervisor")
+
+
+def start_supervisor(
+    job_id: str, run: int, spec: JobSpec, home: Home, ranks_per_bundle: Sequence[int], rank_entry: str = RANK_ENTRY
+) -> Any:  # fmt: skip
+    """The job's supervisor on the head node; its place must be reserved. Asking again returns the one there is.
+
+    `rank_entry` is what the ranks run; tests give a double.
+    """
+    actor = ray.remote(num_cpus=0, max_restarts=-1)(Supervisor)
+    return actor.options(
+        name=supervisor_name(job_id), namespace=NAMESPACE, lifetime="detached", get_if_exists=True,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=_head_node(), soft=True),
+    ).remote(job_id, run, to_dict(spec), str(home.root), list(ranks_per_bundle), rank_entry)  # fmt: skip
+
+
+class Supervisor:
+    def __init__(self, job_id: str, run: int, spec: Mapping[str, Any], home: str, ranks_per_bundle: Sequence[int], rank_entry: str) -> None:
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
+        self._context = RunContext(
+            job_id=job_id, run=run, spec=from_dict(JobSpec, spec), home=Home(Path(home)), ranks_per_bundle=tuple(ranks_per_bundle)
+        )  # fmt: skip
+        self._entry = rank_entry
+        self._inbox = Inbox()
+        self._board = StatusBoard(job_id, self._context.spec.training.max_steps, source=uuid.uuid4().hex)
+        # Its own handle, for the agents: looked up here, because worker threads have no actor context of their own.
+        self._me = ray.get_runtime_context().current_actor
+        threading.Thread(target=self._work, name="job", daemon=True).start()
+
+    def status(self, after_event: int) -> dict[str, Any]:
+        """See `StatusBoard.snapshot`."""
+        return self._board.snapshot(after_event)
+
+    def stop(self, mode: str) -> None:
+        """`drain`: save a checkpoint, then end; `now`: end. Raises ConfigError for another mode."""
+        if mode not in STOP_MODES:
+            raise ConfigError(f"mode={mode} is not possible: allowed is {' or '.join(STOP_MODES)}.")
+        self._inbox.stop(mode)
+
+    def report(self, bundle: int, messages: list[Message]) -> None:
+        """From an agent: what its ranks said and how they ended, in order."""
+        self._inbox.put(FromAgent(bundle, messages))
+
+    def _work(self) -> None:
+        """All of the run. Whatever comes out of it, the controller is told that it is over."""
+        try:
+            self._live()
+        except Exception:  # noqa: BLE001 - the last frame of the thread; without an end the controller would wait for ever
+            log.error("the supervisor failed\n%s", traceback.format_exc())
+            self._write_internal_error(traceback.format_exc())
+        self._board.move(self._board.state, "ended")
+        self._board.end()
+
+    def _live(self) -> None:
+        context = self._context = self._context.with_secrets()
+        os.environ.update(context.secrets)
+        store = open_store(context.spec.storage)
+        if _has_result(store, context):
+            return
+        group = WorkerGroup(context, self._me, lambda bundle, why: self._inbox.put(AgentDied(bundle, why)), self._entry)
+        group.prepare()
+        try:
+            self._supervise(context, store, group)
+        finally:
+            group.kill_ranks()
+            group.close()
+
+    def _supervise(self, context: RunContext, store: ObjectStore, group: WorkerGroup) -> None:
+        later_life = write_config(store, context)
+        journal = Journal(context.home.node(context.job_id) / "journal.jsonl", store, context.keys)
+        tracking = TrackingChild(context, journal.path)
+        chronicle = Chronicle(context.run, self._board, journal, tracking)
+        committer = Committer(context, store, journal, self._pause)
+        result = JobRun(context, group, self._inbox, chronicle, committer, later_life).run()
+        log.info("%s ended: %s: %s", context.job_id, result.end_reason.name, result.message)
+        self._board.show(phase="ending")
+        group.kill_ranks()
+        if result.end_reason is EndReason.FENCED:
+            tracking.stop()
+        else:
+            close_books(context, store, chronicle, result)
+        journal.close()
+
+    def _pause(self, delay_s: float) -> bool:
+        """Between tries to reach the store; messages stay in the inbox meanwhile."""
+        wake = threading.Event()
+        for _ in range(int(delay_s / 0.1)):
+            if self._inbox.stops_now():
+                return True
+            wake.wait(0.1)
+        return self._inbox.stops_now()
+
+    def _write_internal_error(self, text: str) -> None:
+        result = JobResult(end_reason=EndReason.INTERNAL, message=f"error in the supervisor\n{text}", step=self._board.progress.step)
+        try:
+            write_result(open_store(self._context.spec.storage), self._context, result)
+        except StorageError as error:
+            log.error("the result is not written: %s", error)
+
+
+def _has_result(store: ObjectStore, context: RunContext) -> bool:
+    key = context.keys.result(context.run)
+    return any(info.key == key for info in store.list(key))
+
+
+def _head_node() -> str:
+    """Ray's id of the node that the control plane lives on; any living node if Ray names none."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    heads = [node for node in nodes if "node:__internal_head__" in node["Resources"]]
+    return str((heads or nodes)[0]["NodeID"])
+

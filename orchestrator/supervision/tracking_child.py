@@ -1,0 +1,71 @@
+"""The tracking writer as a child process of the supervisor: started, kept alive, ended."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from orchestrator.spec import to_dict
+from orchestrator.supervision.context import RunContext
+from orchestrator.tracking.delivery import load_delivered
+
+TERMINATE_LIMIT_S = 15.0
+
+log = logging.getLogger("orchestrator.supervisor")
+
+
+class TrackingChild:
+    """Does nothing where tracking is off. It is to be used on one thread: the child ends when the thread that started it does."""
+
+    def __init__(self, context: RunContext, journal: Path) -> None:
+        self._context = context
+        self._spec = context.spec
+        self._journal = journal
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def run_id(self) -> str:
+        return load_delivered(self._journal).mlflow_run_id
+
+    def ensure(self) -> None:
+        """Start it, or start it again if it died; what it had delivered is not delivered twice."""
+        if not self._spec.tracking.enabled or (self._process is not None and self._process.poll() is None):
+            return
+        if self._process is not None:
+            log.warning("the tracking writer ended with exit code %d and is started again", self._process.returncode)
+        self._process = self._start()
+
+    def finish(self) -> bool:
+        """Wait for the rest to be delivered, at most `tracking.drain_timeout_s`. False: something stays in the journal."""
+        self.ensure()
+        if self._process is None:
+            return True
+        try:
+            return self._process.wait(self._spec.tracking.drain_timeout_s) == 0
+        except subprocess.TimeoutExpired:
+            self.stop()
+            return False
+
+    def stop(self) -> None:
+        """SIGTERM: one last try; then SIGKILL."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(TERMINATE_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        context = self._context
+        config = self._journal.with_name("tracking.json")
+        config.write_text(json.dumps({"job_id": context.job_id, "spec": to_dict(context.spec), "home": str(context.home.root)}))
+        output = context.home.log(f"tracking-{context.job_id}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "orchestrator.tracking.writer", "--journal", str(self._journal), "--config", str(config)]
+        with output.open("ab") as log_file:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file)

@@ -1,0 +1,111 @@
+"""Find the node's warm process, or start it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import orchestrator
+from orchestrator.errors import ClusterError
+from orchestrator.paths import Home
+
+RANK_ENTRY = "orchestrator.runtime.rank:main"
+MAX_SOCKET_PATH_BYTES = 107
+START_LIMIT_S = 30.0
+START_AGAIN_S = 5.0
+_PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "ray")
+
+
+def connect(home: Home, entry: str, watch_pid: int) -> socket.socket:
+    """A connection to this node's warm process for this environment, started if there is none. Raises ClusterError."""
+    path = socket_path(home, entry)
+    give_up = time.monotonic() + START_LIMIT_S
+    start_again = 0.0
+    while True:
+        found = _try_connect(path)
+        if found is not None:
+            return found
+        now = time.monotonic()
+        if now > give_up:
+            raise ClusterError(f"the warm process did not start within {START_LIMIT_S:.0f} s; see {log_path(home)}: {log_tail(home)}")
+        if now > start_again:
+            _start(home, path, entry, watch_pid)
+            start_again = time.monotonic() + START_AGAIN_S
+        time.sleep(0.01)
+
+
+def socket_path(home: Home, entry: str = RANK_ENTRY) -> Path:
+    """The place of the socket; in a private folder under the temporary one if the home's path is too long for a socket."""
+    name = f"warm-{_fingerprint(entry)}.sock"
+    return short_folder(home.root / "node", name) / name
+
+
+def short_folder(wanted: Path, name: str) -> Path:
+    """`wanted`, or a folder of this user's that keeps the path of the socket `name` in it within the system's limit. Made if missing."""
+    folder = wanted
+    if len(os.fsencode(wanted / name)) > MAX_SOCKET_PATH_BYTES:
+        digest = hashlib.sha256(os.fsencode(wanted)).hexdigest()[:12]
+        folder = Path(tempfile.gettempdir()) / f"orchestrator-{os.getuid()}-{digest}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ClusterError(f"{folder} belongs to another user; sockets there would be theirs")
+    return folder
+
+
+def log_path(home: Home) -> Path:
+    return home.log("warm")
+
+
+def log_tail(home: Home, num_bytes: int = 4000) -> str:
+    """The end of the warm process's output; where an import that fails says why."""
+    path = log_path(home)
+    return path.read_bytes()[-num_bytes:].decode(errors="replace") if path.exists() else ""
+
+
+def _try_connect(path: Path) -> socket.socket | None:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    return connection
+
+
+def _start(home: Home, path: Path, entry: str, watch_pid: int) -> None:
+    """It detaches itself, so this returns as soon as it has its own process. A second one finds the lock held and leaves."""
+    log_path(home).parent.mkdir(parents=True, exist_ok=True)
+    # The GPUs are the ranks' to see, not the process's that starts this one.
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-m", "orchestrator.runtime.warm", "--socket", str(path), "--watch-pid", str(watch_pid)]
+    with log_path(home).open("ab") as log:
+        subprocess.run(
+            [*command, "--entry", entry, "--detach"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd="/",
+            start_new_session=True, check=False,
+        )  # fmt: skip
+
+
+def _fingerprint(entry: str) -> str:
+    """Changes with anything that the warm process has imported: ranks never run yesterday's code."""
+    digest = hashlib.sha256(f"{sys.executable} {entry}".encode())
+    root = Path(next(iter(orchestrator.__path__)))
+    for path in sorted(root.rglob("*.py")):
+        status = path.stat()
+        digest.update(f"{path.relative_to(root)} {status.st_mtime_ns} {status.st_size}".encode())
+    for package in _PACKAGES:
+        digest.update(f"{package} {_version(package)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"

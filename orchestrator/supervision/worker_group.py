@@ -1,0 +1,279 @@
+"""The gang: a detached placement group with one bundle per node, held over all restarts, and one agent in each bundle."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from orchestrator.errors import ClusterError
+from orchestrator.paths import Home
+from orchestrator.runtime.link import Order
+from orchestrator.spec import JobSpec
+from orchestrator.supervision.agent import Agent
+from orchestrator.supervision.context import RunContext
+
+NAMESPACE = "orchestrator"
+PLACE_LIMIT_S = 60.0
+"""How long an agent may take to start in a bundle that is reserved; a bundle whose node is gone never lets it."""
+ANSWER_LIMIT_S = 60.0
+NAME_FREE_LIMIT_S = 20.0
+
+log = logging.getLogger("orchestrator.supervisor")
+
+Placement = Sequence[tuple[str, int]]
+"""(Ray node id, number of ranks) of each bundle."""
+
+
+class PlaceLost(ClusterError):
+    """A bundle of the job's place lets no agent start: its node is gone."""
+
+
+class Group(Protocol):
+    """What a supervisor asks of its worker group."""
+
+    def prepare(self) -> None:
+        """Begin to start the agents that are missing. Does not wait."""
+
+    def start(self, tasks: Sequence[dict[str, Any]], env: Mapping[str, str], give_up: Callable[[], bool]) -> None:
+        """Fork all ranks. `tasks` lack the rendezvous. Raises PlaceLost, ClusterError; returns early if `give_up()`."""
+
+    def kill_ranks(self) -> None:
+        """SIGKILL; returns when no rank is left or the agent of those left is gone too."""
+
+    def order(self, order: Order) -> None: ...
+
+    def missing(self) -> set[int]:
+        """Bundles that have no agent now."""
+
+    def close(self) -> None:
+        """Ship the logs, end the agents."""
+
+
+# the place
+
+
+def bundles(spec: JobSpec, ranks_per_node: Sequence[int], node_ids: Sequence[str]) -> tuple[list[dict[str, float]], list[dict[str, str]]]:
+    """(resources, label selector) of each bundle."""
+    asked = spec.resources
+    resources = [_resources(ranks * asked.cpus_per_worker, ranks * asked.gpus_per_worker) for ranks in ranks_per_node]
+    return resources, [{"ray.io/node-id": node_id} for node_id in node_ids]
+
+
+def reserve(job_id: str, spec: JobSpec, placement: Placement) -> bool:
+    """Ask for the job's place, once; True when it is reserved. Never waits for it. Asking again does no harm."""
+    found = _find_group(job_id)
+    if found is None:
+        resources, selectors = bundles(spec, [ranks for _, ranks in placement], [node_id for node_id, _ in placement])
+        found = placement_group(
+            resources, strategy="PACK", name=group_name(job_id), lifetime="detached", bundle_label_selector=selectors
+        )
+    return bool(found.wait(timeout_seconds=0.1))
+
+
+def release(job_id: str) -> None:
+    """End supervisor and agents and give the place back. No error if nothing is left of them."""
+    _kill_named(supervisor_name(job_id))
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(f"agent:{job_id}:"):
+            _kill_named(actor["name"])
+    group = _find_group(job_id)
+    if group is not None:
+        remove_placement_group(group)
+
+
+def supervisor_name(job_id: str) -> str:
+    return f"supervisor:{job_id}"
+
+
+def agent_name(job_id: str, bundle: int) -> str:
+    return f"agent:{job_id}:{bundle}"
+
+
+def group_name(job_id: str) -> str:
+    return f"job:{job_id}"
+
+
+def _resources(cpus: float, gpus: float) -> dict[str, float]:
+    return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+
+
+def _find_group(job_id: str) -> PlacementGroup | None:
+    """By name over all namespaces: a supervisor's own namespace is that of the driver which created it."""
+    for group_id, row in placement_group_table().items():
+        if row["name"] == group_name(job_id) and row["state"] != "REMOVED":
+            return PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id)))
+    return None
+
+
+def _kill_named(name: str) -> None:
+    try:
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+    except ValueError:
+        return
+
+
+# the processes in it
+
+
+class AgentSlot:
+    """The agent of one bundle, started anew when it died."""
+
+    def __init__(self, job_id: str, bundle: int, gpus: float, home: Home, entry: str, on_loss: Callable[[int, str], None]) -> None:
+        self.job_id = job_id
+        self.bundle = bundle
+        self._gpus = gpus
+        self._home = home
+        self._entry = entry
+        self._on_loss = on_loss
+        self._life = 0
+        self.handle: Any = None
+
+    def prepare(self, group: PlacementGroup, supervisor: Any) -> None:
+        if self.handle is not None:
+            return
+        _kill_named(agent_name(self.job_id, self.bundle))
+        self._life += 1
+        life = self._life
+        self.handle = handle = self._create(group, supervisor)
+        # A call that never returns fails when the process dies, which is how Ray tells soonest.
+        handle.wait.remote().future().add_done_callback(lambda future: self._lost(life, future))
+
+    def discard(self) -> None:
+        if self.handle is not None:
+            handle, self.handle = self.handle, None
+            self._life += 1
+            ray.kill(handle, no_restart=True)
+
+    def _create(self, group: PlacementGroup, supervisor: Any) -> Any:
+        """The name of an agent that was killed a moment ago may still be taken."""
+        strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=self.bundle)
+        actor = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"wait": 1})(Agent)
+        options = actor.options(
+            name=agent_name(self.job_id, self.bundle), namespace=NAMESPACE, lifetime="detached", num_gpus=self._gpus,
+            scheduling_strategy=strategy,
+        )  # fmt: skip
+        give_up = time.monotonic() + NAME_FREE_LIMIT_S
+        while True:
+            try:
+                return options.remote(self.job_id, self.bundle, str(self._home.root), self._entry, supervisor)
+            except ValueError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.01)
+
+    def _lost(self, life: int, future: Any) -> None:
+        """On a thread of Ray's."""
+        if life == self._life:
+            self.handle = None
+            self._on_loss(self.bundle, _first_line(future.exception()))
+
+
+class WorkerGroup:
+    """The agents and ranks of one job. `on_loss(bundle, why)` is called on another thread when an agent dies."""
+
+    def __init__(self, context: RunContext, supervisor: Any, on_loss: Callable[[int, str], None], entry: str) -> None:
+        self._job_id = context.job_id
+        self._ranks_per_bundle = context.ranks_per_bundle
+        self._supervisor = supervisor
+        gpus = context.spec.resources.gpus_per_worker
+        self._slots = [
+            AgentSlot(context.job_id, bundle, ranks * gpus, context.home, entry, on_loss)
+            for bundle, ranks in enumerate(context.ranks_per_bundle)
+        ]
+
+    def prepare(self) -> None:
+        group = _find_group(self._job_id)
+        if group is None:
+            raise PlaceLost(f"the place of {self._job_id} is not reserved any more")
+        for slot in self._slots:
+            slot.prepare(group, self._supervisor)
+
+    def start(self, tasks: Sequence[dict[str, Any]], env: Mapping[str, str], give_up: Callable[[], bool]) -> None:
+        self.prepare()
+        if not self._wait_placed(give_up):
+            return
+        address, port = self._ask([self._slots[0]], "address")[0]
+        tasks = [{**task, "master_address": address, "master_port": port} for task in tasks]
+        parts, first = [], 0
+        for count in self._ranks_per_bundle:
+            parts.append(tasks[first : first + count])
+            first += count
+        self._ask(self._slots, "start_ranks", lambda slot: (tasks[0]["epoch"], parts[slot.bundle], dict(env)))
+
+    def missing(self) -> set[int]:
+        return {slot.bundle for slot in self._slots if slot.handle is None}
+
+    def kill_ranks(self) -> None:
+        """An agent that cannot kill its ranks is killed itself: the warm process then does it."""
+        for slot, answer in [(slot, handle.kill_ranks.remote()) for slot, handle in self._agents()]:
+            try:
+                ray.get(answer, timeout=ANSWER_LIMIT_S)
+            except (RayError, ClusterError) as error:
+                log.warning("agent %d did not end its ranks and is ended itself: %s", slot.bundle, _first_line(error))
+                slot.discard()
+
+    def order(self, order: Order) -> None:
+        for _, handle in self._agents():
+            handle.order.remote(int(order))
+
+    def close(self) -> None:
+        for slot, answer in [(slot, handle.flush_logs.remote()) for slot, handle in self._agents()]:
+            try:
+                ray.get(answer, timeout=ANSWER_LIMIT_S)
+            except RayError as error:
+                log.warning("agent %d did not ship the rest of its logs: %s", slot.bundle, _first_line(error))
+            slot.discard()
+
+    def _agents(self) -> list[tuple[AgentSlot, Any]]:
+        """The handles as of now: one may be dropped at any moment, on a thread of Ray's."""
+        return [(slot, handle) for slot in self._slots if (handle := slot.handle) is not None]
+
+    def _wait_placed(self, give_up: Callable[[], bool]) -> bool:
+        """Until every agent answers. False if given up. Raises PlaceLost, ClusterError (an agent's own error)."""
+        answers = [handle.pids.remote() for _, handle in self._agents()]
+        limit = time.monotonic() + PLACE_LIMIT_S
+        missing = answers
+        while missing and not give_up():
+            if time.monotonic() > limit:
+                raise PlaceLost(f"{len(missing)} of {len(answers)} nodes of {self._job_id} do not start an agent any more")
+            _, missing = ray.wait(missing, num_returns=len(missing), timeout=0.2)
+        if missing:
+            return False
+        _get(answers)
+        return True
+
+    def _ask(
+        self, slots: Sequence[AgentSlot], method: str, arguments: Callable[[AgentSlot], tuple[Any, ...]] = lambda slot: ()
+    ) -> list[Any]:  # fmt: skip
+        handles = [slot.handle for slot in slots]
+        if None in handles:
+            raise ClusterError(f"the agent of node {handles.index(None)} died while the ranks were being started")
+        return _get([getattr(handle, method).remote(*arguments(slot)) for handle, slot in zip(handles, slots, strict=True)])
+
+
+def _get(answers: Sequence[Any]) -> list[Any]:
+    """Raises ClusterError for whatever Ray or an agent raised."""
+    try:
+        return list(ray.get(list(answers), timeout=ANSWER_LIMIT_S))
+    except GetTimeoutError as error:
+        raise ClusterError(f"an agent did not answer within {ANSWER_LIMIT_S:.0f} s") from error
+    except RayError as error:
+        raise ClusterError(_cause(error)) from error
+
+
+def _cause(error: BaseException) -> str:
+    """Ray wraps what an actor raised; the last line of its text names it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

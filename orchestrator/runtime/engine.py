@@ -60,6 +60,7 @@ class Engine:
             config=deepspeed_config(spec, layout, self.precision),
             dist_init_required=False,
         )
+        _match_running_statistics(self.module, _DTYPES[self.precision])
         self.state = EngineState(self._engine, parameters)
         self._plain_optimizer = isinstance(self._engine.optimizer, torch.optim.Optimizer)
 
@@ -107,14 +108,15 @@ class Engine:
         """
         if self.zero_stage < 3:
             return self.module if mine else None
-        copy = build().to(self.device, _DTYPES[self.precision]) if mine else None
+        copy = build().to(self.device) if mine else None
         targets = dict(copy.named_parameters()) if copy is not None else {}
         for name, parameter in self.module.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter]):
                 if mine:
-                    targets[name].data.copy_(parameter.data)
-        if copy is not None:
-            copy.load_state_dict(dict(self.module.named_buffers()), strict=False)
+                    targets[name].data = parameter.data.clone()
+        for name, buffer in self.module.named_buffers():
+            if copy is not None:
+                copy.get_buffer(name).data = buffer.data.clone()
         return copy
 
     def _set_lr(self, lr: float) -> None:
@@ -136,6 +138,14 @@ def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
     vectors = [parameter for parameter in trainable if parameter.dim() <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _match_running_statistics(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """DeepSpeed casts weights and leaves buffers (rotary frequencies need fp32); a batch norm needs both in one format."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            module.running_mean.data = module.running_mean.data.to(dtype)
+            module.running_var.data = module.running_var.data.to(dtype)
 
 
 def _check_loss(loss: Any) -> None:

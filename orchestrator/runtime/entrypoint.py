@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import sys
 from types import ModuleType
+from typing import Any
 
 from orchestrator.errors import WorkloadError, nearest
 from orchestrator.spec import JobSpec
@@ -34,7 +35,8 @@ def load_workload(spec: JobSpec) -> Workload:
         raise WorkloadError(f"workload.entrypoint={spec.workload.entrypoint}: {found} has no method {', '.join(missing)}.")
     workload: Workload = chosen(spec)
     if not hasattr(workload, "tokens_per_sample"):
-        raise WorkloadError(f"workload.entrypoint={spec.workload.entrypoint}: {chosen.__name__} has no attribute tokens_per_sample (0: none).")
+        found = f"{chosen.__name__} of {module.__name__}"
+        raise WorkloadError(f"workload.entrypoint={spec.workload.entrypoint}: {found} has no attribute tokens_per_sample (0: none).")
     return workload
 
 
@@ -64,7 +66,7 @@ def _import(spec: JobSpec) -> ModuleType:
         raise WorkloadError(f"workload.entrypoint={spec.workload.entrypoint}: there is no module '{name}'.{where}") from None
 
 
-def _class_of(module: ModuleType, spec: JobSpec) -> type[Workload]:
+def _class_of(module: ModuleType, spec: JobSpec) -> type[Any]:
     name = spec.workload.entrypoint.split(":")[1]
     found = getattr(module, name, None)
     if inspect.isclass(found):

@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,10 +70,10 @@ def train(run: Training) -> bool:
         step = run.step + 1
         run.clock.tick(step, Phase.DATA)
         lr = learning_rate(run.spec.optimizer, run.max_steps, step)
-        report = run.engine.step(loader.micro_batches(run.position), lr, lambda phase, step=step: run.clock.tick(step, phase))
-        first_id, run.step, run.position = run.position, step, run.position + run.layout.global_batch_size
+        report = run.engine.step(loader.micro_batches(run.position), lr, partial(run.clock.tick, step))
+        begun_at, run.step, run.position = run.position, step, run.position + run.layout.global_batch_size
         if step % run.spec.training.log_interval_steps == 0 or step == run.max_steps:
-            stop = _log(run, report, lr, first_id)
+            stop = _log(run, report, lr, begun_at)
         if _evaluation_is_due(run):
             _evaluate(run)
         if step % run.spec.checkpoint.interval_steps == 0 or step == run.max_steps or stop:
@@ -121,7 +122,7 @@ def _evaluation_is_due(run: Training) -> bool:
 
 def _evaluate(run: Training) -> Evaluation:
     started = time.monotonic()
-    tick = lambda: run.clock.tick(run.step, Phase.EVALUATION)  # noqa: E731
+    tick = partial(run.clock.tick, run.step, Phase.EVALUATION)
     tick()
     run.last_evaluation = evaluate(run.engine, run.workload, run.dataset, run.spec, run.step, tick)
     if run.task.rank == 0:

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from orchestrator.errors import WorkloadError
+from orchestrator.runtime.entrypoint import load_workload, workload_file
+from orchestrator.spec import JobSpec, from_dict
+
+GOOD = """
+class Mine:
+    tokens_per_sample = 0
+    def __init__(self, spec): pass
+    def source_fingerprint(self): pass
+    def prepare(self, sink): pass
+    def build_model(self, dataset): pass
+    def loss(self, model, batch): pass
+    def evaluate(self, model, batch): pass
+    def metrics(self, sums): pass
+class Half:
+    def loss(self, model, batch): pass
+"""
+
+
+@pytest.fixture
+def code_dir(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_good_code.py").write_text(GOOD)
+    (tmp_path / "my_bad_code.py").write_text("import a_module_that_is_not_there\n")
+    yield tmp_path
+    for name in ("my_good_code", "my_bad_code"):
+        sys.modules.pop(name, None)
+
+
+def spec_of(entrypoint, code_dir):
+    workload = {"name": "mine", "entrypoint": entrypoint, "code_dir": str(code_dir)}
+    training = {"max_steps": 1, "global_batch_size": 1, "micro_batch_size": 1}
+    return from_dict(JobSpec, {"workload": workload, "model": {"name": "m"}, "data": {"name": "d"}, "training": training})
+
+
+def test_a_class_in_the_code_folder(code_dir):
+    spec = spec_of("my_good_code:Mine", code_dir)
+    assert type(load_workload(spec)).__name__ == "Mine"
+    assert workload_file(spec) == str(code_dir / "my_good_code.py")
+
+
+def test_a_misspelt_class_names_the_nearest(code_dir):
+    with pytest.raises(WorkloadError, match="has no class 'Mime'.* Did you mean 'Mine'"):
+        load_workload(spec_of("my_good_code:Mime", code_dir))
+
+
+def test_a_missing_module_is_named_with_the_folder(code_dir):
+    with pytest.raises(WorkloadError, match=f"no module 'my_good_cod'.*{code_dir}"):
+        load_workload(spec_of("my_good_cod:Mine", code_dir))
+
+
+def test_missing_methods_are_named(code_dir):
+    with pytest.raises(WorkloadError, match="Half of my_good_code has no method source_fingerprint, prepare, build_model, evaluate, metrics"):
+        load_workload(spec_of("my_good_code:Half", code_dir))
+
+
+def test_a_failing_import_of_the_users_own_is_not_hidden(code_dir):
+    spec = spec_of("my_bad_code:Mine", code_dir)
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        load_workload(spec)
+    assert workload_file(spec) == str(code_dir / "my_bad_code.py")

@@ -104,9 +104,7 @@ class Sandbox:
     def history(self, job_id: str) -> list[dict[str, Any]]:
         """The deterministic part of the loss history: one row per step."""
         rows = json.loads(self.store(job_id).get(JobKeys(job_id).artifact("history.json")))
-        rows = rows["steps"] if isinstance(rows, dict) else rows
-        flat = [{"step": row["step"], **row.get("values", row)} for row in rows]
-        return [{key: row[key] for key in ("step", *DETERMINISTIC) if key in row} for row in flat]
+        return [{key: row[key] for key in ("step", *DETERMINISTIC)} for row in rows["history"]]
 
     def weights(self, job_id: str) -> dict[str, Any]:
         """Every tensor of the newest commit by (role, name), as arrays."""

@@ -10,9 +10,6 @@ from orchestrator.control.client import write_private
 from orchestrator.control.processes import CLUSTER_MARK, HOME_MARK
 from orchestrator.paths import Home
 
-NAMESPACE = "orchestrator"
-"""Of all named actors."""
-
 
 def ensure_token(home: Home) -> None:
     """Make the token that only this home's processes know."""

@@ -145,6 +145,7 @@ class Life:
         if status.events:
             self.cursor = self.store.append_from(job.id, source, status.events)
         if status.ended:
+            self.why_lost = "it ended, but its result could not be written"
             self._enter(Phase.RESULT, now)
         changes = self._news(job, status, now)
         if changes:

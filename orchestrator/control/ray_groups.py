@@ -11,13 +11,14 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError
 
-from orchestrator.control.environment import NAMESPACE
 from orchestrator.control.groups import GroupStatus, SupervisorGone
 from orchestrator.errors import ObjectNotFound
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobResult, JobState, progress_from_dict, result_from_dict
 from orchestrator.paths import Home, JobKeys
 from orchestrator.storage import ObjectStore, open_store
+from orchestrator.supervision import worker_group
+from orchestrator.supervision.supervisor import start_supervisor
 
 ANSWER_LIMIT_S = 20.0
 """How long an answer of a supervisor is waited for; Ray may be bringing it back meanwhile."""
@@ -37,22 +38,21 @@ class RayGroups:
         return self._pool.submit(self._start, job)
 
     def status(self, job: Job, after_event: int) -> Future[GroupStatus]:
-        return self._pool.submit(lambda: _status(job.id, _ask(job.id, "status", after_event)))
+        return self._pool.submit(lambda: parse_status(job, _ask(job.id, "status", after_event)))
 
     def stop(self, job: Job, mode: str) -> Future[None]:
         return self._pool.submit(lambda: _ask(job.id, "stop", mode))
 
     def release(self, job: Job) -> Future[None]:
-        from orchestrator.supervision import worker_group
-
         return self._pool.submit(worker_group.release, job.id)
 
     def result(self, job: Job) -> Future[JobResult | None]:
         return self._pool.submit(self._result, job)
 
     def _start(self, job: Job) -> bool:
-        from orchestrator.supervision import supervisor, worker_group
-
+        if not worker_group.reserve(job.id, job.spec, job.placement):
+            return False
+        start_supervisor(job.id, job.run, job.spec, self._home, [workers for _, workers in job.placement])
         return True
 
     def _result(self, job: Job) -> JobResult | None:
@@ -67,10 +67,26 @@ class RayGroups:
         return open_store(job.spec.storage, {**os.environ, **secrets})
 
 
+def parse_status(job: Job, values: Mapping[str, Any]) -> GroupStatus:
+    """A supervisor's answer to `status`. One that has only just begun knows of no progress yet."""
+    known = values["progress"]
+    return GroupStatus(
+        state=JobState(values["state"]),
+        progress=job.progress if known is None else progress_from_dict(known),
+        source=values["source"],
+        events=tuple((number, _event(event)) for number, event in values["events"]),
+        ended=values["ended"],
+    )
+
+
+def _event(values: Mapping[str, Any]) -> Event:
+    return Event(**{**values, "kind": EventKind(values["kind"])})
+
+
 def _supervisor(job_id: str) -> Any:
     """The handle of the job's supervisor, None if Ray knows none."""
     try:
-        return ray.get_actor(f"supervisor:{job_id}", namespace=NAMESPACE)
+        return ray.get_actor(worker_group.supervisor_name(job_id), namespace=worker_group.NAMESPACE)
     except ValueError:
         return None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.control.controller import Controller
-from orchestrator.control.environment import NAMESPACE, remote_environment
+from orchestrator.control.environment import remote_environment
 from orchestrator.control.keeper import ClusterFile
 from orchestrator.control.lock import ControllerLock, cluster_lock, holder, if_free
 from orchestrator.control.processes import CLUSTER_MARK
@@ -138,6 +138,8 @@ def _join(address: str, wait_s: float) -> None:
 
     wait_for_ray(address, wait_s)
     import ray
+
+    from orchestrator.supervision.worker_group import NAMESPACE
 
     ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
 

@@ -37,6 +37,8 @@ class Attempt:
     done: dict[int, tuple[int, bool]] = field(default_factory=dict)
     """rank -> (step, stopped)."""
     exited: set[int] = field(default_factory=set)
+    suspects: set[str] = field(default_factory=set)
+    """Keys of commits that a rank has found damaged."""
     _saved: dict[tuple[int, str], dict[int, Mapping[str, Any]]] = field(default_factory=dict)
     _first_report_s: float | None = None
     _all_done_s: float | None = None

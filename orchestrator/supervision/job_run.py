@@ -190,7 +190,7 @@ class JobRun:
             case "started":
                 self._started(attempt, message)
             case "suspect":
-                self._suspect(message)
+                self._suspect(attempt, message)
             case _:
                 self._chronicle.hear(message)
 
@@ -210,7 +210,11 @@ class JobRun:
             self._committer.newest_step = self._committer.newest()
             self._board.show(committed_step=self._committer.newest_step)
 
-    def _suspect(self, message: Message) -> None:
+    def _suspect(self, attempt: Attempt, message: Message) -> None:
+        """Every rank that reads the commit finds it damaged; it is marked and told once."""
+        if message["commit"] in attempt.suspects:
+            return
+        attempt.suspects.add(message["commit"])
         self._committer.mark_suspect(message["commit"], message["message"])
         self._chronicle.tell(EventKind.CORRUPT_CHECKPOINT, message["message"], commit=message["commit"])
 

@@ -1,0 +1,64 @@
+"""SIGKILL at seeded random moments; the interrupted run must equal the calm one bit for bit.
+
+`make campaign NAME=kills N=...` runs the long form of the same function.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from harness import TINY, Sandbox
+
+from orchestrator.job import JobState
+
+KINDS = ("rank", "rank", "rank", "rank", "agent", "supervisor", "controller", "warm")
+LENGTH = ("training.max_steps=300",)
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    box = Sandbox()
+    yield box
+    box.close()
+
+
+@pytest.fixture(scope="module")
+def calm(sandbox):
+    job_id = sandbox.submit(*TINY, *LENGTH)
+    assert sandbox.wait_ended(job_id).state is JobState.SUCCEEDED, sandbox.describe()
+    return sandbox.history(job_id), sandbox.fingerprint(job_id)
+
+
+@pytest.mark.parametrize("number, kind", list(enumerate(KINDS)))
+def test_a_killed_run_equals_the_calm_one(sandbox, calm, number, kind):
+    rng = random.Random(1000 + number)
+    job_id = sandbox.submit(*TINY, *LENGTH)
+    sandbox.wait_step(job_id, rng.randrange(1, 280))
+    victim = rng.choice(sandbox.wait_until(lambda: sandbox.victims(kind), f"a {kind}"))
+    victim.kill()
+    job = sandbox.wait_ended(job_id)
+    assert job.state is JobState.SUCCEEDED, sandbox.describe()
+    assert sandbox.history(job_id) == calm[0]
+    assert sandbox.fingerprint(job_id) == calm[1]
+    if kind in ("rank", "agent", "warm"):
+        assert job.progress.restarts >= 1
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(sandbox, calm):
+    job_id = sandbox.submit(*TINY, "training.max_steps=300", "training.log_interval_steps=1")
+    sandbox.wait_until(lambda: (sandbox.job(job_id).progress.committed_step or 0) >= 60, "a commit")
+    sandbox.client.request_stop(job_id, "drain")
+    job = sandbox.wait_ended(job_id)
+    newest = job.progress.committed_step
+    folder = next((sandbox.home.store / "jobs" / job_id / "ckpt").glob(f"{newest:012d}-*"))
+    segment = next(folder.glob("seg-*"))
+    content = bytearray(segment.read_bytes())
+    content[len(content) // 2] ^= 1
+    segment.write_bytes(content)
+    code, output = sandbox.run("resume", job_id)
+    assert code == 0, output
+    events = [event.kind.name for _, event in sandbox.client.events(job_id)]
+    assert "CORRUPT_CHECKPOINT" in events
+    assert sandbox.history(job_id) == calm[0]
+    assert sandbox.fingerprint(job_id) == calm[1]

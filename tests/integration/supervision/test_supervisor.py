@@ -1,0 +1,157 @@
+"""Supervisor, agent and warm process on a real Ray cluster, with ranks that need no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import psutil
+import pytest
+from supervision_box import Box, calm_history, double_spec, wait_until
+
+from orchestrator.job import EndReason
+from orchestrator.spec import RecoverySpec
+
+
+@pytest.fixture(scope="module")
+def box():
+    it = Box()
+    yield it
+    it.close()
+
+
+def run(box, **options):
+    job = box.start(double_spec(box.url, **options))
+    result = job.wait_ended()
+    return job, result
+
+
+def test_a_calm_job_trains_commits_and_ends(box):
+    job, result = run(box)
+    assert (result.end_reason, result.step, result.committed_step) == (EndReason.COMPLETED, 40, 40), result.message
+    assert job.history() == calm_history(40)
+    assert job.events().count("committed") == 4
+    status = job.status()
+    assert status["progress"]["committed_step"] == 40
+    assert [number for number, _ in status["events"]] == list(range(1, len(status["events"]) + 1))
+    assert job.status(after_event=2)["events"] == status["events"][2:]
+    assert job.log(1, 0) == "rank 0 of epoch 1 begins at 0\n"
+    assert len(list(job.store.list(job.keys.commits))) == 3  # keep_last
+    job.release()
+
+
+def test_releasing_twice_does_no_harm_and_leaves_nothing(box):
+    job = box.start(double_spec(box.url, step_s=0.05, max_steps=1000))
+    job.wait_step(3)
+    pids = list(job.ranks().values())
+    job.release()
+    job.release()
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "the ranks' end")
+    wait_until(lambda: not list(_clocks(job.id)), "the clocks' removal")
+    wait_until(lambda: not [p for p in box.having("ray::Agent") if p.status() != psutil.STATUS_ZOMBIE], "the agent's end")
+
+
+@pytest.mark.parametrize("how", ["segfault", "exit"])
+def test_a_rank_that_fails_once_is_replaced_and_the_curve_is_the_calm_one(box, how):
+    job, result = run(box, faults=[{"rank": 1, "step": 25, "how": how, "epochs": 1}], step_s=0.005)
+    assert result.end_reason is EndReason.COMPLETED, result.message
+    assert job.history() == calm_history(40)
+    assert job.status()["progress"]["restarts"] == 1
+    assert "restored" in job.events()
+    job.release()
+
+
+def test_a_users_error_is_tried_once_more_and_then_shown(box):
+    job, result = run(box, faults=[{"rank": 1, "step": 25, "how": "raise"}], step_s=0.005)
+    assert result.end_reason is EndReason.USER_ERROR
+    assert "rank 1: ValueError: a bug of the user's" in result.message and "the traceback" in result.message
+    assert result.resumable and result.committed_step == 20
+    assert job.events().count("restarted") == 1
+    job.release()
+
+
+def test_an_impossible_configuration_is_not_tried_again(box):
+    job, result = run(box, faults=[{"rank": 0, "step": 2, "how": "bad_config"}])
+    assert result.end_reason is EndReason.CONFIGURATION
+    assert "restarted" not in job.events()
+    assert not result.resumable
+    job.release()
+
+
+def test_the_cause_is_named_ahead_of_its_echo(box):
+    faults = [{"rank": 0, "step": 5, "how": "echo"}, {"rank": 1, "step": 7, "how": "raise"}]
+    job, result = run(box, faults=faults, step_s=0.01)
+    assert result.end_reason is EndReason.USER_ERROR
+    assert result.message.startswith("rank 1:")
+    job.release()
+
+
+def test_drain_saves_and_the_next_run_goes_on_from_there(box):
+    spec = double_spec(box.url, max_steps=200, step_s=0.02, workers=1)
+    job = box.start(spec)
+    job.wait_step(15)
+    job.stop("drain")
+    result = job.wait_ended()
+    assert result.end_reason is EndReason.CANCELLED and result.resumable
+    assert result.committed_step == result.step < 200
+    job.release()
+    again = box.start(double_spec(box.url, max_steps=200, workers=1), job.id, run=2)
+    assert again.wait_ended().end_reason is EndReason.COMPLETED
+    assert again.history() == calm_history(200)
+    again.release()
+
+
+def test_stop_now_does_not_wait_for_a_rank(box):
+    job = box.start(double_spec(box.url, faults=[{"rank": 0, "step": 15, "how": "hold"}]))
+    job.wait_step(14)
+    job.stop("now")
+    result = job.wait_ended()
+    assert result.end_reason is EndReason.CANCELLED
+    assert job.ranks() == {} if not job.status()["ended"] else True
+    job.release()
+
+
+def test_a_damaged_commit_is_named_and_passed_over(box):
+    job = box.start(double_spec(box.url, max_steps=200, step_s=0.02, workers=1))
+    wait_until(lambda: (job.status()["progress"]["committed_step"] or 0) >= 20, "two commits")
+    job.stop("now")
+    newest = job.wait_ended().committed_step
+    job.release()
+    key = next(info.key for info in job.store.list(job.keys.checkpoints) if f"{newest:012d}-" in info.key and "MANIFEST" in info.key)
+    job.store.put(key, b"damaged")
+    again = box.start(double_spec(box.url, max_steps=200, workers=1), job.id, run=2)
+    assert again.wait_ended().end_reason is EndReason.COMPLETED
+    assert again.history() == calm_history(200)
+    assert again.events().count("corrupt_checkpoint") == 1
+    again.release()
+
+
+def test_max_restarts_bounds_even_kills(box):
+    job = box.start(double_spec(box.url, max_steps=2000, step_s=0.01, workers=1, recovery=RecoverySpec(max_restarts=0)))
+    job.wait_step(3)
+    os.kill(job.ranks()[0], signal.SIGKILL)
+    result = job.wait_ended()
+    assert result.end_reason is EndReason.RANK_KILLED
+    assert "SIGKILL" in result.message and "max_restarts=0" in result.message
+    job.release()
+
+
+def test_a_secret_reaches_the_ranks_and_neither_rays_tables_nor_the_store(box):
+    job_id = "with-secret"
+    path = box.home.secrets(job_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"MY_SECRET": "s3cr3t-value"}')
+    job = box.start(double_spec(box.url, max_steps=2000, step_s=0.01, workers=1), job_id)
+    job.wait_step(2)
+    assert psutil.pid_exists(job.ranks()[0])
+    job.stop("now")
+    job.wait_ended()
+    content = b"".join(job.store.get(info.key) for info in job.store.list(job.keys.root))
+    assert b"s3cr3t-value" not in content
+    job.release()
+
+
+def _clocks(job_id):
+    from pathlib import Path
+
+    return Path("/dev/shm").glob(f"orchestrator-{job_id}-*")

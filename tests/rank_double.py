@@ -1,0 +1,117 @@
+"""A rank without torch, for tests of supervision: it trains a number, saves it, and fails on order.
+
+`workload.options` is its script: `step_s`, and `faults`, a list of {"rank", "step", "how", "epochs"}: in its first `epochs` epochs
+the rank does `how` at that step: `raise`, `exit`, `silent`, `segfault`, `echo`, `bad_config`, `hold` (wait to be killed).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from orchestrator.checkpoints.commit import CommitLog
+from orchestrator.checkpoints.manifest import Segment, TensorSlice, WriterIndex, crc64, encode
+from orchestrator.checkpoints.plan import Box
+from orchestrator.errors import ConfigError, CorruptObject
+from orchestrator.paths import JobKeys, index_key, segment_key
+from orchestrator.runtime.link import AgentLink, Order, Phase, ProgressClock
+from orchestrator.runtime.task import RankTask
+from orchestrator.spec import JobSpec, from_dict
+from orchestrator.storage import ObjectStore, open_store
+
+MODULUS = 1_000_003
+
+
+def next_value(value: int, step: int) -> int:
+    return (value * 31 + step) % MODULUS
+
+
+def main(task: RankTask) -> int:
+    link = AgentLink(Path(task.agent_socket), task.rank)
+    link.send("hello", pid=os.getpid())
+    try:
+        _live(task, link)
+    except (ValueError, ConfigError, ConnectionError) as error:
+        reason = "CONFIGURATION" if isinstance(error, ConfigError) else "USER_ERROR"
+        echo = isinstance(error, ConnectionError)
+        link.send("error", end_reason=reason, message=f"{type(error).__name__}: {error}", traceback="the traceback", fingerprint=type(error).__name__, echo=echo)
+        return 1
+    return 0
+
+
+def _live(task: RankTask, link: AgentLink) -> None:
+    spec: JobSpec = from_dict(JobSpec, task.spec)
+    store = open_store(spec.storage)
+    clock = ProgressClock(Path(task.clock))
+    step, value = _restore(task, store, link)
+    print(f"rank {task.rank} of epoch {task.epoch} begins at {step}")
+    if task.rank == 0:
+        link.send("started", first_step=step + 1)
+    stopped = False
+    while step < spec.training.max_steps and not stopped:
+        step += 1
+        clock.tick(step, Phase.FORWARD)
+        _fail_on_order(spec, task, step)
+        time.sleep(spec.workload.options.get("step_s", 0.001))
+        value = next_value(value, step)
+        if task.rank == 0:
+            link.send("metrics", step=step, values={"loss": float(value)})
+        stopped = clock.order() is Order.DRAIN
+        if step % spec.checkpoint.interval_steps == 0 or step == spec.training.max_steps or stopped:
+            _save(task, store, link, step, value)
+    link.send("done", step=step, stopped=stopped)
+
+
+def _restore(task: RankTask, store: ObjectStore, link: AgentLink) -> tuple[int, int]:
+    log = CommitLog(store, JobKeys(task.job_id))
+    for key in task.commits:
+        try:
+            ref = log.read(key)
+            scalars = log.load_manifest(ref).job_scalars
+        except CorruptObject as error:
+            link.send("suspect", commit=key, message=str(error))
+            continue
+        if task.rank == 0:
+            link.send("restored", step=ref.step, commit=key)
+        return ref.step, scalars["value"]
+    return 0, 1
+
+
+def _save(task: RankTask, store: ObjectStore, link: AgentLink, step: int, value: int) -> None:
+    """One tensor, of which each rank writes one element. Steps of a drain differ between ranks: only a common one is committed."""
+    prefix = JobKeys(task.job_id).checkpoint(step, task.epoch, "double")
+    content = value.to_bytes(4, "little")
+    segment = Segment(key=segment_key(prefix, task.rank, 0), num_bytes=4, block_crcs=(crc64(content),))
+    part = TensorSlice(
+        name="w", role="param", dtype="float32", global_shape=(task.world_size,), boxes=(Box((task.rank,), (1,)),),
+        segment=segment.key, offset=0, num_bytes=4,
+    )  # fmt: skip
+    store.put(segment.key, content)
+    store.put(index_key(prefix, task.rank), encode(WriterIndex(writer=task.rank, segments=(segment,), slices=(part,))))
+    extra = {"job_scalars": {"step": step, "value": value}} if task.rank == 0 else {}
+    link.send("saved", step=step, checkpoint=prefix, writer=task.rank, **extra)
+
+
+def _fail_on_order(spec: JobSpec, task: RankTask, step: int) -> None:
+    for fault in spec.workload.options.get("faults", ()):
+        if (fault["rank"], fault["step"]) == (task.rank, step) and task.epoch <= fault.get("epochs", 10**6):
+            _fail(fault["how"])
+
+
+def _fail(how: str) -> None:
+    match how:
+        case "raise":
+            raise ValueError("a bug of the user's")
+        case "echo":
+            raise ConnectionError("Connection reset by peer")
+        case "bad_config":
+            raise ConfigError("training.max_steps=-1 is not possible")
+        case "exit":
+            sys.exit(7)
+        case "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "hold":
+            time.sleep(600)

@@ -1,0 +1,247 @@
+"""A real Ray cluster of one node and jobs of rank doubles on it, for tests of supervision."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orchestrator.job import JobResult, result_from_dict
+from orchestrator.paths import Home, JobKeys
+from orchestrator.spec import (
+    CheckpointSpec,
+    DataSpec,
+    JobSpec,
+    ModelSpec,
+    RecoverySpec,
+    ResourcesSpec,
+    StorageSpec,
+    TrackingSpec,
+    TrainingSpec,
+    WorkloadSpec,
+)  # fmt: skip
+from orchestrator.storage import ObjectStore, open_store
+
+TESTS = Path(__file__).parent
+ENTRY = "rank_double:main"
+MARK = "SUPERVISION_BOX"
+
+
+def double_spec(url: str, *, max_steps: int = 40, workers: int = 2, recovery: RecoverySpec | None = None, **script: Any) -> JobSpec:
+    return JobSpec(
+        workload=WorkloadSpec(name="double", entrypoint="rank_double:Double", options=script),
+        model=ModelSpec(name="none"),
+        data=DataSpec(name="none"),
+        training=TrainingSpec(max_steps=max_steps, global_batch_size=4, micro_batch_size=1),
+        resources=ResourcesSpec(num_workers=workers, cpus_per_worker=0.25),
+        checkpoint=CheckpointSpec(interval_steps=10, keep_last=3),
+        storage=StorageSpec(url=url),
+        tracking=TrackingSpec(enabled=False),
+        recovery=recovery or RecoverySpec(backoff_s=0.05),
+    )
+
+
+class Box:
+    def __init__(self) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="sv-"))
+        self.home = Home(self.root / "home")
+        self.url = (self.root / "store").as_uri()
+        self.jobs = 0
+        self.address = f"127.0.0.1:{_free_port()}"
+        environment = {
+            "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": self.address, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        self._before = {name: os.environ.get(name) for name in environment}
+        os.environ.update(environment)
+        self.head = self._start_head()
+        self._join()
+
+    def _start_head(self) -> subprocess.Popen[bytes]:
+        host, port = self.address.split(":")
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}", f"--node-ip-address={host}",
+            f"--ray-client-server-port={_free_port()}", f"--dashboard-agent-listen-port={_free_port()}", "--include-dashboard=false",
+            "--num-cpus=4", "--object-store-memory=83886080", "--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={self.root}/ray",
+        ]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": str(TESTS), MARK: str(self.root)}
+        environment.pop("RAY_ADDRESS")
+        with (self.root / "head.log").open("wb") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def _join(self) -> None:
+        import ray
+
+        limit = time.monotonic() + 60
+        while True:
+            try:
+                ray.init(self.address, namespace="orchestrator", log_to_driver=False, logging_level="ERROR")
+                return
+            except Exception as error:
+                ray.shutdown()
+                if time.monotonic() > limit:
+                    raise AssertionError((self.root / "head.log").read_text()) from error
+                time.sleep(0.2)
+
+    def start(self, spec: JobSpec, job_id: str = "", run: int = 1) -> Job:
+        import ray
+
+        from orchestrator.supervision import supervisor, worker_group
+
+        if not job_id:
+            self.jobs += 1
+            job_id = f"job-{self.jobs}"
+        node = ray.nodes()[0]["NodeID"]
+        placement = [(node, spec.resources.num_workers)]
+        wait_until(lambda: worker_group.reserve(job_id, spec, placement), "the place")
+        handle = supervisor.start_supervisor(job_id, run, spec, self.home, [spec.resources.num_workers], ENTRY)
+        return Job(self, job_id, run, spec, handle)
+
+    def processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == str(self.root):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def having(self, text: str) -> list[psutil.Process]:
+        return [process for process in self.processes() if text in command_of(process)]
+
+    def warm(self) -> list[psutil.Process]:
+        """The warm process itself; its ranks are forks with the same command."""
+        found = self.having("orchestrator.runtime.warm")
+        pids = {process.pid for process in found}
+        return [process for process in found if process.ppid() not in pids]
+
+    def close(self) -> None:
+        import ray
+
+        ray.shutdown()
+        for name, value in self._before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        self.head.send_signal(signal.SIGTERM)
+        try:
+            self.head.wait(20)
+        except subprocess.TimeoutExpired:
+            self.head.kill()
+        psutil.wait_procs(self.processes(), timeout=5)
+        for process in self.processes():
+            process.kill()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+class Job:
+    def __init__(self, box: Box, job_id: str, run: int, spec: JobSpec, handle: Any) -> None:
+        self.box = box
+        self.id = job_id
+        self.run = run
+        self.spec = spec
+        self.handle = handle
+        self.keys = JobKeys(job_id)
+
+    @property
+    def store(self) -> ObjectStore:
+        return open_store(self.spec.storage)
+
+    def status(self, after_event: int = 0) -> dict[str, Any]:
+        """Also across a restart of the supervisor."""
+        import ray
+
+        limit = time.monotonic() + 30
+        while True:
+            try:
+                status: dict[str, Any] = ray.get(self.handle.status.remote(after_event), timeout=20)
+                return status
+            except ray.exceptions.ActorUnavailableError:
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.05)
+
+    def events(self) -> list[str]:
+        """Kinds of events over all lives of the supervisor, from the journal."""
+        from orchestrator.tracking.journal import read_file
+
+        records = read_file(self.box.home.node(self.id) / "journal.jsonl")
+        return [record["event"] for record in records if record["kind"] == "event"]
+
+    def stop(self, mode: str) -> None:
+        import ray
+
+        ray.get(self.handle.stop.remote(mode), timeout=20)
+
+    def wait_ended(self, timeout_s: float = 60) -> JobResult:
+        wait_until(lambda: self.status()["ended"], f"the end of {self.id}: {self.status()}", timeout_s)
+        return result_from_dict(json.loads(self.store.get(self.keys.result(self.run))))
+
+    def wait_step(self, step: int) -> None:
+        wait_until(lambda: self.status()["progress"]["step"] >= step, f"step {step} of {self.id}")
+
+    def ranks(self) -> dict[int, int]:
+        """Rank -> pid."""
+        import ray
+
+        agent = ray.get_actor(f"agent:{self.id}:0", namespace="orchestrator")
+        pids: dict[int, int] = ray.get(agent.pids.remote(), timeout=20)
+        return pids
+
+    def history(self) -> list[tuple[int, float]]:
+        rows = json.loads(self.store.get(self.keys.artifact("history.json")))["history"]
+        return [(row["step"], row["loss"]) for row in rows]
+
+    def log(self, epoch: int, rank: int) -> str:
+        pieces = [self.store.get(info.key) for info in self.store.list(f"{self.keys.logs}{epoch:08d}/{rank:05d}/")]
+        return b"".join(pieces).decode()
+
+    def release(self) -> None:
+        from orchestrator.supervision import worker_group
+
+        worker_group.release(self.id)
+
+
+def calm_history(max_steps: int) -> list[tuple[int, float]]:
+    """What every run must have, interrupted or not."""
+    from rank_double import next_value
+
+    rows, value = [], 1
+    for step in range(1, max_steps + 1):
+        value = next_value(value, step)
+        rows.append((step, float(value)))
+    return rows
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
+    limit = time.monotonic() + timeout_s
+    while time.monotonic() < limit:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {timeout_s} s: {what}")
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

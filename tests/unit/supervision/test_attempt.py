@@ -1,0 +1,64 @@
+"""When an attempt has failed, has ended, and when a checkpoint is whole."""
+
+from __future__ import annotations
+
+from orchestrator.supervision.attempt import ECHO_WAIT_S, LEAVE_LIMIT_S, START_LIMIT_S, Attempt
+
+
+def attempt():
+    return Attempt(epoch=1, world_size=2, base_step=0, began_s=0.0, greeted={0, 1})
+
+
+def message(rank, **fields):
+    return {"rank": rank, "time_s": 1.0, **fields}
+
+
+def test_a_signal_fails_it_at_once():
+    it = attempt()
+    it.heard_exit(message(1, code=0, signal=9), 1.0)
+    assert it.failed(1.0)
+
+
+def test_an_echo_waits_for_its_cause():
+    it = attempt()
+    it.heard_error(message(0, end_reason="INTERNAL", message="Connection reset by peer"), 1.0)
+    assert not it.failed(1.0)
+    assert it.failed(1.0 + ECHO_WAIT_S + 0.1)
+
+
+def test_a_rank_that_leaves_before_it_is_done_has_failed_even_with_exit_code_0():
+    it = attempt()
+    it.heard_exit(message(0, code=0, signal=0), 1.0)
+    assert it.failed(1.0)
+
+
+def test_it_is_complete_when_all_are_done_and_gone_however_they_went():
+    it = attempt()
+    for rank in (0, 1):
+        it.heard_done(message(rank, step=5, stopped=False), 1.0)
+    assert not it.completed(1.0)
+    it.heard_exit(message(0, code=0, signal=0), 1.0)
+    it.heard_exit(message(1, code=0, signal=11), 1.0)
+    assert it.completed(1.0) and not it.failed(1.0)
+
+
+def test_ranks_that_do_not_leave_are_not_waited_for():
+    it = attempt()
+    for rank in (0, 1):
+        it.heard_done(message(rank, step=5, stopped=False), 1.0)
+    assert it.completed(1.1 + LEAVE_LIMIT_S)
+
+
+def test_a_checkpoint_is_whole_with_its_last_writer():
+    it = attempt()
+    assert it.heard_saved(message(1, step=10, checkpoint="p/", writer=1)) is None
+    assert it.heard_saved(message(1, step=20, checkpoint="q/", writer=1)) is None
+    whole = it.heard_saved(message(0, step=10, checkpoint="p/", writer=0, job_scalars={"position": 7}))
+    assert whole is not None
+    assert (whole.step, whole.prefix, whole.job_scalars) == (10, "p/", {"position": 7})
+
+
+def test_a_silent_rank_is_given_up():
+    it = Attempt(epoch=1, world_size=2, base_step=0, began_s=0.0, greeted={0})
+    assert not it.failed(START_LIMIT_S - 1)
+    assert it.failed(START_LIMIT_S + 1)

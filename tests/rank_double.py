@@ -37,7 +37,8 @@ def main(task: RankTask) -> int:
     except (ValueError, ConfigError, ConnectionError) as error:
         reason = "CONFIGURATION" if isinstance(error, ConfigError) else "USER_ERROR"
         echo = isinstance(error, ConnectionError)
-        link.send("error", end_reason=reason, message=f"{type(error).__name__}: {error}", traceback="the traceback", fingerprint=type(error).__name__, echo=echo)
+        name = type(error).__name__
+        link.send("error", end_reason=reason, message=f"{name}: {error}", traceback="the traceback", fingerprint=name, echo=echo)
         return 1
     return 0
 

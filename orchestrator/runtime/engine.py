@@ -39,8 +39,11 @@ def resolve_precision(asked: Precision, device: torch.device) -> Precision:
 
 
 def disable_shared_memory_op() -> None:
-    """DeepSpeed would compile an op for CPU collectives at the first start (docs/decisions/0001). To be called before its set-up."""
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    """DeepSpeed would compile an op for CPU collectives at the first start (docs/decisions/0001). To be called before its set-up.
+
+    Its table of ops is set whole: to read it would run a compiler to see what works, and only collectives ask it.
+    """
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 
 class Engine:

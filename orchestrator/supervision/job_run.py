@@ -287,7 +287,7 @@ class JobRun:
         committed = self._committer.newest_step
         return JobResult(
             end_reason=reason, message=message, step=progress.step if step is None else step, committed_step=committed,
-            metrics=self._chronicle.figures(),             resumable=committed is not None and reason is not EndReason.COMPLETED,
+            metrics=self._chronicle.figures(), resumable=committed is not None and reason is not EndReason.COMPLETED,
         )  # fmt: skip
 
 

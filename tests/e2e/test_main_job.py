@@ -53,7 +53,9 @@ def test_other_world_sizes_see_the_same_samples_and_losses(sandbox, calm, worker
         assert math.isclose(mine["loss"], reference["loss"], rel_tol=2e-3, abs_tol=1e-4), (mine, reference)
 
 
-@pytest.mark.parametrize("change", ["resources.num_workers=1", "resources.num_workers=3", "parallelism.zero_stage=2", "parallelism.zero_stage=3"])
+@pytest.mark.parametrize(
+    "change", ["resources.num_workers=1", "resources.num_workers=3", "parallelism.zero_stage=2", "parallelism.zero_stage=3"]
+)
 def test_a_checkpoint_continues_in_another_layout(sandbox, change):
     job_id = sandbox.submit(*TINY, "training.max_steps=40")
     assert sandbox.wait_ended(job_id).state is JobState.SUCCEEDED

@@ -46,7 +46,7 @@ def test_a_class_in_the_code_folder(code_dir):
 
 
 def test_a_misspelt_class_names_the_nearest(code_dir):
-    with pytest.raises(WorkloadError, match="has no class 'Mime'.* Did you mean 'Mine'"):
+    with pytest.raises(WorkloadError, match=r"has no class 'Mime'.* Did you mean 'Mine'"):
         load_workload(spec_of("my_good_code:Mime", code_dir))
 
 
@@ -56,7 +56,8 @@ def test_a_missing_module_is_named_with_the_folder(code_dir):
 
 
 def test_missing_methods_are_named(code_dir):
-    with pytest.raises(WorkloadError, match="Half of my_good_code has no method source_fingerprint, prepare, build_model, evaluate, metrics"):
+    named = "Half of my_good_code has no method source_fingerprint, prepare, build_model, evaluate, metrics"
+    with pytest.raises(WorkloadError, match=named):
         load_workload(spec_of("my_good_code:Half", code_dir))
 
 

@@ -9,7 +9,7 @@ from orchestrator.runtime.failure import describe, fingerprint
 def caught(error):
     try:
         raise error
-    except BaseException as found:
+    except BaseException as found:  # noqa: BLE001 - a MemoryError and a KeyboardInterrupt are among them
         return found
 
 

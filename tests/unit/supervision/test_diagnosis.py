@@ -7,7 +7,9 @@ import pytest
 from orchestrator.job import EndReason
 from orchestrator.supervision.diagnosis import AgentLoss, ErrorReport, RankExit, diagnose, is_cause
 
-USER = ErrorReport(rank=1, time_s=10.0, end_reason="USER_ERROR", message="ValueError: bad\nmore", traceback="Traceback ...", fingerprint="f1")
+USER = ErrorReport(
+    rank=1, time_s=10.0, end_reason="USER_ERROR", message="ValueError: bad\nmore", traceback="Traceback ...", fingerprint="f1"
+)  # fmt: skip
 RESET = ErrorReport(rank=0, time_s=9.0, end_reason="INTERNAL", message="RuntimeError: Connection closed by peer [127.0.0.1]:1")
 ECHO = ErrorReport(rank=2, time_s=1.0, end_reason="INTERNAL", message="something else", echo=True)
 KILLED = RankExit(rank=3, time_s=11.0, signal=9)

@@ -45,8 +45,9 @@ class Sandbox:
         command = [sys.executable, "-m", "orchestrator.cli", *arguments]
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, cwd=TESTS, env=self.environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
-        )
+            command, cwd=TESTS, env=self.environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            preexec_fn=_hear_ctrl_c, **options,
+        )  # fmt: skip
 
     def run(self, *arguments: str, timeout_s: float = 240) -> tuple[int, str]:
         """Exit code and output of a command."""
@@ -173,6 +174,11 @@ class Sandbox:
             self.run("down", timeout_s=60)
         self.kill_everything()
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _hear_ctrl_c() -> None:
+    """A shell that runs the tests in the background has told its children to ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def interrupt(process: subprocess.Popen[str]) -> None:

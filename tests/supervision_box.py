@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from orchestrator.control.keeper import free_port, head_command
+from orchestrator.errors import ClusterError
 from orchestrator.job import JobResult, result_from_dict
 from orchestrator.paths import Home, JobKeys
 from orchestrator.spec import (
@@ -58,7 +58,7 @@ class Box:
         self.home = Home(self.root / "home")
         self.url = (self.root / "store").as_uri()
         self.jobs = 0
-        self.address = f"127.0.0.1:{_free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         environment = {
             "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": self.address, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
@@ -68,12 +68,7 @@ class Box:
         self._join()
 
     def _start_head(self) -> subprocess.Popen[bytes]:
-        host, port = self.address.split(":")
-        command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}", f"--node-ip-address={host}",
-            f"--ray-client-server-port={_free_port()}", f"--dashboard-agent-listen-port={_free_port()}", "--include-dashboard=false",
-            "--num-cpus=4", "--object-store-memory=83886080", "--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={self.root}/ray",
-        ]  # fmt: skip
+        command = head_command(self.address, f"{self.root}/ray", num_cpus=4)
         environment = {**os.environ, "PYTHONPATH": str(TESTS), MARK: str(self.root)}
         environment.pop("RAY_ADDRESS")
         with (self.root / "head.log").open("wb") as log:
@@ -82,16 +77,13 @@ class Box:
     def _join(self) -> None:
         import ray
 
-        limit = time.monotonic() + 60
-        while True:
-            try:
-                ray.init(self.address, namespace="orchestrator", log_to_driver=False, logging_level="ERROR")
-                return
-            except Exception as error:
-                ray.shutdown()
-                if time.monotonic() > limit:
-                    raise AssertionError((self.root / "head.log").read_text()) from error
-                time.sleep(0.2)
+        from orchestrator.control.cluster import wait_for_ray  # imports Ray, which reads the environment
+
+        try:
+            wait_for_ray(self.address, limit_s=60)
+        except ClusterError as error:
+            raise AssertionError((self.root / "head.log").read_text()) from error
+        ray.init(self.address, namespace="orchestrator", log_to_driver=False, logging_level="ERROR")
 
     def start(self, spec: JobSpec, job_id: str = "", run: int = 1) -> Job:
         import ray
@@ -239,9 +231,3 @@ def command_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

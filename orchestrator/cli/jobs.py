@@ -31,10 +31,10 @@ def _parser(verb: str, about: str) -> _Parser:
     return parser
 
 
-def _client(home: str) -> Client:
+def _client(home: str, job: str) -> Client:
     found = Home.find(home)
     if not found.jobs_db.exists():
-        raise JobNotFound(f"there are no jobs in {found.root}; `orchestrator train` starts one")
+        raise JobNotFound(f"no job is named '{job}': there are no jobs in {found.root}; `orchestrator train` starts one")
     return Client(found)
 
 
@@ -59,7 +59,7 @@ def status_(arguments: list[str]) -> int:
     parser.add_argument("job")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
-    client = _client(asked.home)
+    client = _client(asked.home, asked.job)
     job = client.job(asked.job)
     events = client.events(job.id)
     if asked.json:
@@ -81,7 +81,7 @@ def logs_(arguments: list[str]) -> int:
     parser.add_argument("-f", "--follow", action="store_true", help="until the job has ended")
     parser.add_argument("--rank", type=int, default=None)
     asked = parser.parse_args(arguments)
-    client = _client(asked.home)
+    client = _client(asked.home, asked.job)
     job = client.job(asked.job)
     store = open_store(job.spec.storage)
     seen: set[str] = set()
@@ -134,7 +134,7 @@ def cancel_(arguments: list[str]) -> int:
     parser.add_argument("job")
     parser.add_argument("--now", action="store_true", help="at once, without a checkpoint")
     asked = parser.parse_args(arguments)
-    client = _client(asked.home)
+    client = _client(asked.home, asked.job)
     job = client.request_stop(client.job(asked.job).id, "now" if asked.now else "drain")
     if job.state.terminal:
         print(f"{job.id} has ended already: {job.state.value}")
@@ -154,7 +154,7 @@ def resume_(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="for example training.max_steps=2000 resources.num_workers=4")
     parser.add_argument("--detach", action="store_true", help="do not follow it")
     asked = parser.parse_args(arguments)
-    client = _client(asked.home)
+    client = _client(asked.home, asked.job)
     job = client.job(asked.job)
     spec = apply_overrides(job.spec, asked.overrides) if asked.overrides else None
     wanted = spec or job.spec

@@ -120,24 +120,14 @@ class Keeper:
 
     def _start_again(self) -> None:
         self._stop_child(self._controller)
-        self._file = replace(self._file, address=f"127.0.0.1:{_free_port()}")
+        self._file = replace(self._file, address=f"127.0.0.1:{free_port()}")
         self._start_ray()
         self._start_controller()
 
     def _start_ray(self) -> None:
         self._starts += 1
         self._file.write(self._home)
-        port = self._file.address.rpartition(":")[2]
-        command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", port, "--node-ip-address=127.0.0.1",
-            f"--temp-dir={self._file.temp_dir}", f"--num-cpus={self._num_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}",
-            "--include-dashboard=false", "--include-log-monitor=false", "--no-monitor", "--disable-usage-stats",
-            "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
-        ]  # fmt: skip
-        if self._num_gpus >= 0:
-            command.append(f"--num-gpus={self._num_gpus}")
-        if importlib.util.find_spec("grpc"):  # Ray's client server starts only with it, and would take a well-known port
-            command.append(f"--ray-client-server-port={_free_port()}")
+        command = head_command(self._file.address, self._file.temp_dir, self._num_cpus, self._num_gpus)
         self._ray = self._spawn(command, "ray", new_session=True)
         log.info("Ray starts at %s, pid %s, %s CPUs", self._file.address, self._ray.pid, self._num_cpus)
 
@@ -187,6 +177,22 @@ class Keeper:
             child.wait()
 
 
+def head_command(address: str, temp_dir: str, num_cpus: int, num_gpus: int = -1) -> list[str]:
+    """`ray start` of a head that stays in the foreground and shares no port and no folder with another. GPUs -1: what the machine has."""
+    host, _, port = address.rpartition(":")
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port", port, f"--node-ip-address={host}",
+        f"--temp-dir={temp_dir}", f"--num-cpus={num_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}",
+        "--include-dashboard=false", "--include-log-monitor=false", "--no-monitor", "--disable-usage-stats",
+        "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
+    ]  # fmt: skip
+    if num_gpus >= 0:
+        command.append(f"--num-gpus={num_gpus}")
+    if importlib.util.find_spec("grpc"):  # Ray's client server starts only with it, and would take a well-known port
+        command.append(f"--ray-client-server-port={free_port()}")
+    return command
+
+
 def clean_up(home: Home, file: ClusterFile | None) -> None:
     """End every process of the home's local clusters but this one, and remove what the cluster kept on this machine."""
     strays = marked(str(home.root))
@@ -211,7 +217,7 @@ def _new_file(idle_timeout_s: float) -> ClusterFile:
     created = start_time(os.getpid())
     assert created is not None, "this process lives"
     return ClusterFile(
-        id=uuid4().hex, address=f"127.0.0.1:{_free_port()}", temp_dir=_new_temp_dir(), keeper_pid=os.getpid(), keeper_created=created,
+        id=uuid4().hex, address=f"127.0.0.1:{free_port()}", temp_dir=_new_temp_dir(), keeper_pid=os.getpid(), keeper_created=created,
         idle_timeout_s=idle_timeout_s,
     )  # fmt: skip
 
@@ -221,7 +227,8 @@ def _new_temp_dir() -> str:
     return tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=parent if len(parent) <= _LONGEST_TEMP else "/tmp")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of 127.0.0.1; another process may take it before the caller does."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.supervision.diagnosis import AgentLoss, ErrorReport, RankExit, Report, is_cause
+from orchestrator.supervision.diagnosis import AgentLoss, ErrorReport, RankExit, Report, has_cause
 
 ECHO_WAIT_S = 2.0
 """How long the cause is waited for when a rank says only that another one is gone."""
@@ -91,7 +91,7 @@ class Attempt:
             return False
         if self._first_report_s is None:
             return self.silent(now)
-        return any(map(is_cause, self.reports)) or len(self.exited) == self.world_size or now - self._first_report_s > ECHO_WAIT_S
+        return has_cause(self.reports) or len(self.exited) == self.world_size or now - self._first_report_s > ECHO_WAIT_S
 
     def silent(self, now: float) -> bool:
         return len(self.greeted) < self.world_size and now - self.began_s > START_LIMIT_S

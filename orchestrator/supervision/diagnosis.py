@@ -76,16 +76,14 @@ class Verdict:
     external: bool = False
 
 
-def is_cause(report: Report) -> bool:
-    """False for an error that only says that another rank is gone."""
-    return not (isinstance(report, ErrorReport) and (report.echo or _is_reset(report)))
+def has_cause(reports: Sequence[Report]) -> bool:
+    """False as long as ranks have only said that another one is gone, and left because of it."""
+    return any(map(_is_cause, _unexplained(reports)))
 
 
 def diagnose(reports: Sequence[Report]) -> Verdict:
-    """The verdict over what has been reported, in any order; at least one report. A rank's error explains its own exit."""
-    explained = {report.rank for report in reports if isinstance(report, ErrorReport)}
-    left = [report for report in reports if not (isinstance(report, RankExit) and _by_itself(report) and report.rank in explained)]
-    first = min(left, key=lambda report: (not is_cause(report), report.time_s, _rank(report)))
+    """The verdict over what has been reported, in any order; at least one report."""
+    first = min(_unexplained(reports), key=lambda report: (not _is_cause(report), report.time_s, _rank(report)))
     match first:
         case ErrorReport():
             return _of_error(first)
@@ -93,6 +91,16 @@ def diagnose(reports: Sequence[Report]) -> Verdict:
             return _of_exit(first)
         case AgentLoss():
             return _of_agent(first)
+
+
+def _unexplained(reports: Sequence[Report]) -> list[Report]:
+    """Without the exits of ranks that have said why they leave."""
+    explained = {report.rank for report in reports if isinstance(report, ErrorReport)}
+    return [report for report in reports if not (isinstance(report, RankExit) and _by_itself(report) and report.rank in explained)]
+
+
+def _is_cause(report: Report) -> bool:
+    return not (isinstance(report, ErrorReport) and (report.echo or _is_reset(report)))
 
 
 def _of_error(error: ErrorReport) -> Verdict:

@@ -10,6 +10,7 @@ import random
 import pytest
 from harness import TINY, Sandbox
 
+from orchestrator.events import EventKind
 from orchestrator.job import JobState
 
 KINDS = ("rank", "rank", "rank", "rank", "agent", "supervisor", "controller", "warm")
@@ -45,20 +46,28 @@ def test_a_killed_run_equals_the_calm_one(sandbox, calm, number, kind):
         assert job.progress.restarts >= 1
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(sandbox, calm):
-    job_id = sandbox.submit(*TINY, "training.max_steps=300", "training.log_interval_steps=1")
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "what, damage",
+    [("seg-*", flipped), ("seg-*", lambda content: content[:-100]), ("MANIFEST*", flipped), ("MANIFEST*", lambda content: content[:-9])],
+    ids=["flipped segment", "truncated segment", "flipped manifest", "truncated manifest"],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(sandbox, calm, what, damage):
+    job_id = sandbox.submit(*TINY, *LENGTH)
     sandbox.wait_until(lambda: (sandbox.job(job_id).progress.committed_step or 0) >= 60, "a commit")
     sandbox.client.request_stop(job_id, "drain")
     job = sandbox.wait_ended(job_id)
     newest = job.progress.committed_step
     folder = next((sandbox.home.store / "jobs" / job_id / "ckpt").glob(f"{newest:012d}-*"))
-    segment = next(folder.glob("seg-*"))
-    content = bytearray(segment.read_bytes())
-    content[len(content) // 2] ^= 1
-    segment.write_bytes(content)
+    damaged = next(folder.glob(what))
+    damaged.write_bytes(damage(damaged.read_bytes()))
     code, output = sandbox.run("resume", job_id)
     assert code == 0, output
-    events = [event.kind.name for _, event in sandbox.client.events(job_id)]
-    assert "CORRUPT_CHECKPOINT" in events
+    told = [event.message for _, event in sandbox.client.events(job_id) if event.kind is EventKind.CORRUPT_CHECKPOINT]
+    assert any(damaged.name in message for message in told), told
     assert sandbox.history(job_id) == calm[0]
     assert sandbox.fingerprint(job_id) == calm[1]

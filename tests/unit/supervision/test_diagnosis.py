@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.job import EndReason
-from orchestrator.supervision.diagnosis import AgentLoss, ErrorReport, RankExit, diagnose, is_cause
+from orchestrator.supervision.diagnosis import AgentLoss, ErrorReport, RankExit, diagnose, has_cause
 
 USER = ErrorReport(
     rank=1, time_s=10.0, end_reason="USER_ERROR", message="ValueError: bad\nmore", traceback="Traceback ...", fingerprint="f1"
@@ -69,5 +69,5 @@ def test_a_rank_that_left_without_a_word_shows_the_end_of_its_log():
 
 def test_a_workloads_error_that_speaks_of_a_connection_loses_only_against_a_cause():
     data_base = ErrorReport(rank=0, time_s=1.0, end_reason="USER_ERROR", message="OSError: connection refused")
-    assert not is_cause(data_base)
+    assert not has_cause([data_base])
     assert diagnose([data_base]).reason is EndReason.USER_ERROR

@@ -1,0 +1,71 @@
+"""What a person finds in MLflow after a job that was killed, stopped, resumed and changed: one run, every step once, the artifacts."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from harness import TINY, Sandbox
+
+from orchestrator.job import JobState
+
+TRACKED = (*TINY, "tracking.enabled=true", "training.max_steps=150")
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    box = Sandbox()
+    yield box
+    box.close()
+
+
+def mlflow_client(uri: str):
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def test_one_run_over_a_kill_a_stop_and_a_resume_at_another_world_size(sandbox):
+    job_id = sandbox.submit(*TRACKED)
+    sandbox.wait_step(job_id, 30)
+    sandbox.wait_until(sandbox.ranks, "a rank")[0].kill()
+    sandbox.wait_until(lambda: sandbox.job(job_id).progress.restarts == 1, "the restart")
+    sandbox.wait_step(job_id, 60)
+    sandbox.client.request_stop(job_id, "drain")
+    assert sandbox.wait_ended(job_id).state is JobState.CANCELLED
+    code, output = sandbox.run("resume", job_id, "resources.num_workers=3")
+    assert code == 0, output
+
+    job = sandbox.job(job_id)
+    client = mlflow_client(job.spec.tracking.uri)
+    experiment = client.get_experiment_by_name("orchestrator")
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.run_id for run in runs] == [job.result.mlflow_run_id]
+    run = runs[0]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["orchestrator.job_id"] == job_id
+    assert run.data.params["training.max_steps"] == "150"
+    assert run.data.params["workload.entrypoint"] == "tiny_workload:Tiny"
+    assert run.info.run_id in output
+
+    points = client.get_metric_history(run.info.run_id, "loss")
+    assert [point.step for point in points] == list(range(1, 151)), "every step once"
+    history = sandbox.history(job_id)
+    assert [point.value for point in points] == [row["loss"] for row in history]
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val_loss")] == [0, 150]
+
+    names = {entry.path for entry in client.list_artifacts(run.info.run_id)}
+    assert {"config.json", "evaluation.json", "history.json", "loss.png"} <= names
+    evaluation = json.loads(sandbox.store(job_id).get(f"jobs/{job_id}/artifacts/evaluation.json"))
+    assert evaluation["after"]["loss"] < evaluation["before"]["loss"]
+
+
+def test_a_tracking_server_that_is_not_there_costs_no_step_and_says_where_the_rest_is(sandbox):
+    job_id = sandbox.submit(*TRACKED, "tracking.uri=http://127.0.0.1:9", "tracking.drain_timeout_s=2")
+    job = sandbox.wait_ended(job_id)
+    assert job.state is JobState.SUCCEEDED
+    assert [row["step"] for row in sandbox.history(job_id)] == list(range(1, 151))
+    warnings = [event.message for _, event in sandbox.client.events(job_id) if event.kind.name == "WARNING"]
+    assert any("journal" in text for text in warnings), warnings

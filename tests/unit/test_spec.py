@@ -1,0 +1,294 @@
+"""The limits of every field, and the way of a spec through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.errors import ConfigError
+from orchestrator.spec import (
+    CheckpointSpec,
+    ClusterSpec,
+    DataSpec,
+    JobSpec,
+    ModelSpec,
+    OptimizerName,
+    OptimizerSpec,
+    ParallelismSpec,
+    Precision,
+    RecoverySpec,
+    ResourcesSpec,
+    Schedule,
+    StorageSpec,
+    TrackingSpec,
+    TrainingSpec,
+    WorkloadSpec,
+    from_dict,
+    to_dict,
+)
+
+PARTS = {
+    "workload": WorkloadSpec, "model": ModelSpec, "data": DataSpec, "training": TrainingSpec, "resources": ResourcesSpec,
+    "parallelism": ParallelismSpec, "optimizer": OptimizerSpec, "checkpoint": CheckpointSpec, "storage": StorageSpec,
+    "tracking": TrackingSpec, "recovery": RecoverySpec, "cluster": ClusterSpec,
+}  # fmt: skip
+SMALLEST: dict[str, dict[str, Any]] = {
+    "workload": {"name": "w", "entrypoint": "m:C"},
+    "model": {"name": "m"},
+    "data": {"name": "d"},
+    "training": {"max_steps": 10, "global_batch_size": 8, "micro_batch_size": 2},
+}
+"""What has no default."""
+NOT_YET = "these fields have no limit yet: the value is taken and harms later"
+
+
+def smallest(**changes: Any) -> dict[str, Any]:
+    return {**json.loads(json.dumps(SMALLEST)), **changes}
+
+
+def changed(flag: str, value: object) -> JobSpec:
+    """The smallest spec with one setting, given as Hydra gives it."""
+    part, _, name = flag.partition(".")
+    values = smallest()
+    values[part] = {**values.get(part, {}), name: value} if name else value
+    return from_dict(JobSpec, values)
+
+
+def value_of(spec: JobSpec, flag: str) -> object:
+    found: Any = spec
+    for name in flag.split("."):
+        found = getattr(found, name)
+    return found
+
+
+LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
+    "training.max_steps": ([1, 10**9], [0, -1], "a whole number of at least 1"),
+    "training.global_batch_size": ([1, 10**6], [0, -8], "a whole number of at least 1"),
+    "training.micro_batch_size": ([1, 8], [0, -2], "a whole number of at least 1"),
+    "training.log_interval_steps": ([1, 50], [0], "a whole number of at least 1"),
+    "training.eval_interval_steps": ([0, 1], [-1], "0 or more"),
+    "training.eval_samples": ([0, 1], [-1], "0 or more"),
+    "training.seed": ([0, 2**31], [-1], "0 or more"),
+    "training.gradient_clipping": ([0.0, 0.5], [-0.1, float("nan")], "0 or more"),
+    "resources.num_workers": ([1, 1000], [0, -1], "a whole number of at least 1"),
+    "resources.cpus_per_worker": ([0.25, 64.0], [0.0, -1.0], "more than 0"),
+    "resources.gpus_per_worker": ([0.0, 1.0], [-1.0, 0.5, 2.0, float("nan")], "0 or 1 (a rank drives one GPU)"),
+    "resources.threads_per_worker": ([1, 8], [0], "at least 1"),
+    "resources.max_workers_per_node": ([0, 1], [-1], "0 or more"),
+    "parallelism.zero_stage": ([0, 1, 2, 3], [-1, 4], "0, 1, 2 or 3"),
+    "optimizer.lr": ([1e-9, 10.0], [0.0, -1e-3, float("nan")], "more than 0"),
+    "optimizer.betas": ([(0.0, 0.0), (0.9, 0.999)], [(0.9,), (0.9, 1.0), (-0.1, 0.9), (0.9, 0.9, 0.9), ()], "two numbers in [0, 1)"),
+    "optimizer.warmup_steps": ([0, 9], [-1], "0 or more"),
+    "optimizer.min_lr_ratio": ([0.0, 1.0], [-0.1, 1.1], "from 0 to 1"),
+    "checkpoint.interval_steps": ([1, 10**6], [0], "at least 1"),
+    "checkpoint.keep_last": ([0, 1], [-1], "0 (all) or more"),
+    "storage.url": (
+        ["", "s3://bucket", "s3://my.bucket-1/a/b", "file:///", "file:///tmp/x"],
+        ["bucket", "http://x", "s3://", "s3:///a", "s3://Bucket", "file://host/x", "/tmp/x"],
+        "s3://bucket/prefix, file:///absolute/folder, or empty",
+    ),
+    "storage.endpoint_url": (
+        ["", "http://127.0.0.1:9000", "https://s3.example.org"], ["127.0.0.1:9000", "ftp://x", "http://", "s3://x"],
+        "http://host:port or https://host:port, or empty",
+    ),
+    "recovery.max_restarts": ([0, 1], [-1], "0 or more"),
+    "recovery.max_restarts_without_progress": ([0, 1], [-1], "0 or more"),
+    "workload.entrypoint": (
+        ["m:C", "a.b.c:My_2", "_m:_C"], ["", "m", "m:", ":C", "m.C", "m:C.D", "1m:C", "m:1C", "a/b:C", "m.py:C:D", "m:C "],
+        "module:Class, for example my_module:MyWorkload",
+    ),
+    "name": (["", "a", "0-run", "a" * 40], ["A", "a_b", "-a", "a" * 41, "a b", "ü"], "up to 40 of a-z, 0-9 and '-'"),
+}  # fmt: skip
+"""Flag -> values at the limit that are taken, values beyond that are not, what the message says is allowed."""
+
+
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, (good, _, _) in LIMITS.items() for value in good])
+def test_what_is_within_the_limits_is_taken(flag: str, value: object) -> None:
+    assert value_of(changed(flag, value), flag) == value
+
+
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, (_, bad, _) in LIMITS.items() for value in bad])
+def test_what_is_beyond_the_limits_is_refused_with_flag_value_and_what_is_allowed(flag: str, value: object) -> None:
+    said = f"{flag}={value} is not possible: allowed is {LIMITS[flag][2]}."
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+        changed(flag, value)
+
+
+@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason=NOT_YET)
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("optimizer.lr", float("inf")),
+        ("optimizer.eps", -1.0),
+        ("optimizer.weight_decay", -0.1),
+        ("optimizer.momentum", 2.0),
+        ("training.gradient_clipping", float("inf")),
+        ("storage.max_attempts", 0),
+        ("storage.connect_timeout_s", 0.0),
+        ("storage.read_timeout_s", -1.0),
+        ("tracking.drain_timeout_s", -1.0),
+        ("recovery.backoff_s", -1.0),
+        ("cluster.num_cpus", -3),
+        ("cluster.num_gpus", -2),
+        ("cluster.idle_timeout_s", -1.0),
+        ("tracking.tags", 3),
+        ("model.options", 3),
+    ],
+)
+def test_nonsense_is_refused(flag: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"^{re.escape(flag)}"):
+        changed(flag, value)
+
+
+@pytest.mark.xfail(strict=True, raises=OverflowError, reason="int(inf) in ResourcesSpec.__post_init__")
+def test_infinitely_many_gpus_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"resources\.gpus_per_worker=inf"):
+        ResourcesSpec(gpus_per_worker=float("inf"))
+
+
+def test_the_warm_up_is_shorter_than_the_training() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer\.warmup_steps=10 is not possible: allowed is less than training\.max_steps=10\."):
+        changed("optimizer.warmup_steps", 10)
+
+
+@pytest.mark.parametrize("part", [*PARTS.values(), JobSpec])
+def test_specs_are_frozen_and_take_keywords_only(part: Any) -> None:
+    assert part.__dataclass_params__.frozen
+    assert all(f.kw_only for f in dataclasses.fields(part))
+
+
+def test_every_part_is_a_group_of_the_job() -> None:
+    assert {f.name for f in dataclasses.fields(JobSpec)} == {*PARTS, "name"}
+
+
+# wrong kinds of values
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("training.max_steps", "four", "training.max_steps=four is not possible: allowed is a whole number."),
+        ("training.max_steps", 1.5, "training.max_steps=1.5 is not possible: allowed is a whole number."),
+        ("training.max_steps", True, "training.max_steps=True is not possible: allowed is a whole number."),
+        ("training.max_steps", None, "training.max_steps=None is not possible: allowed is a whole number."),
+        ("training.max_steps", [1], "training.max_steps=[1] is not possible: allowed is a whole number."),
+        ("optimizer.lr", "high", "optimizer.lr=high is not possible: allowed is a number."),
+        ("optimizer.lr", False, "optimizer.lr=False is not possible: allowed is a number."),
+        ("optimizer.betas", 0.9, "optimizer.betas=0.9 is not possible: allowed is a list such as [0.9,0.95]."),
+        ("optimizer.betas", [0.9, "x"], "optimizer.betas=x is not possible: allowed is a number."),
+        ("tracking.enabled", "yes", "tracking.enabled=yes is not possible: allowed is true or false."),
+        ("tracking.enabled", 1, "tracking.enabled=1 is not possible: allowed is true or false."),
+        ("storage.url", 3, "storage.url=3 is not possible: allowed is text."),
+        ("training", 3, "training=3 is not possible: training is a group of settings."),
+        ("training.precision", "bf61", "training.precision=bf61 is not possible: allowed is auto, fp32, bf16, fp16. Did you mean 'bf16'?"),
+        ("training.precision", 16, "training.precision=16 is not possible: allowed is auto, fp32, bf16, fp16. Did you mean 'bf16'?"),
+        ("optimizer.name", "adam", "optimizer.name=adam is not possible: allowed is adamw, sgd. Did you mean 'adamw'?"),
+        ("optimizer.name", "zzz", "optimizer.name=zzz is not possible: allowed is adamw, sgd."),
+        ("optimizer.schedule", "cosin", "optimizer.schedule=cosin is not possible: allowed is constant, linear, cosine. "
+                                        "Did you mean 'cosine'?"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_refused(flag: str, value: object, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(flag, value)
+    assert str(caught.value) == said
+
+
+def test_a_whole_number_is_a_number() -> None:
+    lr = changed("optimizer.lr", 1).optimizer.lr
+    assert (lr, type(lr)) == (1.0, float)
+
+
+def test_an_unknown_key_is_refused_with_all_known_and_the_nearest() -> None:
+    known = "interval_steps, keep_last"
+    with pytest.raises(ConfigError) as caught:
+        changed("checkpoint.keep_lst", 3)
+    assert str(caught.value) == f"checkpoint.keep_lst is no setting. Known here: {known}. Did you mean 'keep_last'?"
+    with pytest.raises(ConfigError, match=r"^trainin is no setting\. .* Did you mean 'training'\?$"):
+        from_dict(JobSpec, smallest(trainin={}))
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="from_dict leaves a missing key to __init__, which raises TypeError")
+@pytest.mark.parametrize("flag", ["training", "training.max_steps"])
+def test_a_missing_key_is_named(flag: str) -> None:
+    part, _, name = flag.partition(".")
+    values = smallest()
+    del (values[part] if name else values)[name or part]
+    with pytest.raises(ConfigError, match=rf"^{re.escape(flag)} is missing"):
+        from_dict(JobSpec, values)
+
+
+# round trip
+
+names = st.text("abcxyz019.-_", min_size=1, max_size=8)
+scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=5)
+options = st.dictionaries(st.text(max_size=5), st.recursive(scalars, lambda inner: st.lists(inner, max_size=2), max_leaves=4), max_size=3)
+counts = st.integers(1, 10**6)
+zero_or_more = st.integers(0, 10**6)
+positive = st.floats(1e-9, 1e9)
+job_specs = st.builds(
+    JobSpec,
+    workload=st.builds(WorkloadSpec, name=names, entrypoint=st.sampled_from(["m:C", "a.b:C_1"]), options=options, code_dir=st.text(max_size=5)),
+    model=st.builds(ModelSpec, name=names, options=options),
+    data=st.builds(DataSpec, name=names, options=options),
+    training=st.builds(
+        TrainingSpec, max_steps=st.integers(100, 10**6), global_batch_size=counts, micro_batch_size=counts,
+        precision=st.sampled_from(Precision), gradient_clipping=positive, eval_interval_steps=zero_or_more, seed=zero_or_more,
+    ),
+    name=st.sampled_from(["", "a", "run-7"]),
+    resources=st.builds(
+        ResourcesSpec, num_workers=counts, gpus_per_worker=st.sampled_from([0, 0.0, 1, 1.0]), cpus_per_worker=positive | counts,
+        threads_per_worker=counts, max_workers_per_node=zero_or_more,
+    ),
+    parallelism=st.builds(ParallelismSpec, zero_stage=st.integers(0, 3)),
+    optimizer=st.builds(
+        OptimizerSpec, name=st.sampled_from(OptimizerName), lr=positive, betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
+        schedule=st.sampled_from(Schedule), warmup_steps=st.integers(0, 99), min_lr_ratio=st.floats(0, 1),
+    ),
+    checkpoint=st.builds(CheckpointSpec, interval_steps=counts, keep_last=zero_or_more),
+    storage=st.builds(StorageSpec, url=st.sampled_from(["", "s3://bucket/a", "file:///x"]), read_timeout_s=positive),
+    tracking=st.builds(TrackingSpec, enabled=st.booleans(), uri=st.text(max_size=5), tags=options),
+    recovery=st.builds(RecoverySpec, max_restarts=zero_or_more, backoff_s=positive),
+    cluster=st.builds(ClusterSpec, address=st.text(max_size=5), num_gpus=st.integers(-1, 8)),
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(job_specs)
+def test_a_spec_is_the_same_after_json(spec: JobSpec) -> None:
+    text = json.dumps(to_dict(spec))
+    again = from_dict(JobSpec, json.loads(text))
+    assert again == spec
+    assert json.dumps(to_dict(again)).replace(".0", "") == text.replace(".0", "")  # 1 becomes 1.0 where a number is meant
+
+
+def test_a_part_goes_through_json_alone() -> None:
+    part = OptimizerSpec(name=OptimizerName.sgd, betas=(0.5, 0.75), schedule=Schedule.linear)
+    values = to_dict(part)
+    assert (values["name"], values["betas"], values["schedule"]) == ("sgd", [0.5, 0.75], "linear")
+    assert from_dict(OptimizerSpec, values) == part
+
+
+def test_json_of_a_spec_holds_no_python_objects() -> None:
+    def leaves(value: object) -> list[object]:
+        if isinstance(value, dict | list):
+            return [leaf for item in (value.values() if isinstance(value, dict) else value) for leaf in leaves(item)]
+        return [value]
+
+    found = leaves(to_dict(from_dict(JobSpec, smallest())))
+    assert found
+    assert not [leaf for leaf in found if isinstance(leaf, enum.Enum | tuple) or type(leaf) not in (str, int, float, bool)]
+
+
+def test_what_is_left_out_has_its_default() -> None:
+    spec = from_dict(JobSpec, smallest())
+    assert spec.optimizer == OptimizerSpec()
+    assert spec.cluster == ClusterSpec()
+    assert spec.training.precision is Precision.auto

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from typing import Any
 
-from orchestrator.cli.screen import Screen, state_line
+from orchestrator.cli.screen import Screen, command, state_line
 from orchestrator.control.client import Client
 from orchestrator.control.local import LocalCluster, controller_alive, ensure_cluster, stop_cluster
 from orchestrator.errors import ObjectNotFound, StorageError
@@ -30,7 +29,7 @@ def follow(client: Client, job_id: str, cluster: LocalCluster, screen: Screen) -
             break
         except KeyboardInterrupt:
             if not cluster.started:
-                return _detach(job_id, screen)
+                return _detach(job_id, screen, client.home)
             interrupts += 1
             _ask_to_stop(client, job_id, interrupts, screen)
     status = report(job, screen, client.home)
@@ -62,10 +61,10 @@ def _ask_to_stop(client: Client, job_id: str, interrupts: int, screen: Screen) -
         client.request_stop(job_id, "now")
 
 
-def _detach(job_id: str, screen: Screen) -> int:
+def _detach(job_id: str, screen: Screen, home: Home) -> int:
     screen.say(f"\n{job_id} runs on: this command did not start the cluster, so it only stops watching.")
-    screen.say(f"  follow it:  orchestrator logs -f {job_id}")
-    screen.say(f"  stop it:    orchestrator cancel {job_id}")
+    screen.say(f"  follow it:  {command(f'logs -f {job_id}', home)}")
+    screen.say(f"  stop it:    {command(f'cancel {job_id}', home)}")
     return INTERRUPTED
 
 
@@ -82,36 +81,32 @@ def _stop_if_idle(client: Client, screen: Screen) -> None:
 def report(job: Job, screen: Screen, home: Home) -> int:
     """What came of a job that has ended; returns the exit status."""
     if job.state is JobState.FAILED:
-        return _report_failure(job, screen)
+        return _report_failure(job, screen, home)
     screen.say(f"{job.id} {job.state.value} at step {job.progress.step}: {job.reason}")
     try:
         _report_evaluation(job, screen)
     except StorageError as error:
         screen.say(f"its artifacts cannot be read: {error}")
     if job.result and job.result.mlflow_run_id:
-        screen.say(f"MLflow run       {job.result.mlflow_run_id}   (orchestrator dashboard opens the page)")
+        screen.say(f"MLflow run       {job.result.mlflow_run_id}   ({command('dashboard', home)})")
     screen.say(f"checkpoints      {job.spec.storage.url}/{JobKeys(job.id).checkpoints}")
     if job.state is JobState.SUCCEEDED:
-        screen.say(f"train further    {_prefix(home)}orchestrator resume {job.id} training.max_steps={2 * job.spec.training.max_steps}")
+        screen.say(f"train further    {command(f'resume {job.id} training.max_steps={2 * job.spec.training.max_steps}', home)}")
         return 0
     resumable = job.progress.committed_step is not None
     remark = "" if resumable else "   (from the start: nothing was saved)"
-    screen.say(f"go on            {_prefix(home)}orchestrator resume {job.id}{remark}")
+    screen.say(f"go on            {command(f'resume {job.id}', home)}{remark}")
     return 0
 
 
-def _prefix(home: Home) -> str:
-    return f"ORCHESTRATOR_HOME={home.root} " if "ORCHESTRATOR_HOME" in os.environ else ""
-
-
-def _report_failure(job: Job, screen: Screen) -> int:
+def _report_failure(job: Job, screen: Screen, home: Home) -> int:
     result = job.result
     reason = result.end_reason if result else EndReason.INTERNAL
     screen.say(f"{job.id} failed at step {job.progress.step}: {reason.label}")
     screen.say(result.message if result else job.reason)
-    screen.say(f"\nits output:  orchestrator logs {job.id}")
+    screen.say(f"\nits output:  {command(f'logs {job.id}', home)}")
     if result and result.resumable:
-        screen.say(f"go on from step {result.committed_step}:  orchestrator resume {job.id}")
+        screen.say(f"go on from step {result.committed_step}:  {command(f'resume {job.id}', home)}")
     return 2 if reason.users else 1
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from orchestrator.cli.screen import Screen, duration, state_line, table
+from orchestrator.cli.screen import Screen, command, duration, state_line, table
 from orchestrator.control.client import Client
 from orchestrator.errors import JobNotFound, UserError
 from orchestrator.job import Job, job_to_dict
@@ -70,8 +70,8 @@ def status_(arguments: list[str]) -> int:
     for _, event in events:
         print(f"  {datetime.fromtimestamp(event.time_s):%Y-%m-%d %H:%M:%S}  {event.kind.value:<18} {event.message.splitlines()[0]}")
     if job.result and job.result.mlflow_run_id:
-        print(f"MLflow run {job.result.mlflow_run_id}   (orchestrator dashboard)")
-    print(f"next: orchestrator {'resume' if job.state.terminal else 'logs -f'} {job.id}")
+        print(f"MLflow run {job.result.mlflow_run_id}   ({command('dashboard', client.home)})")
+    print(f"next: {command(f'resume {job.id}' if job.state.terminal else f'logs -f {job.id}', client.home)}")
     return 0
 
 
@@ -139,7 +139,8 @@ def cancel_(arguments: list[str]) -> int:
     if job.state.terminal:
         print(f"{job.id} has ended already: {job.state.value}")
     else:
-        print(f"{job.id} is asked to stop{'' if asked.now else ' after a checkpoint'}; go on later: orchestrator resume {job.id}")
+        print(f"{job.id} is asked to stop{'' if asked.now else ' after a checkpoint'}")
+        print(f"go on later: {command(f'resume {job.id}', client.home)}")
     return 0
 
 
@@ -165,7 +166,7 @@ def resume_(arguments: list[str]) -> int:
     cluster = ensure_cluster(client.home, wanted.cluster, screen.say)
     client.resume(job.id, spec, secrets)
     if asked.detach:
-        screen.say(f"{job.id} is queued; follow it: orchestrator logs -f {job.id}")
+        screen.say(f"{job.id} is queued; follow it: {command(f'logs -f {job.id}', client.home)}")
         return 0
     return follow(client, job.id, cluster, screen)
 
@@ -178,9 +179,9 @@ def dashboard_(arguments: list[str]) -> int:
     if not (folder / "mlflow.db").exists():
         raise UserError(f"there are no runs in {folder}; `orchestrator train` makes one")
     print(f"MLflow on http://127.0.0.1:{asked.port} in up to half a minute; Ctrl-C ends it", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(asked.port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--default-artifact-root", str(folder / "artifacts")]
-    os.execve(sys.executable, command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"})
+    server = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(asked.port), "--workers", "1"]
+    server += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--default-artifact-root", str(folder / "artifacts")]
+    os.execve(sys.executable, server, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"})
 
 
 def down_(arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from orchestrator import layout
-from orchestrator.cli.screen import Screen
+from orchestrator.cli.screen import Screen, command
 from orchestrator.config import conf_dir, job_spec, load_job_spec
 from orchestrator.errors import OrchestratorError
 from orchestrator.paths import Home
@@ -113,7 +113,8 @@ def _submit(spec: JobSpec, switches: dict[str, bool]) -> int:
     if switches["--json"]:
         print(json.dumps({"id": job.id, "state": job.state.value}))
     else:
-        print(f"job {job.id} is queued\n  follow it:  orchestrator logs -f {job.id}\n  its state:  orchestrator status {job.id}")
+        follow, look = (command(f"{verb} {job.id}", home) for verb in ("logs -f", "status"))
+        print(f"job {job.id} is queued\n  follow it:  {follow}\n  its state:  {look}")
     return 0
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from orchestrator.job import Job, JobState, Progress
+from orchestrator.paths import Home
 
 _PLAIN_INTERVAL_S = 5.0
 
@@ -39,6 +42,23 @@ class Screen:
         if self._terminal and self._shown:
             print("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r", end="")
             self._shown = ""
+
+
+def command(words: str, home: Home) -> str:
+    """A command of this program as it can be pasted: found from where the person stands, on the jobs of `home`."""
+    usual = Home.find().root if "ORCHESTRATOR_HOME" not in os.environ else None
+    return f"{_program()} {words}" + ("" if home.root == usual else f" --home {home.root}")
+
+
+def _program() -> str:
+    """`orchestrator`, or its path where the shell would not find this one."""
+    own = Path(sys.prefix, "bin", "orchestrator")
+    found = shutil.which("orchestrator")
+    if found and Path(found).resolve() == own.resolve():
+        return "orchestrator"
+    if not own.exists():
+        return f"{sys.executable} -m orchestrator.cli"
+    return str(own.relative_to(Path.cwd())) if own.is_relative_to(Path.cwd()) else str(own)
 
 
 def _words(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The keeper of a local cluster: parent of the Ray head and of the controller.
+"""The keeper of a local cluster: parent of the Ray head and of the controller. It has the node's warm process started, too.
 
 It runs in a session of its own, so that Ctrl-C in a terminal does not reach it. It brings the controller back when that dies, and
 takes everything down when it is told to (SIGTERM), when Ray dies, or when the controller asks for it after an idle time.
@@ -29,6 +29,7 @@ from orchestrator.control.environment import ensure_token, local_environment
 from orchestrator.control.lock import holder
 from orchestrator.control.processes import die_with_parent, end, is_same, marked, start_time
 from orchestrator.paths import Home
+from orchestrator.supervision import warm_client
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 MAX_STARTS = 3
@@ -89,6 +90,7 @@ class Keeper:
         ensure_token(self._home)
         try:
             self._start_ray()
+            warm_client.start(self._home, os.getpid(), self._environment())  # its imports take as long as Ray's start: both at once
             self._start_controller()
             while not self._told_to_stop:
                 if not self._check():
@@ -152,12 +154,14 @@ class Keeper:
             self._start_controller()
 
     def _spawn(self, command: list[str], name: str, new_session: bool) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, **local_environment(self._home, self._file.address, self._file.id)}
         with open_log(self._home, name) as output:
             return subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=new_session,
+                command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=new_session,
                 preexec_fn=die_with_parent, cwd="/",
             )  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, **local_environment(self._home, self._file.address, self._file.id)}
 
     def _take_down(self) -> None:
         for child in (self._controller, self._ray):

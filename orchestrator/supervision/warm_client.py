@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import orchestrator
@@ -36,9 +37,25 @@ def connect(home: Home, entry: str, watch_pid: int) -> socket.socket:
         if now > give_up:
             raise ClusterError(f"the warm process did not start within {START_LIMIT_S:.0f} s; see {log_path(home)}: {log_tail(home)}")
         if now > start_again:
-            _start(home, path, entry, watch_pid)
+            start(home, watch_pid, os.environ, entry)
             start_again = time.monotonic() + START_AGAIN_S
         time.sleep(0.01)
+
+
+def start(home: Home, watch_pid: int, environ: Mapping[str, str], entry: str = RANK_ENTRY) -> None:
+    """Start this node's warm process; it leaves when `watch_pid` is gone. A second one finds the lock held and leaves.
+
+    It detaches itself, so this returns as soon as it has its own process; `connect` waits for it.
+    """
+    log_path(home).parent.mkdir(parents=True, exist_ok=True)
+    # The GPUs are the ranks' to see, not the process's that starts this one.
+    environment = {name: value for name, value in environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-m", "orchestrator.runtime.warm", "--socket", str(socket_path(home, entry)), "--watch-pid", str(watch_pid)]
+    with log_path(home).open("ab") as log:
+        subprocess.run(
+            [*command, "--entry", entry, "--detach"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd="/",
+            start_new_session=True, check=False,
+        )  # fmt: skip
 
 
 def socket_path(home: Home, entry: str = RANK_ENTRY) -> Path:
@@ -77,19 +94,6 @@ def _try_connect(path: Path) -> socket.socket | None:
         connection.close()
         return None
     return connection
-
-
-def _start(home: Home, path: Path, entry: str, watch_pid: int) -> None:
-    """It detaches itself, so this returns as soon as it has its own process. A second one finds the lock held and leaves."""
-    log_path(home).parent.mkdir(parents=True, exist_ok=True)
-    # The GPUs are the ranks' to see, not the process's that starts this one.
-    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    command = [sys.executable, "-m", "orchestrator.runtime.warm", "--socket", str(path), "--watch-pid", str(watch_pid)]
-    with log_path(home).open("ab") as log:
-        subprocess.run(
-            [*command, "--entry", entry, "--detach"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd="/",
-            start_new_session=True, check=False,
-        )  # fmt: skip
 
 
 def _fingerprint(entry: str) -> str:

@@ -50,14 +50,21 @@ def test_a_disk_that_is_full_refuses_the_job(sandbox, small_disk):
 
 
 def test_a_disk_that_fills_up_ends_the_job_and_it_goes_on_when_there_is_space(sandbox, small_disk):
-    code, output = sandbox.run(
-        "train", *TINY, f"storage.url={small_disk.as_uri()}", "checkpoint.keep_last=0", "checkpoint.interval_steps=2",
-        "training.max_steps=600", "+workload.options.width=400",
-    )  # fmt: skip
+    settings = (*TINY, "checkpoint.keep_last=0", "checkpoint.interval_steps=5", "+workload.options.width=400")
+    calm = sandbox.submit(*settings)
+    assert sandbox.wait_ended(calm).state is JobState.SUCCEEDED
+    (small_disk / "filler").write_bytes(bytes(1_200_000))
+    code, output = sandbox.run("train", *settings, f"storage.url={small_disk.as_uri()}")
     assert code == 2, output
-    assert "No space left" in output and "Traceback" not in output.split("its output")[0].split("No space left")[0]
+    assert "No space left" in output and str(small_disk) in output
     job = sandbox.jobs()[-1]
-    assert job.state is JobState.FAILED and job.progress.committed_step
+    assert job.state is JobState.FAILED and job.result.end_reason is EndReason.STORAGE
+    assert 0 < job.progress.committed_step < 120
+    (small_disk / "filler").unlink()
+    code, output = sandbox.run("resume", job.id, "checkpoint.keep_last=1")
+    assert code == 0, output
+    assert sandbox.history(job.id) == sandbox.history(calm)
+    assert sandbox.fingerprint(job.id) == sandbox.fingerprint(calm)
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "a truncated file"])

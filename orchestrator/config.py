@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -47,11 +49,21 @@ def job_spec(config: DictConfig) -> JobSpec:
     except OmegaConfBaseException as error:
         raise ConfigError(_missing(error)) from error
     assert isinstance(values, dict)
-    values["workload"] = {"code_dir": str(Path.cwd()), **values["workload"]}
+    if isinstance(values.get("workload"), dict):
+        values["workload"] = {"code_dir": str(Path.cwd()), **values["workload"]}
     spec: JobSpec = from_dict(JobSpec, {str(key): value for key, value in values.items()})
     layout.layout_for(spec)
     _check_entrypoint(spec)
     return spec
+
+
+def combinations(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job that a sweep asks for (`a=1,2`): one list of overrides where nothing is swept."""
+    swept = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()] if override.is_sweep_override() else [text]
+        for text, override in zip(overrides, _parse(overrides), strict=True)
+    ]
+    return [list(chosen) for chosen in itertools.product(*swept)]
 
 
 def apply_overrides(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
@@ -59,6 +71,8 @@ def apply_overrides(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
     values = to_dict(spec)
     for text in overrides:
         override = _parse([text])[0]
+        if override.is_sweep_override():
+            raise ConfigError(f"{text} is not possible on resume: give one value.")
         key, value = override.key_or_group, override.value()
         _check_changeable(key)
         _set(values, key, value, text)
@@ -80,21 +94,38 @@ def groups() -> dict[str, list[str]]:
 
 
 def _compose(overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
-    extra = [f"hydra.searchpath=[{config_dir.resolve()}]"] if config_dir else []
-    _parse(overrides)
+    if config_dir and not config_dir.is_dir():
+        raise ConfigError(f"--config-dir={config_dir} is not possible: there is no such folder.")
+    for override in _parse(overrides):
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line} names several values: `-m` makes one job of each; a list is written [a,b].")
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         try:
-            return compose("config", overrides=[*overrides, *extra])
-        except (HydraException, OmegaConfBaseException) as error:
+            return compose("config", overrides=[*overrides, *_search(config_dir)])
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group that is given a number or null
             raise ConfigError(_explain(overrides, config_dir, error)) from error
 
 
+def _search(config_dir: Path | None) -> list[str]:
+    return [f"hydra.searchpath=[{config_dir.resolve()}]"] if config_dir else []
+
+
 def _parse(overrides: Sequence[str]) -> list[Any]:
+    return [_parse_one(text) for text in overrides]
+
+
+def _parse_one(text: str) -> Any:
     try:
-        return list(OverridesParser.create().parse_overrides(list(overrides)))
+        found = OverridesParser.create().parse_override(text)
     except (OverrideParseException, HydraException) as error:
-        text = getattr(error, "override", None) or " ".join(overrides)
-        raise ConfigError(f"'{text}' is no override: allowed is key=value, for example training.max_steps=100.") from error
+        raise ConfigError(_no_override(text)) from error
+    if not found.key_or_group:
+        raise ConfigError(_no_override(text))
+    return found
+
+
+def _no_override(text: str) -> str:
+    return f"'{text}' is no override: allowed is key=value, for example training.max_steps=100."
 
 
 def _explain(overrides: Sequence[str], config_dir: Path | None, error: Exception) -> str:
@@ -103,26 +134,45 @@ def _explain(overrides: Sequence[str], config_dir: Path | None, error: Exception
     for group in config_dir.iterdir() if config_dir else ():
         if group.is_dir():
             known.setdefault(group.name, []).extend(path.stem for path in group.glob("*.yaml"))
-    for override in _parse(overrides):
-        found = _unknown(str(override.key_or_group), override.value(), known)
+    parsed = _parse(overrides)
+    choices = [override.input_line for override in parsed if override.key_or_group in known] + _search(config_dir)
+    for override in parsed:
+        key = str(override.key_or_group)
+        if re.match(r"(workload|model|data)\.options\.|tracking\.tags\.", key):
+            found = None if override.is_add() or override.is_force_add() else _unknown_option(key, choices)
+        else:
+            found = _unknown(key, override.value(), known)
         if found:
             return found
     return str(error).splitlines()[0]
 
 
 def _unknown(key: str, value: Any, known: Mapping[str, list[str]]) -> str | None:
-    if key in known and isinstance(value, str) and value not in known[key]:
-        return f"{key}={value} is not possible: allowed is {', '.join(known[key])}.{nearest(value, known[key])}"
+    if key in known and not isinstance(value, list | dict) and value not in known[key]:
+        return f"{key}={value} is not possible: allowed is {', '.join(known[key])}.{nearest(str(value), known[key])}"
     names = dict(_settings())
     if key in known or key in names or key.startswith("hydra"):
         return None
     near = nearest(key, [*names, *known])
     parent = key.rpartition(".")[0]
-    if parent.endswith("options"):
-        return f"{key} is no option of this {parent.split('.')[0]}. `+{key}=...` adds one that it may understand.{near}"
     siblings = [name for name in names if name.rpartition(".")[0] == parent]
     allowed = f" Known here: {', '.join(siblings)}." if siblings and parent else f" Groups: {', '.join(known)}."
     return f"{key} is no setting.{allowed}{near}"
+
+
+def _unknown_option(key: str, choices: list[str]) -> str | None:
+    """`choices`: the groups that were chosen; they decide which options there are."""
+    parent, _, name = key.rpartition(".")
+    try:
+        options = OmegaConf.select(compose("config", overrides=choices), parent)
+    except (HydraException, OmegaConfBaseException, ValueError):
+        return None  # a wrong choice is told by its own name
+    known = [str(option) for option in options] if isinstance(options, DictConfig) else []
+    if name in known:
+        return None
+    what = "tag" if parent == "tracking.tags" else f"option of this {parent.split('.')[0]}"
+    near = nearest(key, [f"{parent}.{option}" for option in known])
+    return f"{key} is no {what}. `+{key}=...` adds {'it' if what == 'tag' else 'one that it may understand'}.{near}"
 
 
 def _settings(cls: Any = JobSpec, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -148,7 +198,7 @@ def _check_entrypoint(spec: JobSpec) -> None:
     module = spec.workload.entrypoint.split(":")[0]
     top = module.split(".")[0]
     folders = [spec.workload.code_dir, str(_CHECKOUT)]
-    if any(Path(folder, *module.split(".")).with_suffix(".py").is_file() for folder in folders):
+    if any(Path(folder, *module.split(".")).with_suffix(".py").is_file() for folder in folders) or _is_shipped(module):
         return
     sys.path.insert(0, spec.workload.code_dir)
     try:
@@ -157,12 +207,25 @@ def _check_entrypoint(spec: JobSpec) -> None:
         found = None
     finally:
         sys.path.remove(spec.workload.code_dir)
-    if found is None:
+    if found is None or not _holds(found, module):
         near = nearest(module, [path.stem for path in Path(spec.workload.code_dir).glob("*.py")])
         raise ConfigError(
             f"workload.entrypoint={spec.workload.entrypoint} is not possible: there is no module '{module}' in "
             f"{spec.workload.code_dir} and none is installed.{near}"
         )
+
+
+def _is_shipped(module: str) -> bool:
+    """In an installed wheel `workloads` stands inside the package."""
+    top, _, name = module.partition(".")
+    return top == "workloads" and Path(__file__).with_name("_workloads").joinpath(f"{name}.py").is_file()
+
+
+def _holds(top: ModuleSpec, module: str) -> bool:
+    """Whether the package has the module's file; it is not imported."""
+    inner = module.split(".")[1:]
+    places = [Path(place, *inner) for place in top.submodule_search_locations or ()]
+    return not inner or not places or any(place.with_suffix(".py").is_file() or place.is_dir() for place in places)
 
 
 def _check_changeable(key: str) -> None:
@@ -173,9 +236,11 @@ def _check_changeable(key: str) -> None:
 
 def _set(values: dict[str, Any], key: str, value: Any, text: str) -> None:
     found = _unknown(key, value, groups()) if not re.match(r"tracking\.tags\.", key) else None
-    if found or "." not in key:
+    if found or "." not in key or key.startswith("hydra."):
         raise ConfigError(found or f"'{text}' is not possible on resume: give single settings such as training.max_steps=100.")
     *parents, last = key.split(".")
     for parent in parents:
-        values = values[parent]
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"'{text}' is not possible: {parent} is no group.")
     values[last] = value

@@ -124,5 +124,6 @@ class ClusterError(OrchestratorError):
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the closest of `allowed`, or an empty string."""
-    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    by_lower = {candidate.lower(): candidate for candidate in allowed}
+    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
+    return f" Did you mean '{by_lower[close[0]]}'?" if close else ""

@@ -6,6 +6,7 @@ resizes a job only within `legal(spec)`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,8 @@ def _optimizer(spec: JobSpec) -> dict[str, Any]:
 
 
 def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]
 
 
 def _some(numbers: list[int]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,6 +44,12 @@ class OptimizerName(enum.Enum):
 def _require(ok: bool, flag: str, value: object, allowed: str) -> None:
     if not ok:
         raise ConfigError(f"{flag}={value} is not possible: allowed is {allowed}.")
+
+
+def _at_least(least: float, group: str, part: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(part, name)
+        _require(least <= value < math.inf, f"{group}.{name}", value, "0 or more" if least == 0 else f"at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +112,7 @@ class TrainingSpec:
             _require(value >= 1, f"training.{name}", value, "a whole number of at least 1")
         for name in ("eval_interval_steps", "eval_samples", "seed", "gradient_clipping"):
             value = getattr(self, name)
-            _require(value >= 0, f"training.{name}", value, "0 or more")
+            _require(0 <= value < math.inf, f"training.{name}", value, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +132,7 @@ class ResourcesSpec:
         _require(self.num_workers >= 1, "resources.num_workers", self.num_workers, "a whole number of at least 1")
         _require(self.cpus_per_worker > 0, "resources.cpus_per_worker", self.cpus_per_worker, "more than 0")
         _require(
-            self.gpus_per_worker >= 0 and self.gpus_per_worker == int(self.gpus_per_worker) and self.gpus_per_worker <= 1,
+            self.gpus_per_worker in (0, 1),
             "resources.gpus_per_worker", self.gpus_per_worker, "0 or 1 (a rank drives one GPU)",
         )
         _require(self.threads_per_worker >= 1, "resources.threads_per_worker", self.threads_per_worker, "at least 1")
@@ -160,7 +167,9 @@ class OptimizerSpec:
     """The schedule ends at this share of `lr` at `training.max_steps`."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "optimizer.lr", self.lr, "more than 0")
+        _require(0 < self.lr < math.inf, "optimizer.lr", self.lr, "more than 0")
+        _at_least(0, "optimizer", self, "eps", "weight_decay")
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "a number in [0, 1)")
         _require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "two numbers in [0, 1)")
         _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
         _require(0 <= self.min_lr_ratio <= 1, "optimizer.min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
@@ -196,6 +205,9 @@ class StorageSpec:
         _require(ok, "storage.url", self.url, "s3://bucket/prefix, file:///absolute/folder, or empty")
         ok = self.endpoint_url == "" or re.match(r"https?://[^/]", self.endpoint_url) is not None
         _require(ok, "storage.endpoint_url", self.endpoint_url, "http://host:port or https://host:port, or empty")
+        for name in ("connect_timeout_s", "read_timeout_s"):
+            _require(0 < getattr(self, name) < math.inf, f"storage.{name}", getattr(self, name), "more than 0")
+        _at_least(1, "storage", self, "max_attempts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +222,9 @@ class TrackingSpec:
     drain_timeout_s: float = 60.0
     """How long the end of a job waits for a tracking server that does not answer. What is left stays in the journal."""
 
+    def __post_init__(self) -> None:
+        _at_least(0, "tracking", self, "drain_timeout_s")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverySpec:
@@ -221,9 +236,7 @@ class RecoverySpec:
     """Wait before the second restart without progress; doubles up to one minute."""
 
     def __post_init__(self) -> None:
-        _require(self.max_restarts >= 0, "recovery.max_restarts", self.max_restarts, "0 or more")
-        value = self.max_restarts_without_progress
-        _require(value >= 0, "recovery.max_restarts_without_progress", value, "0 or more")
+        _at_least(0, "recovery", self, "max_restarts", "max_restarts_without_progress", "backoff_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +251,10 @@ class ClusterSpec:
     """GPUs of a local cluster; -1: as many as the machine has."""
     idle_timeout_s: float = 30.0
     """A local cluster that was started for a job stops after so long without one."""
+
+    def __post_init__(self) -> None:
+        _at_least(0, "cluster", self, "num_cpus", "idle_timeout_s")
+        _require(self.num_gpus >= -1, "cluster.num_gpus", self.num_gpus, "-1 (all) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +304,9 @@ def from_dict(cls: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
     for key in values:
         if key not in names:
             raise ConfigError(f"{path}{key} is no setting. Known here: {', '.join(names)}.{nearest(key, names)}")
+    for f in dataclasses.fields(cls):
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{path}{f.name} is missing.")
     return cls(**{key: _convert(hints[key], value, f"{path}{key}") for key, value in values.items()})
 
 
@@ -300,6 +320,8 @@ def _convert(hint: Any, value: Any, flag: str) -> Any:
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return None if value is None else _convert(next(a for a in get_args(hint) if a is not type(None)), value, flag)
+    if origin is Mapping and not isinstance(value, Mapping):
+        raise ConfigError(f"{flag}={value} is not possible: allowed is a mapping such as {{width: 64}}.")
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{flag}={value!r} is not possible: allowed is a list such as [0.9,0.95].")

@@ -70,11 +70,11 @@ def _verbs() -> dict[str, Callable[[], Verb]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0, 1 for a failure, 2 for what was asked wrongly, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
-        return 0
     verbs = _verbs()
     try:
+        if not given or given[0] in ("-h", "--help", "help"):
+            print(HELP, end="", flush=True)
+            return 0
         if given[0] not in verbs:
             raise UserError(f"'{given[0]}' is no command. Commands: {', '.join(verbs)}.{nearest(given[0], verbs)}")
         return verbs[given[0]]()(given[1:])

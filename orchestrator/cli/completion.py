@@ -36,17 +36,19 @@ def complete(line: str) -> list[str]:
     from orchestrator.cli import _verbs
 
     words = line.split()
+    if not words:
+        return []
     last = "" if line.endswith(" ") else words.pop()
     if len(words) < 2:
         return [verb for verb in _verbs() if verb.startswith(last)]
     if words[1] in ("train", "submit"):
-        return _settings(last)
+        return [] if last.startswith("-") else _settings([*(word for word in words[2:] if not word.startswith("-")), last])
     if words[1] in _JOB_VERBS and len(words) == 2:
         return [job_id for job_id in _jobs() if job_id.startswith(last)]
     return []
 
 
-def _settings(last: str) -> list[str]:
+def _settings(words: list[str]) -> list[str]:
     from hydra import initialize_config_dir
     from hydra._internal.core_plugins.bash_completion import BashCompletion
     from hydra.core.global_hydra import GlobalHydra
@@ -56,7 +58,7 @@ def _settings(last: str) -> list[str]:
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        found: list[str] = BashCompletion(hydra.config_loader)._query(config_name="config", line=last)
+        found: list[str] = BashCompletion(hydra.config_loader)._query(config_name="config", line=" ".join(words))
     return sorted(found)
 
 

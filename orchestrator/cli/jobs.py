@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import dataclasses
 import json
+import math
 import os
 import sys
 import time
@@ -45,7 +47,7 @@ def list_(arguments: list[str]) -> int:
     home = Home.find(asked.home)
     jobs = Client(home).jobs() if home.jobs_db.exists() else []
     if asked.json:
-        print(json.dumps([job_to_dict(job) for job in jobs]))
+        print(_json([job_to_dict(job) for job in jobs]))
     elif jobs:
         rows = [(job.id, job.state.value, _share(job), str(job.spec.resources.num_workers), _age(job), _words(job)) for job in jobs]
         print(table(("JOB", "STATE", "DONE", "WORKERS", "AGE", "NOW"), rows))
@@ -64,11 +66,11 @@ def status_(arguments: list[str]) -> int:
     events = client.events(job.id)
     if asked.json:
         told = [{**dataclasses.asdict(event), "seq": number, "kind": event.kind.value} for number, event in events]
-        print(json.dumps({**job_to_dict(job), "events": told}))
+        print(_json({**job_to_dict(job), "events": told}))
         return 0
     print(f"{job.id}  {job.state.value}  {_words(job)}")
     for _, event in events:
-        print(f"  {datetime.fromtimestamp(event.time_s):%Y-%m-%d %H:%M:%S}  {event.kind.value:<18} {event.message.splitlines()[0]}")
+        print(f"  {datetime.fromtimestamp(event.time_s):%Y-%m-%d %H:%M:%S}  {event.kind.value:<18} {_first_line(event.message)}")
     if job.result and job.result.mlflow_run_id:
         print(f"MLflow run {job.result.mlflow_run_id}   ({command('dashboard', client.home)})")
     print(f"next: {command(f'resume {job.id}' if job.state.terminal else f'logs -f {job.id}', client.home)}")
@@ -88,8 +90,8 @@ def logs_(arguments: list[str]) -> int:
     lines = _Lines(prefixed=asked.rank is None)
     while True:
         ended = client.job(job.id).state.terminal  # asked before the look: what was written until then is seen
-        for rank, text in _pieces(store, JobKeys(job.id), asked.rank, seen):
-            lines.add(rank, text)
+        for epoch, rank, piece in _pieces(store, JobKeys(job.id), asked.rank, seen):
+            lines.add(epoch, rank, piece)
         if ended or not asked.follow:
             lines.close()
             return 0
@@ -97,36 +99,44 @@ def logs_(arguments: list[str]) -> int:
 
 
 class _Lines:
-    """Whole lines of several ranks."""
+    """Whole lines of several ranks. A rank's last line ends with its epoch."""
 
     def __init__(self, prefixed: bool) -> None:
         self._prefixed = prefixed
         self._rest: dict[int, str] = {}
+        self._decoders: dict[int, tuple[str, codecs.IncrementalDecoder]] = {}
 
-    def add(self, rank: int, text: str) -> None:
+    def add(self, epoch: str, rank: int, piece: bytes) -> None:
+        if self._decoders.get(rank, ("",))[0] != epoch:
+            self._end(rank)
+            self._decoders[rank] = (epoch, codecs.getincrementaldecoder("utf-8")(errors="replace"))
+        text = self._decoders[rank][1].decode(piece)
         *lines, self._rest[rank] = (self._rest.get(rank, "") + text).split("\n")
         for line in lines:
             self._print(rank, line)
 
     def close(self) -> None:
-        for rank, rest in sorted(self._rest.items()):
-            if rest:
-                self._print(rank, rest)
+        for rank in sorted(self._rest):
+            self._end(rank)
+
+    def _end(self, rank: int) -> None:
+        if rest := self._rest.pop(rank, ""):
+            self._print(rank, rest)
 
     def _print(self, rank: int, line: str) -> None:
         print(f"[rank {rank}] {line}" if self._prefixed else line, flush=True)
 
 
-def _pieces(store: ObjectStore, keys: JobKeys, only: int | None, seen: set[str]) -> Iterator[tuple[int, str]]:
-    """(rank, text) of the pieces that are new, in order of epoch, then offset."""
+def _pieces(store: ObjectStore, keys: JobKeys, only: int | None, seen: set[str]) -> Iterator[tuple[str, int, bytes]]:
+    """(epoch, rank, bytes) of the pieces that are new, in order of epoch, then offset."""
     found = []
     for info in store.list(keys.logs):
         epoch, rank, offset = info.key.removeprefix(keys.logs).split("/")
         if info.key not in seen and only in (None, int(rank)):
             found.append((epoch, offset, int(rank), info.key))
-    for _, _, speaker, key in sorted(found):
+    for epoch, _, speaker, key in sorted(found):
         seen.add(key)
-        yield speaker, store.get(key).decode(errors="replace")
+        yield epoch, speaker, store.get(key)
 
 
 def cancel_(arguments: list[str]) -> int:
@@ -154,7 +164,7 @@ def resume_(arguments: list[str]) -> int:
     parser.add_argument("job")
     parser.add_argument("overrides", nargs="*", help="for example training.max_steps=2000 resources.num_workers=4")
     parser.add_argument("--detach", action="store_true", help="do not follow it")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_intermixed_args(arguments)
     client = _client(asked.home, asked.job)
     job = client.job(asked.job)
     spec = apply_overrides(job.spec, asked.overrides) if asked.overrides else None
@@ -211,4 +221,21 @@ def _age(job: Job) -> str:
 
 
 def _words(job: Job) -> str:
-    return (job.reason.splitlines() or [""])[0] if job.state.terminal else state_line(job)
+    return _first_line(job.reason) if job.state.terminal else state_line(job)
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
+
+
+def _json(value: Any) -> str:
+    """Strict JSON: a figure that is no number becomes null."""
+
+    def strict(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: strict(inner) for key, inner in item.items()}
+        if isinstance(item, list | tuple):
+            return [strict(inner) for inner in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    return json.dumps(strict(value), allow_nan=False)

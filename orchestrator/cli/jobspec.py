@@ -14,13 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator import layout
 from orchestrator.cli.screen import Screen, command
-from orchestrator.config import conf_dir, job_spec, load_job_spec
+from orchestrator.config import combinations, conf_dir, job_spec, load_job_spec
 from orchestrator.errors import OrchestratorError
 from orchestrator.paths import Home
 from orchestrator.spec import JobSpec, Precision, StorageSpec, to_dict
 
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
-_HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--multirun", "-m", "--resolve", "--package", "-p")
+_HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
+_MULTIRUN = ("--multirun", "-m")
 
 
 def train(arguments: list[str]) -> int:
@@ -37,7 +38,9 @@ def _run(verb: str, arguments: list[str], act: Callable[[JobSpec, dict[str, bool
     rest = [argument for argument in arguments if argument not in switches]
     if not any(argument.split("=")[0] in _HYDRA_ONLY for argument in rest):
         overrides, config_dir = _split(rest)
-        load_job_spec(overrides, config_dir)
+        sweeps = any(argument in _MULTIRUN for argument in rest)
+        for combination in combinations(overrides) if sweeps else [overrides]:
+            load_job_spec(combination, config_dir)
     statuses: list[int] = []
 
     def task(config: DictConfig) -> None:
@@ -69,6 +72,8 @@ def _split(arguments: list[str]) -> tuple[list[str], Path | None]:
     overrides, config_dir = [], None
     waiting = iter(arguments)
     for argument in waiting:
+        if argument in _MULTIRUN:
+            continue
         if argument in ("--config-dir", "-cd"):
             config_dir = Path(next(waiting, "."))
         elif argument.startswith("--config-dir="):
@@ -147,5 +152,5 @@ def _dry_run(spec: JobSpec) -> int:
         "legal_workers": worlds,
         "deepspeed": layout.deepspeed_config(spec, chosen, precision),
     }
-    print(OmegaConf.to_yaml(OmegaConf.create(shown)), end="")
+    print(f"---\n{OmegaConf.to_yaml(OmegaConf.create(shown))}", end="")
     return 0

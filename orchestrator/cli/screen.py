@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -47,7 +48,7 @@ class Screen:
 def command(words: str, home: Home) -> str:
     """A command of this program as it can be pasted: found from where the person stands, on the jobs of `home`."""
     usual = Home.find().root if "ORCHESTRATOR_HOME" not in os.environ else None
-    return f"{_program()} {words}" + ("" if home.root == usual else f" --home {home.root}")
+    return f"{_program()} {words}" + ("" if home.root == usual else f" --home {shlex.quote(str(home.root))}")
 
 
 def _program() -> str:
@@ -57,13 +58,13 @@ def _program() -> str:
     if found and Path(found).resolve() == own.resolve():
         return "orchestrator"
     if not own.exists():
-        return f"{sys.executable} -m orchestrator.cli"
-    return str(own.relative_to(Path.cwd())) if own.is_relative_to(Path.cwd()) else str(own)
+        return f"{shlex.quote(sys.executable)} -m orchestrator.cli"
+    return shlex.quote(str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own))
 
 
 def _words(text: str) -> str:
     """The text without its figures: when this changes, the work is at something else."""
-    return "".join(c for c in text if not c.isdigit() and c not in ".kMhms%").split("loss")[0]
+    return "".join(c for c in text if not c.isdigit() and c not in ".kMhms%")
 
 
 def state_line(job: Job) -> str:

@@ -91,6 +91,8 @@ def stop_cluster(home: Home, say: Say = lambda _: None) -> bool:
 
     Jobs that ran are left in the store and go on when a cluster is there again. Returns False if nothing ran.
     """
+    if not home.root.exists():
+        return False
     with exclusive(cluster_lock(home), lambda: say("waiting for another command that starts or stops the cluster")):
         file, found = ClusterFile.read(home), holder(home)
         if file is None and found is None:

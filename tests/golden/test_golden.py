@@ -23,7 +23,7 @@ import yaml
 from orchestrator.cli import main
 from orchestrator.config import load_job_spec
 from orchestrator.layout import deepspeed_config, layout_for, legal
-from orchestrator.spec import JobSpec, Precision, to_dict
+from orchestrator.spec import JobSpec, ParallelismSpec, Precision, to_dict
 
 FOLDER = Path(__file__).parent
 HINT = "If this is wanted: UPDATE_GOLDEN=1 .venv/bin/python -m pytest tests/golden, then read `git diff tests/golden`."
@@ -50,18 +50,17 @@ def deepspeed_of_gpt() -> str:
     precisions = (Precision.fp32, Precision.bf16, Precision.fp16)
     return as_yaml(
         {
-            f"{optimizer} zero{stage} {precision.value}": deepspeed_config(spec, layout_for(spec), precision)
+            f"{optimizer} zero{spec.parallelism.zero_stage} {precision.value}": deepspeed_config(spec, layout_for(spec), precision)
             for optimizer in ("adamw", "sgd")
-            for stage in range(4)
-            for spec in [gpt(optimizer, stage)]
+            for spec in zero_stages_of_gpt(optimizer)
             for precision in precisions
         }
     )
 
 
-def gpt(optimizer: str, zero_stage: int) -> JobSpec:
+def zero_stages_of_gpt(optimizer: str) -> list[JobSpec]:
     spec = load_job_spec(["workload=gpt", f"optimizer={optimizer}", "resources.num_workers=2"])
-    return dataclasses.replace(spec, parallelism=dataclasses.replace(spec.parallelism, zero_stage=zero_stage))
+    return [dataclasses.replace(spec, parallelism=ParallelismSpec(zero_stage=stage)) for stage in range(4)]
 
 
 def legal_of_gpt() -> str:

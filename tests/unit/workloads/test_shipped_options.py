@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import yaml
 
+from orchestrator.config import load_job_spec
 from orchestrator.layout import legal
-from orchestrator.spec import DataSpec, JobSpec, ModelSpec, OptimizerSpec, TrainingSpec, WorkloadSpec, from_dict
 from workloads.gpt import GPT, train_tokenizer
 from workloads.resnet import ResNet
 
-CONF = Path(__file__).parents[3] / "conf"
-
-
-def read(group, name):
-    return yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
-
-
-def chosen(config, group):
-    return next(entry[f"override /{group}"] for entry in config["defaults"] if f"override /{group}" in entry)
-
 
 def shipped(workload, model=None):
-    config = read("workload", workload)
-    return JobSpec(
-        workload=from_dict(WorkloadSpec, config["workload"]),
-        model=from_dict(ModelSpec, read("model", model or chosen(config, "model"))),
-        data=from_dict(DataSpec, read("data", chosen(config, "data"))),
-        training=from_dict(TrainingSpec, config["training"]),
-        optimizer=from_dict(OptimizerSpec, config["optimizer"]),
-    )
+    return load_job_spec([f"workload={workload}", *([f"model={model}"] if model else [])])
 
 
 class WithTokenizer:

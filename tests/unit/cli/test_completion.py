@@ -1,0 +1,114 @@
+"""What the Tab key offers."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import main
+from orchestrator.cli.completion import complete
+from orchestrator.config import groups
+from orchestrator.control.store import JobStore
+from orchestrator.job import Job
+from orchestrator.paths import Home
+from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec
+
+SPEC = JobSpec(
+    workload=WorkloadSpec(name="tiny", entrypoint="tiny:Tiny"),
+    model=ModelSpec(name="m"),
+    data=DataSpec(name="d"),
+    training=TrainingSpec(max_steps=10, global_batch_size=8, micro_batch_size=2),
+)
+
+
+def test_verbs_are_completed() -> None:
+    assert complete("orchestrator tr") == ["train"]
+    assert complete("orchestrator su") == ["submit"]
+    assert complete("orchestrator d") == ["dashboard", "down"]
+    assert complete("orchestrator x") == []
+    assert complete("orchestrator ") == [
+        "train", "submit", "resume", "list", "status", "logs", "cancel", "dashboard", "down", "version", "completion",
+    ]  # fmt: skip
+
+
+def test_names_of_groups_are_completed() -> None:
+    assert {f"{group}=" for group in groups()} <= set(complete("orchestrator train "))
+    assert complete("orchestrator submit wor") == ["workload.", "workload="]
+
+
+def test_options_of_a_group_are_completed() -> None:
+    assert complete("orchestrator train workload=") == ["workload=custom", "workload=gpt", "workload=resnet"]
+    assert complete("orchestrator train workload=r") == ["workload=resnet"]
+    assert complete("orchestrator submit workload=gpt optimizer=") == [
+        f"optimizer={name}" for name in ("adamw", "gpt", "resnet", "sgd")
+    ]
+
+
+def test_settings_are_completed() -> None:
+    assert complete("orchestrator train training.max") == ["training.max_steps="]
+    assert complete("orchestrator train workload=gpt storage.") == [
+        f"storage.{name}=" for name in ("connect_timeout_s", "endpoint_url", "max_attempts", "read_timeout_s", "region", "url")
+    ]
+
+
+@pytest.mark.parametrize("verb", ["status", "logs", "cancel", "resume"])
+def test_jobs_are_completed_where_one_is_named(home: Home, verb: str) -> None:
+    store = JobStore(home.jobs_db)
+    for number, name in enumerate(("gpt-bbb", "gpt-aaa", "resnet-ccc")):
+        store.put(Job(id=name, spec=SPEC, submitted_s=float(number)))
+    assert complete(f"orchestrator {verb} ") == ["gpt-bbb", "gpt-aaa", "resnet-ccc"]
+    assert complete(f"orchestrator {verb} gpt-a") == ["gpt-aaa"]
+    assert complete(f"orchestrator {verb} gpt-aaa ") == []
+
+
+def test_without_jobs_there_is_nothing_to_complete_and_nothing_is_made(home: Home) -> None:
+    assert complete("orchestrator status ") == []
+    assert not home.root.exists()
+
+
+@pytest.mark.parametrize("verb", ["list", "version", "down", "nonsense"])
+def test_verbs_that_take_no_name_complete_nothing(verb: str) -> None:
+    assert complete(f"orchestrator {verb} ") == []
+
+
+def test_the_query_answers_for_the_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COMP_LINE", "orchestrator d")
+    assert main(["completion", "query"]) == 0
+    assert capsys.readouterr().out == "dashboard\ndown\n"
+
+
+def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "zsh"]) == 2
+    assert "completion is there for bash" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "replies", "reply"),
+    [
+        ("orchestrator d", "dashboard down", ["dashboard", "down"]),
+        ("orchestrator train workload=r", "workload=resnet", ["resnet"]),  # bash has cut the word at `=`
+        ("orchestrator train training.max", "training.max_steps=", ["training.max_steps="]),
+    ],
+)
+def test_the_script_works_in_bash(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, replies: str, reply: list[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "script"
+    doubles = f"compopt() {{ :; }}\norchestrator() {{ [[ $COMP_LINE == '{line}' ]] && echo {replies}; }}\n"
+    script.write_text(doubles + capsys.readouterr().out)
+    ask = f". {script}; COMP_LINE='{line} behind'; COMP_POINT={len(line)}; _orchestrator_complete; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "--norc", "-c", ask], capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (reply, "")
+
+
+def test_settings_of_the_chosen_workload_are_completed() -> None:
+    assert complete("orchestrator train workload=resnet workload.options.") == ["workload.options.label_smoothing="]
+
+
+def test_an_empty_line_completes_nothing() -> None:
+    assert complete("") == []
+
+
+def test_a_flag_completes_nothing() -> None:
+    assert complete("orchestrator train --d") == []

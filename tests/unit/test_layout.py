@@ -1,0 +1,138 @@
+"""Which worlds can train a batch, and what DeepSpeed is told of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.errors import LayoutError
+from orchestrator.layout import Layout, deepspeed_config, layout_for, legal
+from orchestrator.spec import (
+    DataSpec,
+    JobSpec,
+    ModelSpec,
+    OptimizerName,
+    OptimizerSpec,
+    ParallelismSpec,
+    Precision,
+    ResourcesSpec,
+    TrainingSpec,
+    WorkloadSpec,
+)
+
+
+def job(batch: int, micro: int, workers: int = 1, zero_stage: int = 1) -> JobSpec:
+    return JobSpec(
+        workload=WorkloadSpec(name="w", entrypoint="m:C"),
+        model=ModelSpec(name="m"),
+        data=DataSpec(name="d"),
+        training=TrainingSpec(max_steps=10, global_batch_size=batch, micro_batch_size=micro),
+        resources=ResourcesSpec(num_workers=workers),
+        parallelism=ParallelismSpec(zero_stage=zero_stage),
+    )
+
+
+batches = st.tuples(st.integers(1, 12), st.integers(1, 60)).map(lambda pair: (pair[0] * pair[1], pair[0]))
+"""(global batch, micro batch that divides it)"""
+
+
+@settings(deadline=None)
+@given(batches, st.integers(0, 3))
+def test_every_legal_layout_makes_the_batch_and_worlds_ascend(batch_and_micro: tuple[int, int], zero_stage: int) -> None:
+    batch, micro = batch_and_micro
+    layouts = legal(job(batch, micro, zero_stage=zero_stage))
+    worlds = [layout.world_size for layout in layouts]
+    assert worlds == sorted(set(worlds))
+    for layout in layouts:
+        assert layout.micro_batch_size * layout.gradient_accumulation_steps * layout.world_size == batch == layout.global_batch_size
+        assert (layout.micro_batch_size, layout.zero_stage) == (micro, zero_stage)
+
+
+@settings(deadline=None)
+@given(batches)
+def test_no_world_that_can_is_left_out(batch_and_micro: tuple[int, int]) -> None:
+    batch, micro = batch_and_micro
+    worlds = {layout.world_size for layout in legal(job(batch, micro))}
+    assert worlds == {world for world in range(1, batch + 1) if batch % (micro * world) == 0}
+
+
+@settings(deadline=None)
+@given(batches, st.integers(1, 80))
+def test_the_asked_for_world_is_given_or_the_possible_ones_are_listed(batch_and_micro: tuple[int, int], workers: int) -> None:
+    spec = job(*batch_and_micro, workers=workers)
+    worlds = [layout.world_size for layout in legal(spec)]
+    if workers in worlds:
+        assert layout_for(spec).world_size == workers
+        return
+    with pytest.raises(LayoutError) as caught:
+        layout_for(spec)
+    said = str(caught.value)
+    assert said.startswith(f"resources.num_workers={workers} cannot share training.global_batch_size={batch_and_micro[0]} ")
+    listed = [int(number) for number in re.findall(r"\d+", said.rpartition("among")[2])]
+    assert listed == worlds[:12]
+    assert said.endswith(" ....") == (len(worlds) > 12)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_a_micro_batch_that_does_not_divide_is_refused_with_those_that_do(batch: int, micro: int) -> None:
+    if batch % micro == 0:
+        assert legal(job(batch, micro))
+        return
+    with pytest.raises(LayoutError) as caught:
+        legal(job(batch, micro))
+    said = str(caught.value)
+    assert said.startswith(f"training.micro_batch_size={micro} does not divide training.global_batch_size={batch}. ")
+    assert all(batch % int(number) == 0 for number in re.findall(r"\d+", said.rpartition("batches:")[2]))
+
+
+def test_the_words_of_both_refusals() -> None:
+    with pytest.raises(LayoutError) as caught:
+        layout_for(job(12, 2, workers=5))
+    assert str(caught.value) == (
+        "resources.num_workers=5 cannot share training.global_batch_size=12 in micro batches of 2: "
+        "6 micro batches per step need a number of workers among 1, 2, 3, 6."
+    )
+    with pytest.raises(LayoutError) as caught:
+        layout_for(job(12, 5))
+    assert str(caught.value) == (
+        "training.micro_batch_size=5 does not divide training.global_batch_size=12. Possible micro batches: 1, 2, 3, 4, 6, 12."
+    )
+    assert caught.value.exit_code == 2
+
+
+def test_a_long_list_is_cut() -> None:
+    with pytest.raises(LayoutError, match=r"among 1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 18 \.\.\."):
+        layout_for(job(360, 1, workers=7))
+
+
+def test_a_micro_batch_of_the_whole_batch_leaves_one_world() -> None:
+    assert legal(job(8, 8)) == (Layout(world_size=1, micro_batch_size=8, gradient_accumulation_steps=1, zero_stage=1),)
+
+
+# what DeepSpeed is told; the whole dicts stand in tests/golden
+
+
+@settings(deadline=None)
+@given(batches, st.integers(0, 3), st.sampled_from([Precision.fp32, Precision.bf16, Precision.fp16]), st.sampled_from(OptimizerName))
+def test_deepspeeds_sum_holds_and_one_precision_is_on(
+    batch_and_micro: tuple[int, int], zero_stage: int, precision: Precision, optimizer: OptimizerName
+) -> None:
+    spec = dataclasses.replace(job(*batch_and_micro, zero_stage=zero_stage), optimizer=OptimizerSpec(name=optimizer, lr=0.5))
+    for layout in legal(spec):
+        config = deepspeed_config(spec, layout, precision)
+        per_rank = config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"]
+        assert config["train_batch_size"] == per_rank * layout.world_size == spec.training.global_batch_size
+        assert config["zero_optimization"]["stage"] == zero_stage
+        assert {name for name in ("bf16", "fp16") if name in config} == {precision.value} - {"fp32"}
+        assert config["optimizer"]["params"]["lr"] == 0.5
+
+
+def test_an_open_precision_is_a_mistake_of_the_caller() -> None:
+    spec = job(8, 2)
+    with pytest.raises(ValueError, match="precision must be resolved"):
+        deepspeed_config(spec, layout_for(spec), Precision.auto)

@@ -154,7 +154,7 @@ class Sandbox:
             "rank": self.ranks,
             "agent": lambda: self.having("ray::Agent"),
             "supervisor": lambda: self.having("ray::Supervisor"),
-            "controller": lambda: self.having("orchestrator.control.controller"),
+            "controller": lambda: self.having("orchestrator.control.serve"),
             "warm": lambda: [p for p in self.having("orchestrator.runtime.warm") if p not in self.ranks()],
         }
         return list(found[kind]())

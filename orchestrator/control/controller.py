@@ -1,4 +1,4 @@
-"""The controller: the only one that moves a job between states. `python -m orchestrator.control.controller --home H --address A`
+"""The controller: the only one that moves a job between states. `orchestrator.control.serve` is its process.
 
 Its loop observes (store, cluster, supervisors), plans (pure) and applies; nothing in it waits. All it knows can be found again
 from the store and from Ray, so that it may die at any moment.
@@ -7,7 +7,6 @@ from the store and from Ray, so that it may die at any moment.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -154,9 +153,3 @@ class Controller:
             act()
         except StaleWrite as stale:
             log.info("%s: %s", job.id, stale)
-
-
-if __name__ == "__main__":
-    from orchestrator.control import serve
-
-    sys.exit(serve.main())

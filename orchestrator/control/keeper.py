@@ -135,7 +135,7 @@ class Keeper:
 
     def _start_controller(self) -> None:
         command = [
-            sys.executable, "-m", "orchestrator.control.controller", "--home", str(self._home.root), "--address", self._file.address,
+            sys.executable, "-m", "orchestrator.control.serve", "--home", str(self._home.root), "--address", self._file.address,
             "--idle-timeout-s", str(self._file.idle_timeout_s), "--wait-s", "120",
         ]  # fmt: skip
         self._controller = self._spawn(command, "controller", new_session=False)

@@ -75,7 +75,7 @@ def ensure_controller(home: Home, cluster: ClusterSpec, say: Say) -> LocalCluste
             _check_same(home, found, address)
             return LocalCluster(address=address, started=False)
         say(f"starting the control plane of the cluster at {address}")
-        command = [sys.executable, "-m", "orchestrator.control.controller", "--home", str(home.root), "--address", address]
+        command = [sys.executable, "-m", "orchestrator.control.serve", "--home", str(home.root), "--address", address]
         pid = _spawn(home, command, "controller", remote_environment(home, address)).pid
         _wait_ready(home, address, pid, say)
         return LocalCluster(address=address, started=False)

@@ -1,4 +1,7 @@
-"""The controller's process: takes the lock, joins Ray, turns the loop, and asks its keeper to stop after an idle time."""
+"""The controller's process: takes the lock, joins Ray, turns the loop, and asks its keeper to stop after an idle time.
+
+    python -m orchestrator.control.serve --home HOME --address HOST:PORT
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -108,7 +112,7 @@ class Service:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.control.controller", description="Control the jobs of a Ray cluster.")
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.control.serve", description="Control the jobs of a Ray cluster.")
     parser.add_argument("--home", required=True)
     parser.add_argument("--address", required=True, help="host:port of the Ray head")
     parser.add_argument("--idle-timeout-s", type=float, default=None, help="ask the keeper to stop after so long without a job")
@@ -148,3 +152,7 @@ def _set_up_log() -> None:
     output = logging.StreamHandler()
     output.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[output], force=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ulid import ULID
@@ -22,10 +22,13 @@ from orchestrator.errors import (
 from orchestrator.storage.interface import ObjectInfo
 
 _UNFINISHED = ".unfinished-"
+_TRIES = 10
+"""Of a write whose folder a delete takes away at the same time."""
 
 
 class DirectoryStore:
-    """Durable (fsync before the name appears) and create-only by `link`, which has exactly one winner also on NFS."""
+    """Durable (the bytes before the name appears, the name before the call returns) and create-only by `link`, which has exactly one
+    winner also on NFS."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -42,6 +45,7 @@ class DirectoryStore:
         with self._explained(key, "write"):
             unfinished = self._write_beside(self.path(key), data)
             unfinished.replace(self.path(key))
+            _keep_name(self.path(key))
 
     def create(self, key: str, data: bytes) -> None:
         path = self.path(key)
@@ -49,6 +53,7 @@ class DirectoryStore:
             unfinished = self._write_beside(path, data)
             try:
                 os.link(unfinished, path)
+                _keep_name(path)
             except FileExistsError:
                 if path.read_bytes() != data:
                     raise ObjectExists(f"'{key}' exists in {self.url} with other content.") from None
@@ -101,12 +106,22 @@ class DirectoryStore:
 
     def _write_beside(self, path: Path, data: bytes | memoryview) -> Path:
         unfinished = path.parent / f"{_UNFINISHED}{ULID()}"
-        try:
-            self._write(unfinished, data)
-        except FileNotFoundError:  # the folder is new, or a delete emptied and removed it just now
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._write(unfinished, data)
+        for _ in range(_TRIES - 1):
+            try:
+                self._write(unfinished, data)
+                return unfinished
+            except FileNotFoundError:  # the folder is new, or a delete emptied and removed it just now
+                self._make_folder(path.parent)
+        self._write(unfinished, data)
         return unfinished
+
+    def _make_folder(self, folder: Path) -> None:
+        """And keep the names of all that had to be made; a delete may remove them again at any moment."""
+        missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            for made in reversed(missing):
+                _keep_name(made)
 
     @staticmethod
     def _write(path: Path, data: bytes | memoryview) -> None:
@@ -133,6 +148,15 @@ class DirectoryStore:
             return StorageFull(f"No space left in {self.url} to write '{key}'. Free some, or choose another storage.url.")
         kind = StorageDenied if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else StorageError
         return kind(f"Cannot {action} '{key}' in {self.url}: {error.strerror}.")
+
+
+def _keep_name(path: Path) -> None:
+    """After a power cut the folder still knows `path`."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _size(path: Path) -> int:

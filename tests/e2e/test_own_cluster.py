@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import re
+import socket
+from pathlib import Path
+
 from harness import TINY, Sandbox, interrupt
 
 from orchestrator.job import JobState
 
 
-def nothing_is_left(box: Sandbox) -> None:
-    box.wait_until(lambda: not box.processes(), f"no process: {[p.cmdline()[:4] for p in box.processes()]}", 30)
+def nothing_is_left(box: Sandbox, shared_before: set[str]) -> None:
+    """No process, no port that one listened at, no shared memory."""
+    assert not box.processes(), [process.cmdline()[:4] for process in box.processes()]
+    assert shared_memory() <= shared_before
+    for port in re.findall(r"at 127\.0\.0\.1:(\d+)", box.home.log("keeper").read_text()):
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", int(port))) != 0, f"something listens at {port}"
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
 
 
 def test_train_ctrl_c_resume_and_nothing_left():
-    box = Sandbox()
+    box, shared = Sandbox(), shared_memory()
     try:
         command = box.start("train", *TINY, "training.max_steps=3000")
         box.wait_until(lambda: box.jobs(), "the job")
@@ -24,11 +37,11 @@ def test_train_ctrl_c_resume_and_nothing_left():
         job = box.job(job_id)
         assert job.state is JobState.CANCELLED
         assert job.progress.committed_step == job.progress.step > 0
-        nothing_is_left(box)
+        nothing_is_left(box, shared)
         code, output = box.run("resume", job_id, f"training.max_steps={job.progress.step + 30}")
         assert code == 0, output
         assert [row["step"] for row in box.history(job_id)] == list(range(1, job.progress.step + 31))
-        nothing_is_left(box)
+        nothing_is_left(box, shared)
     finally:
         box.close()
 
@@ -48,3 +61,25 @@ def test_after_a_power_cut_resume_gives_the_calm_result():
     finally:
         box.close()
         assert not box.processes()
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_job_goes_on_from_its_last_commit():
+    box = Sandbox()
+    try:
+        calm = box.submit(*TINY)
+        assert box.wait_ended(calm).state is JobState.SUCCEEDED
+        box.run("down")
+        command = box.start("train", *TINY)
+        job_id = box.wait_until(lambda: next((job.id for job in box.jobs() if job.id != calm), ""), "the job")
+        box.wait_until(lambda: box.job(job_id).progress.committed_step, "a commit")
+        interrupt(command)
+        box.wait_until(lambda: box.job(job_id).stop_requested, "the first order")
+        interrupt(command)
+        output, _ = command.communicate(timeout=60)
+        assert command.returncode == 130 and f"resume {job_id}" in output, output
+        assert box.job(job_id).state is JobState.CANCELLED
+        code, output = box.run("resume", job_id)
+        assert code == 0, output
+        assert box.history(job_id) == box.history(calm)
+    finally:
+        box.close()

@@ -65,7 +65,7 @@ def test_one_cluster_is_started_found_again_and_leaves_nothing(home):
     assert [node["cpu_units"] for node in nodes] == [20_000]
 
     second = subprocess.run(
-        [sys.executable, "-m", "orchestrator.control.controller", "--home", str(home.root), "--address", found[0].address],
+        [sys.executable, "-m", "orchestrator.control.serve", "--home", str(home.root), "--address", found[0].address],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert second.returncode == 3

@@ -97,7 +97,7 @@ def _train(spec: JobSpec, switches: dict[str, bool]) -> int:
     client = Client(home)
     try:
         job = client.submit(spec, secrets)
-    except OrchestratorError:
+    except (OrchestratorError, KeyboardInterrupt):
         if cluster.started:
             stop_cluster(home)
         raise

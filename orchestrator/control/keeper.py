@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -121,7 +122,7 @@ class Keeper:
         return found is not None and found.ready and found.address == self._file.address
 
     def _start_again(self) -> None:
-        self._stop_child(self._controller)
+        _stop([self._controller])
         self._file = replace(self._file, address=f"127.0.0.1:{free_port()}")
         self._start_ray()
         self._start_controller()
@@ -164,18 +165,20 @@ class Keeper:
         return {**os.environ, **local_environment(self._home, self._file.address, self._file.id)}
 
     def _take_down(self) -> None:
-        for child in (self._controller, self._ray):
-            self._stop_child(child)
+        _stop([self._controller, self._ray])
         clean_up(self._home, self._file)
         log.info("all is down")
 
-    @staticmethod
-    def _stop_child(child: subprocess.Popen[bytes] | None) -> None:
-        if child is None or child.poll() is not None:
-            return
+
+def _stop(children: Iterable[subprocess.Popen[bytes] | None]) -> None:
+    """SIGTERM to all of them at once; SIGKILL to one that does not go in time."""
+    living = [child for child in children if child is not None and child.poll() is None]
+    for child in living:
         child.terminate()
+    deadline = time.monotonic() + _STOP_GRACE_S
+    for child in living:
         try:
-            child.wait(_STOP_GRACE_S)
+            child.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()

@@ -59,8 +59,12 @@ def ensure_cluster(home: Home, cluster: ClusterSpec, say: Say) -> LocalCluster:
         _remove_remains(home, file, say)
         say("starting a local Ray cluster (5-10 s)")
         keeper = _start_keeper(home, cluster)
-        address = _wait_keeper(home, keeper)
-        _wait_ready(home, address, keeper.pid, say)
+        try:
+            address = _wait_keeper(home, keeper)
+            _wait_ready(home, address, keeper.pid, say)
+        except KeyboardInterrupt:
+            _remove_remains(home, ClusterFile.read(home), say)
+            raise
         final = ClusterFile.read(home)
         return LocalCluster(address=final.address if final else address, started=True)
 

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import signal
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,16 +63,15 @@ class Service:
         from orchestrator.control.ray_groups import RayGroups
 
         store = JobStore(self._home.jobs_db)
-        with ThreadPoolExecutor(max_workers=16, thread_name_prefix="ask") as pool:
-            controller = Controller(store, self._home, RayGroups(self._home, pool), lambda: pool.submit(observe))
-            while not self._told_to_stop:
-                now = time.time()
-                controller.step(now)
-                if self._is_blind(controller, now):
-                    return EXIT_CLUSTER
-                self._look_after(controller, store, now)
-                time.sleep(ROUND_S)
-            pool.shutdown(wait=False, cancel_futures=True)
+        pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ask")
+        controller = Controller(store, self._home, RayGroups(self._home, pool), lambda: pool.submit(observe))
+        while not self._told_to_stop:
+            now = time.time()
+            controller.step(now)
+            if self._is_blind(controller, now):
+                return EXIT_CLUSTER
+            self._look_after(controller, store, now)
+            time.sleep(ROUND_S)
         return 0
 
     def _on_signal(self, _number: int, _frame: Any) -> None:
@@ -155,4 +153,5 @@ def _set_up_log() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # All that counts is in the store. To wait for the threads, and for Ray, which may be gone already, would take seconds.
+    os._exit(main())

@@ -309,6 +309,7 @@ def _entry(name: str) -> Entry:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Does not return once it holds the lock."""
     about = "Fork ranks from a process that has imported torch."
     parser = argparse.ArgumentParser(prog="python -m orchestrator.runtime.warm", description=about)
     parser.add_argument("--socket", type=Path, required=True)
@@ -327,7 +328,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warm = Warm(listener, _entry(options.entry), options.watch_pid, lock)
         gc.freeze()
         warm.serve()
-    return 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # taking torch apart would take a second, and there is nothing left to be done
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from orchestrator.job import JobState
 def nothing_is_left(box: Sandbox, shared_before: set[str]) -> None:
     """No process, no port that one listened at, no shared memory."""
     assert not box.processes(), [process.cmdline()[:4] for process in box.processes()]
-    assert shared_memory() <= shared_before
+    ours = tuple(f"orchestrator-{job.id}-" for job in box.jobs())
+    assert not [name for name in shared_memory() - shared_before if name.startswith(ours) or not name.startswith("orchestrator-")]
     for port in re.findall(r"at 127\.0\.0\.1:(\d+)", box.home.log("keeper").read_text()):
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", int(port))) != 0, f"something listens at {port}"
@@ -81,5 +82,19 @@ def test_a_second_ctrl_c_stops_at_once_and_the_job_goes_on_from_its_last_commit(
         code, output = box.run("resume", job_id)
         assert code == 0, output
         assert box.history(job_id) == box.history(calm)
+    finally:
+        box.close()
+
+
+def test_ctrl_c_while_the_cluster_starts_leaves_nothing():
+    box, shared = Sandbox(), shared_memory()
+    try:
+        command = box.start("train", *TINY)
+        box.wait_until(lambda: box.home.log("ray").exists(), "the start of Ray")
+        interrupt(command)
+        output, _ = command.communicate(timeout=60)
+        assert command.returncode == 130 and "Traceback" not in output, output
+        assert box.jobs() == []
+        nothing_is_left(box, shared)
     finally:
         box.close()

@@ -1,0 +1,85 @@
+"""Jobs on a Ray cluster that others started: two nodes, an agent on each; the command only detaches and leaves the cluster alone."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import TINY, Sandbox, interrupt
+
+from orchestrator.control.keeper import free_port
+from orchestrator.job import JobState
+
+SCRIPT = Path(__file__).parents[2] / "cluster" / "local.sh"
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    box = Sandbox()
+    yield box
+    box.run("down")
+    box.close()
+
+
+@pytest.fixture(scope="module")
+def address(sandbox):
+    """Of two nodes with two CPUs each."""
+    port = free_port()
+    environment = {**sandbox.environment, "PYTHON": sys.executable}  # marks the cluster's processes as the sandbox's
+    cluster = subprocess.Popen(
+        [SCRIPT, "2", "2", str(port)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    assert cluster.stdout is not None
+    first = cluster.stdout.readline()
+    assert "ready: 2 nodes" in first, first + cluster.communicate(timeout=60)[0]
+    yield f"127.0.0.1:{port}"
+    cluster.send_signal(signal.SIGTERM)
+    cluster.wait(timeout=60)
+
+
+def test_one_worker_on_each_node_trains_what_two_on_one_node_do(sandbox, address):
+    spread = ("resources.max_workers_per_node=1",)
+    here = sandbox.submit(*TINY, f"cluster.address={address}")
+    there = sandbox.submit(*TINY, *spread, f"cluster.address={address}")
+    for job_id in (here, there):
+        assert sandbox.wait_ended(job_id).state is JobState.SUCCEEDED, sandbox.describe()
+    admitted = next(event.message for _, event in sandbox.client.events(there) if event.kind.name == "ADMITTED")
+    assert admitted.count("1 on ") == 2, admitted
+    assert sandbox.history(there) == sandbox.history(here)
+    assert sandbox.fingerprint(there) == sandbox.fingerprint(here)
+
+    killed = sandbox.submit(*TINY, *spread, f"cluster.address={address}")
+    sandbox.wait_step(killed, 40)
+    sandbox.wait_until(lambda: sandbox.victims("agent"), "an agent")[-1].kill()
+    assert sandbox.wait_ended(killed).state is JobState.SUCCEEDED, sandbox.describe()
+    assert sandbox.job(killed).progress.restarts == 1
+    assert sandbox.fingerprint(killed) == sandbox.fingerprint(here)
+
+
+def test_ctrl_c_detaches_and_down_leaves_the_cluster_to_its_owner(sandbox, address):
+    known = {job.id for job in sandbox.jobs()}
+    command = sandbox.start("train", *TINY, "training.max_steps=500", f"cluster.address={address}")
+    job_id = sandbox.wait_until(lambda: next((job.id for job in sandbox.jobs() if job.id not in known), ""), "the job")
+    sandbox.wait_step(job_id, 1)
+    interrupt(command)
+    output, _ = command.communicate(timeout=30)
+    assert command.returncode == 130 and "did not start the cluster" in output, output
+    assert not sandbox.job(job_id).state.terminal
+    assert sandbox.run("down")[0] == 0
+    code, output = sandbox.run("resume", job_id)
+    assert code == 0, output
+    assert [row["step"] for row in sandbox.history(job_id)] == list(range(1, 501))
+
+
+def test_more_than_this_cluster_can_ever_have_is_refused_and_what_is_taken_now_waits(sandbox, address):
+    code, output = sandbox.run("submit", *TINY, "resources.cpus_per_worker=3", f"cluster.address={address}")
+    assert code == 2 and "4 CPUs on 2 nodes" in output, output
+    first = sandbox.submit(*TINY, "resources.cpus_per_worker=2", "training.max_steps=2000", f"cluster.address={address}")
+    second = sandbox.submit(*TINY, "resources.cpus_per_worker=2", f"cluster.address={address}")
+    reason = sandbox.wait_until(lambda: sandbox.job(second).reason if first in sandbox.job(second).reason else "", "a reason")
+    assert "2 x 2 CPUs" in reason
+    assert sandbox.run("cancel", first, "--now")[0] == 0
+    assert sandbox.wait_ended(second).state is JobState.SUCCEEDED

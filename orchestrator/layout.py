@@ -1,7 +1,7 @@
 """Which worlds a spec can be trained on, and the DeepSpeed config of each. Pure: no torch, no I/O.
 
-The global batch G is what was asked for; micro batch x accumulation x data-parallel ranks = G decides the rest. The scheduler
-resizes a job only within `legal(spec)`.
+The global batch G is what was asked for; micro batch x accumulation x data-parallel size = G decides the rest, and the world is
+data-parallel x tensor-parallel size. The scheduler resizes a job only within `legal(spec)`.
 """
 
 from __future__ import annotations
@@ -11,21 +11,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import LayoutError
-from orchestrator.spec import JobSpec, OptimizerName, Precision
+from orchestrator.spec import JobSpec, Offload, OptimizerName, ParallelismSpec, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One legal way to train a spec. `world_size` ranks, each doing `gradient_accumulation_steps` micro batches per step."""
+    """One legal way to train a spec. `world_size` ranks, each doing `gradient_accumulation_steps` micro batches per step.
+
+    `tensor_parallel_size` neighbouring ranks see the same samples: rank = data-parallel rank x tensor-parallel size + tensor-parallel rank.
+    """
 
     world_size: int
     micro_batch_size: int
     gradient_accumulation_steps: int
     zero_stage: int
+    tensor_parallel_size: int = 1
+
+    @property
+    def data_parallel_size(self) -> int:
+        return self.world_size // self.tensor_parallel_size
 
     @property
     def global_batch_size(self) -> int:
-        return self.world_size * self.micro_batch_size * self.gradient_accumulation_steps
+        return self.data_parallel_size * self.micro_batch_size * self.gradient_accumulation_steps
+
+    def data_parallel_rank(self, rank: int) -> int:
+        return rank // self.tensor_parallel_size
+
+    def tensor_parallel_rank(self, rank: int) -> int:
+        return rank % self.tensor_parallel_size
 
 
 def legal(spec: JobSpec) -> tuple[Layout, ...]:
@@ -39,12 +53,13 @@ def legal(spec: JobSpec) -> tuple[Layout, ...]:
         )
     return tuple(
         Layout(
-            world_size=world,
+            world_size=size * spec.parallelism.tensor_parallel_size,
             micro_batch_size=micro,
-            gradient_accumulation_steps=micro_batches // world,
+            gradient_accumulation_steps=micro_batches // size,
             zero_stage=spec.parallelism.zero_stage,
+            tensor_parallel_size=spec.parallelism.tensor_parallel_size,
         )
-        for world in _divisors(micro_batches)
+        for size in _divisors(micro_batches)
     )
 
 
@@ -54,6 +69,12 @@ def layout_for(spec: JobSpec) -> Layout:
     for layout in layouts:
         if layout.world_size == spec.resources.num_workers:
             return layout
+    workers, together = spec.resources.num_workers, spec.parallelism.tensor_parallel_size
+    if workers % together:
+        raise LayoutError(
+            f"parallelism.tensor_parallel_size={together} does not divide resources.num_workers={workers}: "
+            f"possible numbers of workers are {_some([x.world_size for x in layouts])}."
+        )
     batch, micro = spec.training.global_batch_size, spec.training.micro_batch_size
     raise LayoutError(
         f"resources.num_workers={spec.resources.num_workers} cannot share training.global_batch_size={batch} in micro batches "
@@ -65,7 +86,7 @@ def deepspeed_config(spec: JobSpec, layout: Layout, precision: Precision) -> dic
     """The DeepSpeed dict of a layout. `precision` is resolved: never `auto`.
 
     The learning rate is set by the training loop before each step, so no scheduler stands here. Bucket sizes are
-    DeepSpeed's defaults.
+    DeepSpeed's defaults. A tied head stays whole, so that a workload's loss sees all logits.
     """
     if precision is Precision.auto:
         raise ValueError("precision must be resolved before the DeepSpeed config is made")
@@ -74,17 +95,24 @@ def deepspeed_config(spec: JobSpec, layout: Layout, precision: Precision) -> dic
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
         "gradient_accumulation_steps": layout.gradient_accumulation_steps,
         "gradient_clipping": spec.training.gradient_clipping,
-        "zero_optimization": {"stage": layout.zero_stage},
+        "zero_optimization": {"stage": layout.zero_stage, **_offload(spec.parallelism)},
         "optimizer": _optimizer(spec),
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
     }
+    if layout.tensor_parallel_size > 1:
+        config["tensor_parallel"] = {"autotp_size": layout.tensor_parallel_size, "vocab_parallel_lm_head": False}
     if precision is Precision.bf16:
         config["bf16"] = {"enabled": True}
     if precision is Precision.fp16:
         config["fp16"] = {"enabled": True, "initial_scale_power": 16}
     return config
+
+
+def _offload(asked: ParallelismSpec) -> dict[str, Any]:
+    parts = {"offload_optimizer": asked.offload_optimizer, "offload_param": asked.offload_parameters}
+    return {name: {"device": where.value} for name, where in parts.items() if where is not Offload.none}
 
 
 def _optimizer(spec: JobSpec) -> dict[str, Any]:

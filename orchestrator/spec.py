@@ -41,6 +41,13 @@ class OptimizerName(enum.Enum):
     sgd = "sgd"
 
 
+class Offload(enum.Enum):
+    """Where a part of the state lies while it is not computed with."""
+
+    none = "none"  # on the rank's own device
+    cpu = "cpu"
+
+
 def _require(ok: bool, flag: str, value: object, allowed: str) -> None:
     if not ok:
         raise ConfigError(f"{flag}={value} is not possible: allowed is {allowed}.")
@@ -145,9 +152,26 @@ class ParallelismSpec:
 
     zero_stage: int = 1
     """DeepSpeed ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters are partitioned."""
+    tensor_parallel_size: int = 1
+    """Neighbouring ranks that share each layer's matrices and see the same samples. More than 1 needs ZeRO 0, 1 or 2."""
+    offload_optimizer: Offload = Offload.none
+    """Where the fp32 weights and the optimizer's state lie, and where the optimizer computes. `cpu` needs ZeRO 1, 2 or 3."""
+    offload_parameters: Offload = Offload.none
+    """Where parameters lie while their layer does not compute. `cpu` needs ZeRO 3."""
 
     def __post_init__(self) -> None:
         _require(self.zero_stage in (0, 1, 2, 3), "parallelism.zero_stage", self.zero_stage, "0, 1, 2 or 3")
+        _require(self.tensor_parallel_size >= 1, "parallelism.tensor_parallel_size", self.tensor_parallel_size, "at least 1")
+        allowed = "1 at parallelism.zero_stage=3, because state that both divide cannot be saved yet; for more choose ZeRO 0, 1 or 2"
+        ok = self.tensor_parallel_size == 1 or self.zero_stage < 3
+        _require(ok, "parallelism.tensor_parallel_size", self.tensor_parallel_size, allowed)
+        self._require_stage("offload_optimizer", self.offload_optimizer, 1, "only state that ZeRO partitions can leave the device")
+        self._require_stage("offload_parameters", self.offload_parameters, 3, "only parameters that ZeRO partitions can leave the device")
+
+    def _require_stage(self, name: str, value: Offload, least: int, why: str) -> None:
+        needed = " or ".join(f"parallelism.zero_stage={stage}" for stage in range(least, 4))
+        allowed = f"none at parallelism.zero_stage={self.zero_stage}, because {why}; for cpu choose {needed}"
+        _require(value is Offload.none or self.zero_stage >= least, f"parallelism.{name}", value.value, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,9 +303,19 @@ class JobSpec:
     def __post_init__(self) -> None:
         warmup, steps = self.optimizer.warmup_steps, self.training.max_steps
         _require(warmup < steps, "optimizer.warmup_steps", warmup, f"less than training.max_steps={steps}")
+        self._check_clipping()
         if self.name:
             ok = re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", self.name) is not None
             _require(ok, "name", self.name, "up to 40 of a-z, 0-9 and '-'")
+
+    def _check_clipping(self) -> None:
+        """DeepSpeed's optimizer for 16 bits at ZeRO 0 leaves the other tensor ranks' gradients out of the norm that it clips by."""
+        parts = self.parallelism
+        narrow = self.training.precision in (Precision.bf16, Precision.fp16)
+        narrow |= self.training.precision is Precision.auto and self.resources.gpus_per_worker > 0
+        allowed = "1 in 16 bits at parallelism.zero_stage=0, where the gradient's norm would be wrong; choose ZeRO 1 or 2, or fp32"
+        ok = parts.tensor_parallel_size == 1 or parts.zero_stage > 0 or not narrow
+        _require(ok, "parallelism.tensor_parallel_size", parts.tensor_parallel_size, allowed)
 
 
 def to_dict(spec: Any) -> Any:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from orchestrator.checkpoints.plan import Box, boxes_of
+
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatePiece:
-    """A row-major flat interval of one global state tensor, as one rank holds it.
+    """A row-major flat interval of one global state tensor, or of a block of it, as one rank holds it.
 
     To save, the pieces of all ranks tile every tensor exactly once. To restore, a rank names all it needs (replicas ask for
     the same bytes) and `data` is filled in place.
@@ -23,10 +25,19 @@ class StatePiece:
     """`param` (fp32 master where there is one), `buffer`, or the optimizer's own key: `exp_avg`, `exp_avg_sq`, `momentum_buffer`."""
     global_shape: tuple[int, ...]
     start: int
-    """First element of the interval in the flattened global tensor."""
+    """First element of the interval in the flattened block."""
     data: torch.Tensor
     """One-dimensional and contiguous; its length is the interval's. Shape [end - start]."""
+    block: Box | None = None
+    """The rectangular part of the tensor that the rank's tensor-parallel group gave it; None: all of it."""
 
     @property
     def end(self) -> int:
         return self.start + int(self.data.numel())
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """Where the elements of `data` lie in the global tensor, in their order."""
+        if self.block is None:
+            return boxes_of(self.global_shape, self.start, self.end)
+        return tuple(box.moved(self.block.offset) for box in boxes_of(self.block.shape, self.start, self.end))

@@ -33,6 +33,9 @@ class Box:
         shape = tuple(h - w for w, h in zip(low, high, strict=True))
         return Box(low, shape) if all(n > 0 for n in shape) else None
 
+    def moved(self, by: Shape) -> Box:
+        return Box(tuple(a + b for a, b in zip(self.offset, by, strict=True)), self.shape)
+
     def within(self, other: Box) -> tuple[slice, ...]:
         """This box as an index into an array that holds `other`."""
         starts = (a - b for a, b in zip(self.offset, other.offset, strict=True))

@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.checkpoints.manifest import BLOCK_BYTES, Manifest, Segment, TensorSlice, crc64
 from orchestrator.checkpoints.pieces import StatePiece
-from orchestrator.checkpoints.plan import Box, boxes_of
+from orchestrator.checkpoints.plan import Box
 from orchestrator.errors import CorruptObject, IncompatibleCheckpoint
 from orchestrator.storage import ObjectStore
 
@@ -103,7 +103,7 @@ def _copies(piece: StatePiece, part: TensorSlice) -> list[_Copy]:
     found = []
     item = piece.data.element_size()
     position = 0
-    for target in boxes_of(tuple(piece.global_shape), piece.start, piece.end):
+    for target in piece.boxes:
         target_data = piece.data[position : position + target.volume]
         position += target.volume
         offset = part.offset

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from orchestrator.checkpoints.manifest import BLOCK_BYTES, Segment, TensorSlice, WriterIndex, crc64, encode
 from orchestrator.checkpoints.pieces import StatePiece
-from orchestrator.checkpoints.plan import boxes_of
 from orchestrator.paths import index_key, segment_key
 from orchestrator.storage import ObjectStore
 
@@ -58,10 +58,7 @@ def _batches(pieces: Iterable[StatePiece]) -> Iterator[list[StatePiece]]:
 def _cut(piece: StatePiece) -> Iterator[StatePiece]:
     step = SEGMENT_BYTES // piece.data.element_size()
     for start in range(0, piece.data.numel(), step):
-        part = piece.data[start : start + step]
-        yield StatePiece(
-            name=piece.name, role=piece.role, global_shape=piece.global_shape, start=piece.start + start, data=part
-        )
+        yield replace(piece, start=piece.start + start, data=piece.data[start : start + step])
 
 
 def _pack(batch: list[StatePiece], key: str) -> tuple[bytearray, list[TensorSlice]]:
@@ -77,7 +74,7 @@ def _pack(batch: list[StatePiece], key: str) -> tuple[bytearray, list[TensorSlic
                 role=piece.role,
                 dtype=str(piece.data.dtype).removeprefix("torch."),
                 global_shape=tuple(piece.global_shape),
-                boxes=boxes_of(tuple(piece.global_shape), piece.start, piece.end),
+                boxes=piece.boxes,
                 segment=key,
                 offset=offset,
                 num_bytes=size,

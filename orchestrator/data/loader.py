@@ -80,19 +80,22 @@ class Dataset:
 
 
 class TrainLoader:
-    """One rank's share of the training samples. It holds no state: what it gives is a function of the position."""
+    """One rank's share of the training samples, the same for all ranks of a tensor-parallel group.
+
+    It holds no state: what it gives is a function of the position.
+    """
 
     def __init__(self, dataset: Dataset, layout: Layout, rank: int, seed: int) -> None:
         self._dataset = dataset
         self._layout = layout
-        self._rank = rank
+        self._share = layout.data_parallel_rank(rank)
         self._seed = seed
 
     def sample_ids(self, position: int) -> Ids:
         """What this rank trains in the step that begins at global `position`: int64[accumulation, micro]."""
         count, total = self._layout.global_batch_size, self._dataset.num_samples("train")
         ids = ids_at(position, count, total, self._seed)
-        return rank_slice(ids, self._layout.world_size, self._rank, self._layout.micro_batch_size)
+        return rank_slice(ids, self._layout.data_parallel_size, self._share, self._layout.micro_batch_size)
 
     def micro_batches(self, position: int) -> Iterator[Batch]:
         """This rank's `gradient_accumulation_steps` batches of that step."""

@@ -12,7 +12,8 @@ import torch
 from orchestrator.errors import WorkloadError
 from orchestrator.layout import Layout, deepspeed_config
 from orchestrator.runtime.link import Phase
-from orchestrator.runtime.state import EngineState, parameters_of
+from orchestrator.runtime.state import EngineState
+from orchestrator.runtime.tensor_parallel import gather, gradient_norm, make_groups, parts_of, shapes_of
 from orchestrator.spec import JobSpec, Precision
 
 Batch = Mapping[str, torch.Tensor]
@@ -52,24 +53,26 @@ class Engine:
     def __init__(self, model: torch.nn.Module, loss: Loss, spec: JobSpec, layout: Layout, device: torch.device) -> None:
         self.precision = resolve_precision(spec.training.precision, device)
         self.device = device
-        self.zero_stage = layout.zero_stage
+        self.layout = layout
         self._loss = loss
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
-        parameters = parameters_of(model)
+        shapes, groups = shapes_of(model), make_groups(model, layout)
         self._engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=_parameter_groups(model),
             config=deepspeed_config(spec, layout, self.precision),
+            mpu=groups,
             dist_init_required=False,
         )
         _match_running_statistics(self.module, _DTYPES[self.precision])
-        self.state = EngineState(self._engine, parameters)
+        self._parts = parts_of(shapes, self.module, layout)
+        self.state = EngineState(self._engine, self._parts, layout)
         self._plain_optimizer = isinstance(self._engine.optimizer, torch.optim.Optimizer)
 
     @property
     def module(self) -> torch.nn.Module:
-        """The model for evaluation. Under ZeRO 3 a forward pass needs all ranks."""
+        """The model for evaluation. A forward pass needs all ranks under ZeRO 3, else all ranks of a tensor-parallel group."""
         module: torch.nn.Module = self._engine.module
         return module
 
@@ -107,16 +110,17 @@ class Engine:
     def whole_module(self, build: Callable[[], torch.nn.Module], mine: bool) -> torch.nn.Module | None:
         """The model as this rank alone can run it, where `mine`. All ranks together.
 
-        Under ZeRO 3 it is built anew and its parameters are gathered one by one; otherwise it is the model itself.
+        Where the ranks hold parts of it, it is built anew and its parameters are gathered one by one; otherwise it is the model itself.
         """
-        if self.zero_stage < 3:
+        if self.layout.zero_stage < 3 and self.layout.tensor_parallel_size == 1:
             return self.module if mine else None
         copy = build().to(self.device) if mine else None
         targets = dict(copy.named_parameters()) if copy is not None else {}
         for name, parameter in self.module.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter]):
+                whole = gather(parameter, self._parts[id(parameter)])
                 if mine:
-                    targets[name].data = parameter.data.clone()
+                    targets[name].data = whole
         for name, buffer in self.module.named_buffers():
             if copy is not None:
                 copy.get_buffer(name).data = buffer.data.clone()
@@ -128,8 +132,7 @@ class Engine:
 
     def _plain_norm(self) -> torch.Tensor:
         """DeepSpeed keeps no norm for ZeRO 0 in fp32."""
-        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
+        return gradient_norm(self.module, self._parts, self.layout)
 
 
 def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:

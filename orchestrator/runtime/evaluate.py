@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from orchestrator.data.loader import Dataset, eval_batches
 from orchestrator.errors import WorkloadError
+from orchestrator.layout import Layout
 from orchestrator.runtime.engine import Batch, Engine
 from orchestrator.runtime.seeding import undisturbed
 from orchestrator.spec import JobSpec
@@ -45,7 +46,7 @@ def evaluate(
 
 def _sum_up(engine: Engine, workload: Workload, dataset: Dataset, spec: JobSpec, tick: Callable[[], None]) -> dict[str, Any]:
     totals: dict[str, torch.Tensor] = {}
-    for batch, counts in _rounds(dataset, spec, together=engine.zero_stage == 3):
+    for batch, counts in _rounds(dataset, spec, engine.layout):
         tick()
         found = workload.evaluate(engine.module, engine.to_device(batch))
         for name, value in found.items():
@@ -54,20 +55,21 @@ def _sum_up(engine: Engine, workload: Workload, dataset: Dataset, spec: JobSpec,
     return _over_ranks(totals)
 
 
-def _rounds(dataset: Dataset, spec: JobSpec, together: bool) -> Iterator[tuple[Batch, bool]]:
+def _rounds(dataset: Dataset, spec: JobSpec, layout: Layout) -> Iterator[tuple[Batch, bool]]:
     """(batch, whether it counts). A rank without a batch computes rank 0's first one: to know the shapes of the sums, and, where a
-    forward pass needs all ranks, to keep step with the others."""
-    rank, world = dist.get_rank(), dist.get_world_size()
+    forward pass needs all ranks (ZeRO 3), to keep step with the others. Of a tensor-parallel group only the first rank counts."""
+    share, shares = layout.data_parallel_rank(dist.get_rank()), layout.data_parallel_size
+    counts = layout.tensor_parallel_rank(dist.get_rank()) == 0
     size, limit = spec.training.micro_batch_size, spec.training.eval_samples
     samples = min(limit or dataset.num_samples(SPLIT), dataset.num_samples(SPLIT))
     if not samples:
         raise WorkloadError(f"the data set has no samples in the split '{SPLIT}', so the model cannot be evaluated.")
-    rounds, done = math.ceil(math.ceil(samples / size) / world), 0
-    for batch in eval_batches(dataset, SPLIT, rank, world, size, limit):
+    rounds, done = math.ceil(math.ceil(samples / size) / shares), 0
+    for batch in eval_batches(dataset, SPLIT, share, shares, size, limit):
         done += 1
-        yield batch, True
-    for _ in range(rounds - done if together or not done else 0):
-        yield next(eval_batches(dataset, SPLIT, 0, world, size, limit)), False
+        yield batch, counts
+    for _ in range(rounds - done if layout.zero_stage == 3 or not done else 0):
+        yield next(eval_batches(dataset, SPLIT, 0, shares, size, limit)), False
 
 
 def _wide(value: torch.Tensor) -> torch.Tensor:

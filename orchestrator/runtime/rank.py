@@ -63,7 +63,7 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
     store = open_store(spec.storage)
     dataset = _dataset(task, spec, workload, store, link, device)
     engine = _engine(workload, dataset, spec, layout, device)
-    seed_rank(spec.training.seed, 0, task.rank)
+    seed_rank(spec.training.seed, 0, layout.data_parallel_rank(task.rank))
     run = Training(task, spec, layout, workload, store, dataset, engine, link, clock)
     restore_newest(run)
     stopped = train(run)

@@ -62,7 +62,8 @@ def _go_on(run: Training, manifest: Manifest) -> None:
     run.step = run.saved_step = int(scalars["step"])
     run.position = int(scalars["position"])
     run.evaluation_before = scalars["evaluation_before"]
-    if manifest.world_size == run.task.world_size:
+    shares = scalars.get("data_parallel_size", manifest.world_size)  # absent: from before tensor parallelism
+    if (manifest.world_size, shares) == (run.layout.world_size, run.layout.data_parallel_size):
         set_random_states(manifest.rank_scalars[run.task.rank]["random"])
     else:
-        seed_rank(run.spec.training.seed, run.step, run.task.rank)
+        seed_rank(run.spec.training.seed, run.step, run.layout.data_parallel_rank(run.task.rank))

@@ -17,9 +17,12 @@ def seed_model(seed: int) -> None:
     _seed_all(np.random.SeedSequence([seed]))
 
 
-def seed_rank(seed: int, step: int, rank: int) -> None:
-    """Different on every rank: at the start of training, and where a checkpoint of another world size is continued."""
-    _seed_all(np.random.SeedSequence([seed, step, rank]))
+def seed_rank(seed: int, step: int, data_parallel_rank: int) -> None:
+    """Different for every share of the samples: at the start of training, and where a checkpoint of another layout is continued.
+
+    Ranks of one tensor-parallel group draw the same, because what they drop out must be the same.
+    """
+    _seed_all(np.random.SeedSequence([seed, step, data_parallel_rank]))
 
 
 def _seed_all(sequence: np.random.SeedSequence) -> None:

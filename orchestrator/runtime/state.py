@@ -7,9 +7,8 @@ Call only at an optimizer step's boundary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,20 +20,17 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.errors import ConfigError
-
-Shape = tuple[int, ...]
-Parameters = dict[int, tuple[str, Shape]]
-"""(fully qualified name, global shape) by the id of the parameter; tied weights stand once."""
+from orchestrator.layout import Layout
+from orchestrator.runtime.tensor_parallel import Part, Parts
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 @dataclass(frozen=True)
 class _Fragment:
-    """Elements [start, start + length) of a flattened parameter lie at `offset` of a flat tensor."""
+    """Elements [start, start + length) of a rank's flattened part of a parameter lie at `offset` of a flat tensor."""
 
-    name: str
-    shape: Shape
+    part: Part
     start: int
     length: int
     offset: int
@@ -47,25 +43,21 @@ class _Flat:
     key: torch.Tensor
     fragments: tuple[_Fragment, ...]
     replicated: bool
-    """Every rank holds the same; then each saves 1/n."""
+    """Every data-parallel rank holds the same; then each saves 1/n."""
 
     @property
     def data(self) -> torch.Tensor:
         return self.key.detach().view(-1)
 
 
-def parameters_of(model: torch.nn.Module) -> Parameters:
-    """To be called before DeepSpeed gets the model: ZeRO 3 takes the shapes away."""
-    return {id(parameter): (name, tuple(parameter.shape)) for name, parameter in model.named_parameters()}
-
-
 class EngineState:
-    """The state of one rank's engine. `parameters` come from `parameters_of`."""
+    """The state of one rank's engine. `parts`: what it holds of each parameter before ZeRO divides it."""
 
-    def __init__(self, engine: Any, parameters: Parameters) -> None:
+    def __init__(self, engine: Any, parts: Parts, layout: Layout) -> None:
         self._engine = engine
-        self._parameters = parameters
-        self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        self._parts = parts
+        self._layout = layout
+        self._data_rank = layout.data_parallel_rank(dist.get_rank())
         self._optimizer = engine.optimizer
         self._torch_optimizer = getattr(self._optimizer, "optimizer", self._optimizer)
         self._incoming: list[tuple[StatePiece, torch.Tensor]] = []
@@ -76,7 +68,7 @@ class EngineState:
         """What this rank saves: over all ranks every element once."""
         held = [(piece, flat.replicated) for flat in self._flats() for piece in self._pieces(flat)]
         held += [(piece, replicated) for piece, _, replicated in self._unoptimized()]
-        cut = [self._share(piece) if replicated else piece for piece, replicated in held]
+        cut = [self._share(piece, replicated) for piece, replicated in held]
         return [piece for piece in cut if piece.data.numel()]
 
     def wanted_pieces(self) -> list[StatePiece]:
@@ -113,7 +105,7 @@ class EngineState:
         """The inverse of `counters`."""
         steps = counters["optimizer_steps"]
         for flat in self._flats():
-            name = flat.fragments[0].name if flat.fragments else ""
+            name = flat.fragments[0].part.name if flat.fragments else ""
             state = self._torch_optimizer.state[flat.key]
             if "step" in state:
                 state["step"].fill_(steps["by_name"].get(name, steps["default"]))
@@ -128,23 +120,22 @@ class EngineState:
     def average_buffers(self) -> None:
         """Buffers that the ranks' batches moved apart (running means) become their mean; equal ones keep every bit."""
         for _, buffer in _buffers(self._engine.module):
-            if self._world > 1 and buffer.is_floating_point():
+            if self._layout.world_size > 1 and buffer.is_floating_point():
                 total = buffer.detach().to(torch.float64)
                 dist.all_reduce(total)
-                buffer.copy_(total / self._world)
+                buffer.copy_(total / self._layout.world_size)
 
     def _flats(self) -> list[_Flat]:
-        flats = list(_flats(self._optimizer, self._parameters, self._rank, self._world))
+        flats = list(_flats(self._optimizer, self._parts, self._data_rank))
         for flat in flats:
             _ensure_state(self._torch_optimizer, flat.key)
         return flats
 
     def _pieces(self, flat: _Flat) -> Iterator[StatePiece]:
         tensors = {"param": flat.data, **_element_wise(self._torch_optimizer.state[flat.key], flat.key)}
-        for part in flat.fragments:
+        for fragment in flat.fragments:
             for role, tensor in tensors.items():
-                data = tensor[part.offset : part.offset + part.length]
-                yield StatePiece(name=part.name, role=role, global_shape=part.shape, start=part.start, data=data)
+                yield _piece(fragment.part, role, fragment.start, tensor[fragment.offset : fragment.offset + fragment.length])
 
     def _unoptimized(self) -> Iterator[tuple[StatePiece, torch.Tensor, bool]]:
         """(copy, what it was copied from, replicated) of frozen parameters and persistent buffers; fractions as fp32."""
@@ -152,30 +143,35 @@ class EngineState:
             if not parameter.requires_grad:
                 yield self._frozen(parameter)
         for name, buffer in _buffers(self._engine.module):
-            yield _copy(name, "buffer", tuple(buffer.shape), 0, buffer), buffer, True
+            yield _piece(Part(name, tuple(buffer.shape)), "buffer", 0, _copy(buffer)), buffer, True
 
     def _frozen(self, parameter: Any) -> tuple[StatePiece, torch.Tensor, bool]:
-        name, shape = self._parameters[id(parameter)]
+        part = self._parts[id(parameter)]
         if not hasattr(parameter, "ds_tensor"):
-            return _copy(name, "param", shape, 0, parameter.detach()), parameter.detach(), True
-        start, length = _partition(parameter, self._rank)
+            return _piece(part, "param", 0, _copy(parameter)), parameter.detach(), True
+        start, length = _partition(parameter, self._data_rank)
         mine = parameter.ds_tensor.detach()[:length]
-        return _copy(name, "param", shape, start, mine), mine, False
+        return _piece(part, "param", start, _copy(mine)), mine, False
 
-    def _share(self, piece: StatePiece) -> StatePiece:
-        """The interval of a replicated piece that this rank saves."""
+    def _share(self, piece: StatePiece, replicated: bool) -> StatePiece:
+        """The interval that this rank saves of a piece.
+
+        The data-parallel ranks hold the same where it is `replicated`, the ranks of a tensor-parallel group where it is of a whole tensor.
+        """
+        index, copies = (self._data_rank, self._layout.data_parallel_size) if replicated else (0, 1)
+        if piece.block is None:
+            together = self._layout.tensor_parallel_size
+            index, copies = index * together + self._layout.tensor_parallel_rank(dist.get_rank()), copies * together
         count = piece.data.numel()
-        low, high = count * self._rank // self._world, count * (self._rank + 1) // self._world
-        return StatePiece(
-            name=piece.name, role=piece.role, global_shape=piece.global_shape, start=piece.start + low, data=piece.data[low:high]
-        )
+        low, high = count * index // copies, count * (index + 1) // copies
+        return replace(piece, start=piece.start + low, data=piece.data[low:high])
 
     def _steps(self) -> dict[str, Any]:
         """The optimizer's own step counter; parameters that never got a gradient stay behind and are named."""
         states = [(flat, self._torch_optimizer.state[flat.key].get("step")) for flat in self._flats()]
         counted = [(flat, int(step)) for flat, step in states if step is not None]
         default = max((step for _, step in counted), default=0)
-        return {"default": default, "by_name": {part.name: step for flat, step in counted if step != default for part in flat.fragments}}
+        return {"default": default, "by_name": {x.part.name: step for flat, step in counted if step != default for x in flat.fragments}}
 
     def _loss_scale(self) -> dict[str, Any]:
         return {field: getattr(scaler, field) for scaler in _scalers(self._optimizer) for field in _SCALER_FIELDS if hasattr(scaler, field)}
@@ -188,59 +184,59 @@ class EngineState:
                 master.data.copy_(low.data)
 
 
-def _flats(optimizer: Any, parameters: Parameters, rank: int, world: int) -> Iterator[_Flat]:
+def _flats(optimizer: Any, parts: Parts, data_rank: int) -> Iterator[_Flat]:
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
-        yield from _flats_of_zero_3(optimizer, parameters, rank)
+        yield from _flats_of_zero_3(optimizer, parts, data_rank)
     elif isinstance(optimizer, DeepSpeedZeroOptimizer):
-        yield from _flats_of_zero_1_and_2(optimizer, parameters, rank, world)
+        yield from _flats_of_zero_1_and_2(optimizer, parts, data_rank)
     elif isinstance(optimizer, FP16_UnfusedOptimizer):
         for lows, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             for low, master in zip(lows, masters, strict=True):
-                yield _whole(master, *parameters[id(low)])
+                yield _whole(master, parts[id(low)])
     elif isinstance(optimizer, torch.optim.Optimizer):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.requires_grad:
-                    yield _whole(parameter, *parameters[id(parameter)])
+                    yield _whole(parameter, parts[id(parameter)])
     else:
         raise ConfigError(f"DeepSpeed's {type(optimizer).__name__} is not supported: its state cannot be saved.")
 
 
-def _whole(master: torch.Tensor, name: str, shape: Shape) -> _Flat:
-    return _Flat(master, (_Fragment(name, shape, 0, math.prod(shape), 0),), replicated=True)
+def _whole(master: torch.Tensor, part: Part) -> _Flat:
+    return _Flat(master, (_Fragment(part, 0, part.num_elements, 0),), replicated=True)
 
 
-def _flats_of_zero_1_and_2(optimizer: Any, parameters: Parameters, rank: int, world: int) -> Iterator[_Flat]:
+def _flats_of_zero_1_and_2(optimizer: Any, parts: Parts, data_rank: int) -> Iterator[_Flat]:
     """A group's parameters lie end to end; the ranks hold equal parts of that line, the last one padded."""
     groups = zip(
         optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets, optimizer.single_partition_of_fp32_groups, strict=True
     )
     for members, offsets, master in groups:
-        low, fragments = rank * master.numel(), []
+        low, fragments = data_rank * master.numel(), []
         for parameter, offset in zip(members, offsets, strict=True):
-            name, shape = parameters[id(parameter)]
-            first, last = max(offset, low), min(offset + math.prod(shape), low + master.numel())
+            part = parts[id(parameter)]
+            first, last = max(offset, low), min(offset + part.num_elements, low + master.numel())
             if first < last:
-                fragments.append(_Fragment(name, shape, first - offset, last - first, first - low))
+                fragments.append(_Fragment(part, first - offset, last - first, first - low))
         yield _Flat(master, tuple(fragments), replicated=False)
 
 
-def _flats_of_zero_3(optimizer: Any, parameters: Parameters, rank: int) -> Iterator[_Flat]:
+def _flats_of_zero_3(optimizer: Any, parts: Parts, data_rank: int) -> Iterator[_Flat]:
     """Each parameter is cut into equal parts, the last one padded; a rank's parts of a group lie end to end."""
     for members, master in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
         offset, fragments = 0, []
         for parameter in members:
-            start, length = _partition(parameter, rank)
+            start, length = _partition(parameter, data_rank)
             if length:
-                fragments.append(_Fragment(*parameters[id(parameter)], start, length, offset))
+                fragments.append(_Fragment(parts[id(parameter)], start, length, offset))
             offset += parameter.partition_numel()
         yield _Flat(master, tuple(fragments), replicated=False)
 
 
-def _partition(parameter: Any, rank: int) -> tuple[int, int]:
+def _partition(parameter: Any, data_rank: int) -> tuple[int, int]:
     """(first element, number of elements without padding) of a ZeRO 3 parameter that a rank holds."""
     size = parameter.partition_numel()
-    start = min(rank * size, parameter.ds_numel)
+    start = min(data_rank * size, parameter.ds_numel)
     return start, min(size, parameter.ds_numel - start)
 
 
@@ -305,6 +301,11 @@ def _buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{prefix}.{name}".lstrip("."), buffer
 
 
-def _copy(name: str, role: str, shape: Shape, start: int, source: torch.Tensor) -> StatePiece:
+def _piece(part: Part, role: str, start: int, data: torch.Tensor) -> StatePiece:
+    return StatePiece(name=part.name, role=role, global_shape=part.shape, start=start, data=data, block=part.block)
+
+
+def _copy(source: torch.Tensor) -> torch.Tensor:
+    """Flat, fractions as fp32."""
     dtype = torch.float32 if source.is_floating_point() else source.dtype
-    return StatePiece(name=name, role=role, global_shape=shape, start=start, data=source.detach().reshape(-1).to(dtype, copy=True))
+    return source.detach().reshape(-1).to(dtype, copy=True)

@@ -58,6 +58,22 @@ def deepspeed_of_gpt() -> str:
     )
 
 
+def offloaded_gpt() -> str:
+    asked = {"optimizer at zero1": (1, ["optimizer"]), "parameters at zero3": (3, ["parameters"])}
+    asked["both at zero3"] = (3, ["optimizer", "parameters"])
+    found = {}
+    for name, (stage, parts) in asked.items():
+        flags = [f"parallelism.zero_stage={stage}", *(f"parallelism.offload_{part}=cpu" for part in parts)]
+        spec = load_job_spec(["workload=gpt", "resources.num_workers=2", *flags])
+        found[name] = deepspeed_config(spec, layout_for(spec), Precision.bf16)
+    return as_yaml(found)
+
+
+def tensor_parallel_gpt() -> str:
+    spec = load_job_spec(["workload=gpt", "resources.num_workers=4", "parallelism.tensor_parallel_size=2"])
+    return as_yaml({f"{x.world_size} ranks": deepspeed_config(spec, x, Precision.bf16) for x in legal(spec)[:2]})
+
+
 def zero_stages_of_gpt(optimizer: str) -> list[JobSpec]:
     spec = load_job_spec(["workload=gpt", f"optimizer={optimizer}", "resources.num_workers=2"])
     return [dataclasses.replace(spec, parallelism=ParallelismSpec(zero_stage=stage)) for stage in range(4)]
@@ -83,6 +99,8 @@ GOLDEN: dict[str, Callable[[], str]] = {
     "spec-gpt.yaml": lambda: spec_of("gpt"),
     "spec-resnet.yaml": lambda: spec_of("resnet"),
     "deepspeed-gpt.yaml": deepspeed_of_gpt,
+    "deepspeed-offload.yaml": offloaded_gpt,
+    "deepspeed-tensor-parallel.yaml": tensor_parallel_gpt,
     "legal-gpt.txt": legal_of_gpt,
     "help.txt": help_text,
 }

@@ -110,6 +110,33 @@ def test_a_long_list_is_cut() -> None:
         layout_for(job(360, 1, workers=7))
 
 
+@settings(deadline=None)
+@given(batches, st.integers(1, 8))
+def test_tensor_parallel_ranks_multiply_the_world_and_share_their_samples(batch_and_micro: tuple[int, int], together: int) -> None:
+    spec = job(*batch_and_micro)
+    divided = dataclasses.replace(spec, parallelism=ParallelismSpec(tensor_parallel_size=together))
+    for whole, layout in zip(legal(spec), legal(divided), strict=True):
+        assert layout.world_size == whole.world_size * together
+        assert layout.data_parallel_size == whole.world_size
+        assert layout.global_batch_size == whole.global_batch_size
+        places = [(layout.data_parallel_rank(rank), layout.tensor_parallel_rank(rank)) for rank in range(layout.world_size)]
+        assert places == [(share, part) for share in range(layout.data_parallel_size) for part in range(together)]
+
+
+def test_a_tensor_parallel_size_that_does_not_divide_the_workers_is_refused() -> None:
+    def asked(workers: int) -> JobSpec:
+        return dataclasses.replace(job(12, 2, workers=workers), parallelism=ParallelismSpec(tensor_parallel_size=2))
+
+    with pytest.raises(LayoutError) as caught:
+        layout_for(asked(3))
+    assert str(caught.value) == (
+        "parallelism.tensor_parallel_size=2 does not divide resources.num_workers=3: possible numbers of workers are 2, 4, 6, 12."
+    )
+    with pytest.raises(LayoutError, match=r"resources\.num_workers=8 cannot share .* among 2, 4, 6, 12\.$"):
+        layout_for(asked(8))
+    assert layout_for(asked(4)).data_parallel_size == 2
+
+
 def test_a_micro_batch_of_the_whole_batch_leaves_one_world() -> None:
     assert legal(job(8, 8)) == (Layout(world_size=1, micro_batch_size=8, gradient_accumulation_steps=1, zero_stage=1),)
 

@@ -19,6 +19,7 @@ from orchestrator.spec import (
     DataSpec,
     JobSpec,
     ModelSpec,
+    Offload,
     OptimizerName,
     OptimizerSpec,
     ParallelismSpec,
@@ -82,6 +83,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     "resources.threads_per_worker": ([1, 8], [0], "at least 1"),
     "resources.max_workers_per_node": ([0, 1], [-1], "0 or more"),
     "parallelism.zero_stage": ([0, 1, 2, 3], [-1, 4], "0, 1, 2 or 3"),
+    "parallelism.tensor_parallel_size": ([1, 2, 8], [0, -1], "at least 1"),
     "optimizer.lr": ([1e-9, 10.0], [0.0, -1e-3, float("nan")], "more than 0"),
     "optimizer.betas": ([(0.0, 0.0), (0.9, 0.999)], [(0.9,), (0.9, 1.0), (-0.1, 0.9), (0.9, 0.9, 0.9), ()], "two numbers in [0, 1)"),
     "optimizer.warmup_steps": ([0, 9], [-1], "0 or more"),
@@ -155,6 +157,36 @@ def test_the_warm_up_is_shorter_than_the_training() -> None:
         changed("optimizer.warmup_steps", 10)
 
 
+@pytest.mark.parametrize(
+    ("part", "stage", "said"),
+    [
+        ("optimizer", 0, "parallelism.zero_stage=1 or parallelism.zero_stage=2 or parallelism.zero_stage=3"),
+        ("parameters", 0, "parallelism.zero_stage=3"),
+        ("parameters", 1, "parallelism.zero_stage=3"),
+        ("parameters", 2, "parallelism.zero_stage=3"),
+    ],
+)
+def test_only_what_zero_partitions_can_leave_the_device(part: str, stage: int, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^parallelism\.offload_{part}=cpu .* none at parallelism\.zero_stage={stage}, .*{said}\.$"):
+        ParallelismSpec(zero_stage=stage, **{f"offload_{part}": Offload.cpu})
+    ParallelismSpec(zero_stage=3, **{f"offload_{part}": Offload.cpu})
+
+
+def test_tensor_parallelism_is_refused_where_its_state_or_its_norm_would_be_wrong() -> None:
+    said = r"^parallelism\.tensor_parallel_size=2 .* 1 at parallelism\.zero_stage=3, .*choose ZeRO 0, 1 or 2\.$"
+    with pytest.raises(ConfigError, match=said):
+        ParallelismSpec(zero_stage=3, tensor_parallel_size=2)
+    at_zero_0 = {"parallelism": {"zero_stage": 0, "tensor_parallel_size": 2}}
+    for precision, gpus, good in (("fp32", 1, True), ("auto", 0, True), ("auto", 1, False), ("bf16", 0, False), ("fp16", 0, False)):
+        training = {**SMALLEST["training"], "precision": precision}
+        values = smallest(training=training, resources={"gpus_per_worker": gpus}, **at_zero_0)
+        if good:
+            from_dict(JobSpec, values)
+            continue
+        with pytest.raises(ConfigError, match=r"^parallelism\.tensor_parallel_size=2 .* 16 bits at parallelism\.zero_stage=0"):
+            from_dict(JobSpec, values)
+
+
 @pytest.mark.parametrize("part", [*PARTS.values(), JobSpec])
 def test_specs_are_frozen_and_take_keywords_only(part: Any) -> None:
     assert part.__dataclass_params__.frozen
@@ -186,6 +218,8 @@ def test_every_part_is_a_group_of_the_job() -> None:
         ("training", 3, "training=3 is not possible: training is a group of settings."),
         ("training.precision", "bf61", "training.precision=bf61 is not possible: allowed is auto, fp32, bf16, fp16. Did you mean 'bf16'?"),
         ("training.precision", None, "training.precision=None is not possible: allowed is auto, fp32, bf16, fp16."),
+        ("parallelism.offload_optimizer", "gpu", "parallelism.offload_optimizer=gpu is not possible: allowed is none, cpu. "
+                                                 "Did you mean 'cpu'?"),
         ("optimizer.name", "adam", "optimizer.name=adam is not possible: allowed is adamw, sgd. Did you mean 'adamw'?"),
         ("optimizer.name", "zzz", "optimizer.name=zzz is not possible: allowed is adamw, sgd."),
         ("optimizer.schedule", "cosin", "optimizer.schedule=cosin is not possible: allowed is constant, linear, cosine. "
@@ -245,7 +279,11 @@ job_specs = st.builds(
         ResourcesSpec, num_workers=counts, gpus_per_worker=st.sampled_from([0, 0.0, 1, 1.0]), cpus_per_worker=positive | counts,
         threads_per_worker=counts, max_workers_per_node=zero_or_more,
     ),
-    parallelism=st.builds(ParallelismSpec, zero_stage=st.integers(0, 3)),
+    parallelism=st.builds(ParallelismSpec, zero_stage=st.integers(0, 3))
+    | st.builds(ParallelismSpec, zero_stage=st.integers(1, 2), tensor_parallel_size=counts)
+    | st.builds(
+        ParallelismSpec, zero_stage=st.just(3), offload_optimizer=st.sampled_from(Offload), offload_parameters=st.sampled_from(Offload)
+    ),
     optimizer=st.builds(
         OptimizerSpec, name=st.sampled_from(OptimizerName), lr=positive, betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
         schedule=st.sampled_from(Schedule), warmup_steps=st.integers(0, 99), min_lr_ratio=st.floats(0, 1),

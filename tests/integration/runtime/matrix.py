@@ -1,7 +1,8 @@
-"""State from every layout into others: `python matrix.py FOLDER` forks the ranks of each world from one process that has imported all.
+"""State from every layout into others: `python matrix.py FOLDER net|llama` forks the ranks of each world from one process that has
+imported all.
 
-For each (stage, world, precision) it trains six steps and saves after three; then each pair (source, target) loads the source's
-state at the target's layout and trains steps four to six. Losses and a digest of all weights go to `FOLDER/result.json`.
+Each cell (a layout) trains `STEPS` steps and saves after half of them; then each pair (source, target) loads the source's state at the
+target's layout and trains the other half. Losses and a digest of all weights go to `FOLDER/result.json`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 TESTS = Path(__file__).parents[2]
 sys.path[:0] = [str(TESTS.parent)]
@@ -20,6 +22,7 @@ os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME=
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch import nn  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from orchestrator.checkpoints.commit import CommitLog  # noqa: E402
 from orchestrator.checkpoints.restore import restore  # noqa: E402
@@ -30,13 +33,62 @@ from orchestrator.runtime.engine import Engine, disable_shared_memory_op  # noqa
 from orchestrator.spec import JobSpec, from_dict  # noqa: E402
 from orchestrator.storage import DirectoryStore  # noqa: E402
 
-BATCH, STEPS, AT = 12, 6, 3
-SAME = [(stage, world, "fp32", "adamw") for stage in range(4) for world in (1, 2, 3)]
-SAME += [(stage, 2, "bf16", "adamw") for stage in range(4)] + [(stage, 2, "fp32", "sgd") for stage in (0, 1, 3)]
-CROSS = [((s, 1 + (s + t) % 3, "fp32", "adamw"), (t, 1 + (s + 2 * t + 1) % 3, "fp32", "adamw")) for s in range(4) for t in range(4)]
-CROSS += [((s, 2, "bf16", "adamw"), ((s + 1) % 4, 2, "bf16", "adamw")) for s in range(4)]
-CROSS += [((0, 2, "fp32", "sgd"), (3, 2, "fp32", "sgd")), ((3, 2, "fp32", "sgd"), (1, 2, "fp32", "sgd"))]
+BATCH, STEPS = 12, {"net": 6, "llama": 30}
+
+
+class Cell(NamedTuple):
+    zero_stage: int
+    world: int
+    precision: str = "fp32"
+    optimizer: str = "adamw"
+    offload: str = ""
+    """What is on the CPU: nothing, `optimizer`, `parameters` or `optimizer_parameters`."""
+    together: int = 1
+    """Tensor-parallel size."""
+    model: str = "net"
+    """`net`, `llama` with a tied head, or `llama-untied`."""
+
+    @property
+    def steps(self):
+        return STEPS[self.model.removesuffix("-untied")]
+
+
+SAME = [Cell(stage, world) for stage in range(4) for world in (1, 2, 3)]
+SAME += [Cell(stage, 2, "bf16") for stage in range(4)] + [Cell(stage, 2, optimizer="sgd") for stage in (0, 1, 3)]
+CROSS = [(Cell(s, 1 + (s + t) % 3), Cell(t, 1 + (s + 2 * t + 1) % 3)) for s in range(4) for t in range(4)]
+CROSS += [(Cell(s, 2, "bf16"), Cell((s + 1) % 4, 2, "bf16")) for s in range(4)]
+CROSS += [(Cell(0, 2, optimizer="sgd"), Cell(3, 2, optimizer="sgd")), (Cell(3, 2, optimizer="sgd"), Cell(1, 2, optimizer="sgd"))]
+OFFLOADED = [Cell(stage, 2, offload="optimizer") for stage in (1, 2, 3)] + [
+    Cell(3, 2, offload="parameters"), Cell(3, 2, offload="optimizer_parameters"), Cell(1, 2, optimizer="sgd", offload="optimizer"),
+    Cell(1, 2, "bf16", offload="optimizer"), Cell(3, 2, "bf16", offload="optimizer_parameters"),
+]  # fmt: skip
+SAME += OFFLOADED
+CROSS += [
+    (Cell(1, 2, offload="optimizer"), Cell(3, 3)),
+    (Cell(2, 2, offload="optimizer"), Cell(0, 1)),
+    (Cell(3, 2, offload="optimizer_parameters"), Cell(1, 2, offload="optimizer")),
+    (Cell(0, 1), Cell(3, 2, offload="optimizer_parameters")),
+    (Cell(2, 3), Cell(2, 2, offload="optimizer")),
+    (Cell(3, 2, "bf16", offload="optimizer_parameters"), Cell(2, 2, "bf16")),
+]
+
+ONE, TWO = Cell(0, 1, model="llama"), Cell(1, 2, together=2, model="llama")
+FOUR, UNTIED = TWO._replace(world=4), Cell(0, 1, model="llama-untied")
+TENSOR = [
+    TWO, TWO._replace(zero_stage=0), TWO._replace(zero_stage=2), FOUR, FOUR._replace(zero_stage=0), FOUR._replace(zero_stage=2),
+    TWO._replace(model="llama-untied"), TWO._replace(precision="bf16"), TWO._replace(optimizer="sgd"), FOUR._replace(offload="optimizer"),
+]  # fmt: skip
+WHOLE = [ONE, UNTIED, ONE._replace(zero_stage=1, precision="bf16"), ONE._replace(optimizer="sgd"), Cell(3, 2, model="llama")]
+TENSOR_CROSS = [
+    (TWO, ONE), (ONE, TWO), (FOUR, Cell(3, 2, model="llama")), (Cell(3, 2, model="llama"), FOUR), (TWO._replace(zero_stage=2), FOUR),
+    (FOUR._replace(zero_stage=0), TWO._replace(zero_stage=2)), (FOUR._replace(offload="optimizer"), TWO._replace(zero_stage=0)),
+    (TWO._replace(model="llama-untied"), UNTIED), (UNTIED, TWO._replace(model="llama-untied")),
+    (TWO._replace(precision="bf16"), ONE._replace(zero_stage=1, precision="bf16")),
+    (TWO._replace(optimizer="sgd"), ONE._replace(optimizer="sgd")),
+]  # fmt: skip
 PAIRS = [(layout, layout) for layout in SAME] + [pair for pair in CROSS if pair[0] != pair[1]]
+RUNS = {"net": (SAME, PAIRS), "llama": (WHOLE + TENSOR, [(layout, layout) for layout in TENSOR] + TENSOR_CROSS)}
+"""What trains calmly, and (source, target) of what is resumed."""
 
 
 class Net(nn.Module):
@@ -58,16 +110,26 @@ class Net(nn.Module):
         return self.head(self.back(torch.relu(self.norm(self.hidden(x)))))
 
 
+def llama(tied):
+    """Sizes and a number of heads that two ranks cannot share evenly."""
+    shape = {"hidden_size": 24, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 3, "max_position_embeddings": 8}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=13, tie_word_embeddings=tied, use_cache=False, **shape))
+
+
 def loss(model, batch):
+    if "input_ids" in batch:
+        return nn.functional.cross_entropy(model(input_ids=batch["input_ids"]).logits.flatten(0, 1).float(), batch["target"].flatten())
     return nn.functional.cross_entropy(model(batch["tokens"]).float(), batch["target"])
 
 
-def main(folder):
+def main(folder, model):
     disable_shared_memory_op()
-    for phase, todo in (("calm", SAME), ("resumed", PAIRS)):
-        for world in (1, 2, 3):
-            cells = [cell for cell in todo if (cell if phase == "calm" else cell[1])[1] == world]
-            in_world(world, folder, phase, cells)
+    for phase, todo in zip(("calm", "resumed"), RUNS[model], strict=True):
+        for world, together in ((1, 1), (2, 1), (3, 1), (2, 2), (4, 2)):  # a process makes DeepSpeed's groups once
+            targets = [cell if phase == "calm" else cell[1] for cell in todo]
+            cells = [cell for cell, at in zip(todo, targets, strict=True) if (at.world, at.together) == (world, together)]
+            if cells:
+                in_world(world, folder, phase, cells)
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     (folder / "result.json").write_text(json.dumps(found))
 
@@ -101,22 +163,24 @@ def as_rank(rank, world, port, folder, phase, cells):
     )
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
-    for number, cell in enumerate(cells):
+    for cell in cells:
         try:
             found = calm(folder, cell, rank) if phase == "calm" else resumed(folder, *cell, rank)
         except BaseException:
             traceback.print_exc()
             raise
         if rank == 0:
-            (folder / f"{phase}-{world}-{number}.json").write_text(json.dumps({"phase": phase, "cell": cell, **found}))
+            name = name_of(cell) if phase == "calm" else f"{name_of(cell[0])}-{name_of(cell[1])}"
+            (folder / f"{phase}-{name}.json").write_text(json.dumps({"phase": phase, "cell": cell, **found}))
 
 
 def calm(folder, cell, rank):
     """Train through, saving on the way."""
     engine, layout = build(cell)
-    losses = [step(engine, layout, number, rank) for number in range(1, AT + 1)]
+    half = cell.steps // 2
+    losses = [step(engine, layout, number, rank, cell) for number in range(1, half + 1)]
     save(folder, name_of(cell), engine, cell, rank)
-    losses += [step(engine, layout, number, rank) for number in range(AT + 1, STEPS + 1)]
+    losses += [step(engine, layout, number, rank, cell) for number in range(half + 1, cell.steps + 1)]
     return {"losses": losses, "digest": digest(engine), "steps": engine.state.counters()["optimizer_steps"]["default"]}
 
 
@@ -128,49 +192,56 @@ def resumed(folder, source, target, rank):
     restore(DirectoryStore(folder / "store"), manifest, engine.state.wanted_pieces())
     engine.state.after_restore()
     engine.state.set_counters(manifest.job_scalars)
-    losses = [step(engine, layout, number, rank) for number in range(AT + 1, STEPS + 1)]
+    losses = [step(engine, layout, number, rank, target) for number in range(target.steps // 2 + 1, target.steps + 1)]
     return {"losses": losses, "digest": digest(engine), "steps": engine.state.counters()["optimizer_steps"]["default"]}
 
 
 def build(cell, seed=1):
-    stage, world, precision, optimizer = cell
+    on_cpu = {f"offload_{part}": "cpu" for part in cell.offload.split("_") if part}
     values = {
         "workload": {"name": "net", "entrypoint": "net:Net"}, "model": {"name": "net"}, "data": {"name": "net"},
-        "training": {"max_steps": STEPS, "global_batch_size": BATCH, "micro_batch_size": 2, "precision": precision},
-        "resources": {"num_workers": world}, "parallelism": {"zero_stage": stage}, "optimizer": {"name": optimizer, "lr": 0.01},
+        "training": {"max_steps": cell.steps, "global_batch_size": BATCH, "micro_batch_size": 2, "precision": cell.precision},
+        "resources": {"num_workers": cell.world}, "optimizer": {"name": cell.optimizer, "lr": 0.01},
+        "parallelism": {"zero_stage": cell.zero_stage, "tensor_parallel_size": cell.together, **on_cpu},
     }  # fmt: skip
     spec = from_dict(JobSpec, values)
     torch.manual_seed(seed)
-    return Engine(Net(), loss, spec, layout_for(spec), torch.device("cpu")), layout_for(spec)
+    model = Net() if cell.model == "net" else llama(tied=cell.model == "llama")
+    return Engine(model, loss, spec, layout_for(spec), torch.device("cpu")), layout_for(spec)
 
 
-def step(engine, layout, number, rank):
+def step(engine, layout, number, rank, cell):
     """The step's loss over all ranks."""
-    report = engine.step(micro_batches(layout, number, rank), 0.01 / number)
+    lr = 0.01 / number if cell.model == "net" else 0.01
+    report = engine.step(micro_batches(layout, number, rank, cell.model), lr)
     total = report.loss.clone()
     dist.all_reduce(total)
     return float(total / layout.world_size), float(report.grad_norm)
 
 
-def micro_batches(layout, number, rank):
+def micro_batches(layout, number, rank, model):
+    """Net: a token from a token. Llama: sequences that go on by threes from a first token."""
     generator = torch.Generator().manual_seed(number)
     tokens = torch.randint(0, 13, (BATCH // 2, 2), generator=generator)
-    for index in range(rank, BATCH // 2, layout.world_size):
-        yield {"tokens": tokens[index], "target": (tokens[index] * 3 + 1) % 13}
+    for index in range(layout.data_parallel_rank(rank), BATCH // 2, layout.data_parallel_size):
+        line = (tokens[index][:, None] + 3 * torch.arange(7)) % 13
+        if model == "net":
+            yield {"tokens": tokens[index], "target": (tokens[index] * 3 + 1) % 13}
+        else:
+            yield {"input_ids": line[:, :-1], "target": line[:, 1:]}
 
 
 def save(folder, job_id, engine, cell, rank):
     store, keys = DirectoryStore(folder / "store"), JobKeys(job_id)
-    log = CommitLog(store, keys)
+    log, at = CommitLog(store, keys), cell.steps // 2
     engine.state.average_buffers()
-    write_checkpoint(store, keys.checkpoint(AT, 1, "u"), rank, engine.state.owned_pieces(), {})
+    write_checkpoint(store, keys.checkpoint(at, 1, "u"), rank, engine.state.owned_pieces(), {})
     dist.barrier()
     if rank == 0:
         log.begin_epoch("matrix")
-        stage, world, _, _ = cell
         log.commit(
-            epoch=1, step=AT, prefix=keys.checkpoint(AT, 1, "u"), num_writers=world, world_size=world, zero_stage=stage,
-            job_scalars=engine.state.counters(),
+            epoch=1, step=at, prefix=keys.checkpoint(at, 1, "u"), num_writers=cell.world, world_size=cell.world,
+            zero_stage=cell.zero_stage, job_scalars=engine.state.counters(),
         )  # fmt: skip
 
 
@@ -189,4 +260,4 @@ def name_of(cell):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,4 +1,4 @@
-"""State of every ZeRO stage into every other, at worlds 1 to 3: real gloo ranks."""
+"""State of every ZeRO stage into every other, at worlds 1 to 4, with state on the CPU and with tensor parallelism: real gloo ranks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ import pytest
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("matrix")
-    command = [sys.executable, str(Path(__file__).with_name("matrix.py")), str(folder)]
+    return run_matrix(tmp_path_factory.mktemp("net"), "net")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return run_matrix(tmp_path_factory.mktemp("llama"), "llama")
+
+
+def run_matrix(folder, model):
+    """Rows of the calm runs by cell, of the resumed ones by (source, target)."""
+    command = [sys.executable, str(Path(__file__).with_name("matrix.py")), str(folder), model]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-5000:]
     found = json.loads((folder / "result.json").read_text())
@@ -26,7 +35,7 @@ def results(tmp_path_factory):
 def test_the_same_layout_goes_on_bit_for_bit(results):
     calm, resumed = results
     same = {source: row for (source, target), row in resumed.items() if source == target}
-    assert len(same) == 19
+    assert len(same) == 27
     for layout, row in same.items():
         assert row["losses"] == calm[layout]["losses"][3:], layout
         assert row["digest"] == calm[layout]["digest"], layout
@@ -51,3 +60,42 @@ def test_training_moves_the_loss_enough_for_these_tests_to_fail(results):
     for row in calm.values():
         first, last = row["losses"][3][0], row["losses"][5][0]
         assert abs(first - last) > 1e-3
+
+
+@pytest.mark.slow
+def test_where_the_state_lies_changes_a_loss_by_rounding_only(results):
+    calm, _ = results
+    offloaded = {cell: row for cell, row in calm.items() if cell[4]}
+    assert len(offloaded) == 8
+    for cell, row in offloaded.items():
+        on_device = calm[(*cell[:4], "", *cell[5:])]
+        tolerance = 1e-5 if cell[2] == "fp32" else 1e-2
+        assert [loss for loss, _ in row["losses"]] == pytest.approx([loss for loss, _ in on_device["losses"]], abs=tolerance), cell
+        assert row["steps"] == on_device["steps"]
+
+
+@pytest.mark.slow
+def test_tensor_parallel_ranks_train_as_one_rank(llama):
+    calm, _ = llama
+    divided = {cell: row for cell, row in calm.items() if cell[5] == 2}
+    assert {cell[:2] for cell in divided} == {(0, 2), (1, 2), (2, 2), (0, 4), (1, 4), (2, 4)}
+    for (_, _, precision, optimizer, _, _, model), row in divided.items():
+        narrow = precision == "bf16"
+        whole = calm[(int(narrow), 1, precision, optimizer, "", 1, model)]
+        for (loss, norm), (expected_loss, expected_norm) in zip(row["losses"], whole["losses"], strict=True):
+            assert loss == pytest.approx(expected_loss, abs=1e-2 if narrow else 1e-5)
+            assert norm == pytest.approx(expected_norm, abs=5e-2 if narrow else 1e-5)
+        assert whole["losses"][0][0] - row["losses"][-1][0] > 1
+
+
+@pytest.mark.slow
+def test_tensor_parallel_state_goes_on_bit_for_bit_and_into_other_layouts_within_rounding(llama):
+    calm, resumed = llama
+    assert len(resumed) == 21
+    for (source, target), row in resumed.items():
+        expected = calm[source]["losses"][15:]
+        assert row["steps"] == calm[source]["steps"]
+        if source == target:
+            assert (row["losses"], row["digest"]) == (expected, calm[source]["digest"]), source
+        tolerance = 1e-5 if source[2] == "fp32" else 1e-2
+        assert [loss for loss, _ in row["losses"]] == pytest.approx([loss for loss, _ in expected], abs=tolerance), (source, target)

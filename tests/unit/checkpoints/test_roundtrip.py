@@ -9,6 +9,7 @@ import torch
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.pieces import StatePiece
+from orchestrator.checkpoints.plan import Box
 from orchestrator.checkpoints.restore import export_tensors, restore
 from orchestrator.checkpoints.retention import apply_retention
 from orchestrator.checkpoints.write import write_checkpoint
@@ -60,6 +61,42 @@ def load(store, log, ref, world=1):
 
 def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def column_pieces(tensors, cuts, world, rank):
+    """This rank's share where two tensor-parallel ranks hold `w` cut at column `cuts`, each cut again by ZeRO; the rest whole on rank 0."""
+    share, part = divmod(rank, 2)
+    low, high = ((0, cuts), (cuts, SHAPES["w"][1]))[part]
+    block = tensors["w"][:, low:high].reshape(-1)
+    a, b = (block.numel() * 2 * n // world for n in (share, share + 1))
+    held = StatePiece(
+        name="w", role="param", global_shape=SHAPES["w"], start=a, data=block[a:b], block=Box((0, low), (SHAPES["w"][0], high - low))
+    )
+    return [held] + [piece for piece in pieces(tensors, 1, 0) if rank == 0 and piece.name != "w"]
+
+
+@pytest.mark.parametrize("world", [2, 4, 6])
+def test_blocks_of_tensor_parallel_ranks_become_whole_tensors_and_other_blocks(world):
+    store = MemoryStore()
+    log = CommitLog(store, KEYS)
+    prefix, epoch = KEYS.checkpoint(1, 1, "u"), log.begin_epoch("a").number
+    for rank in range(world):
+        write_checkpoint(store, prefix, rank, column_pieces(state(1), 3, world, rank), {})
+    ref = log.commit(epoch=epoch, step=1, prefix=prefix, num_writers=world, world_size=world, zero_stage=1, job_scalars={})
+    assert same(load(store, log, ref, 3), state(1))
+    for rank in range(4):
+        wanted = column_pieces({**state(1), "w": torch.zeros(SHAPES["w"])}, 1, 4, rank)
+        restore(store, log.load_manifest(ref), wanted)
+        assert torch.equal(wanted[0].data, column_pieces(state(1), 1, 4, rank)[0].data)
+
+
+def test_a_block_that_no_rank_saved_is_no_commit():
+    store = MemoryStore()
+    log = CommitLog(store, KEYS)
+    prefix, epoch = KEYS.checkpoint(1, 1, "u"), log.begin_epoch("a").number
+    write_checkpoint(store, prefix, 0, column_pieces(state(1), 3, 2, 0), {})
+    with pytest.raises(CoverageError, match="param of w: 14 of 35 elements are in no slice"):
+        log.commit(epoch=epoch, step=1, prefix=prefix, num_writers=1, world_size=1, zero_stage=1, job_scalars={})
 
 
 @pytest.mark.parametrize("saved", [1, 2, 3, 5])

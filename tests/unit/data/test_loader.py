@@ -219,6 +219,13 @@ def test_batches_are_tensors_of_the_types_that_models_take(dataset):
     assert to_batch(np.array([(True,)], dtype=[("flag", "?")]))["flag"].dtype is torch.bool
 
 
+def test_tensor_parallel_ranks_see_the_samples_of_their_group(dataset):
+    divided = Layout(world_size=6, micro_batch_size=2, gradient_accumulation_steps=2, zero_stage=1, tensor_parallel_size=2)
+    for rank in range(6):
+        own, group = TrainLoader(dataset, divided, rank, 3), TrainLoader(dataset, layout(3), rank // 2, 3)
+        assert own.sample_ids(12).tolist() == group.sample_ids(12).tolist()
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7, 12])
 @pytest.mark.parametrize("limit", [0, 1, 11, 23, 500])
 def test_evaluation_reads_each_sample_once_over_all_ranks(dataset, world_size, limit):

@@ -34,6 +34,7 @@ class Schedule(enum.Enum):
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
+    wsd = "wsd"  # warm-up, stable, decay
 
 
 class OptimizerName(enum.Enum):
@@ -189,6 +190,8 @@ class OptimizerSpec:
     warmup_steps: int = 0
     min_lr_ratio: float = 0.1
     """The schedule ends at this share of `lr` at `training.max_steps`."""
+    decay_share: float = 0.1
+    """Of wsd: the share of `training.max_steps` in which the rate falls, at the end."""
 
     def __post_init__(self) -> None:
         _require(0 < self.lr < math.inf, "optimizer.lr", self.lr, "more than 0")
@@ -197,6 +200,7 @@ class OptimizerSpec:
         _require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "two numbers in [0, 1)")
         _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
         _require(0 <= self.min_lr_ratio <= 1, "optimizer.min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
+        _require(0 < self.decay_share <= 1, "optimizer.decay_share", self.decay_share, "more than 0, up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +308,10 @@ class JobSpec:
         warmup, steps = self.optimizer.warmup_steps, self.training.max_steps
         _require(warmup < steps, "optimizer.warmup_steps", warmup, f"less than training.max_steps={steps}")
         self._check_clipping()
+        if self.optimizer.schedule is Schedule.wsd:
+            share = self.optimizer.decay_share
+            allowed = f"at most {1 - warmup / steps:.3g}, what optimizer.warmup_steps={warmup} leaves of training.max_steps={steps}"
+            _require(warmup + round(share * steps) <= steps, "optimizer.decay_share", share, allowed)
         if self.name:
             ok = re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", self.name) is not None
             _require(ok, "name", self.name, "up to 40 of a-z, 0-9 and '-'")

@@ -88,6 +88,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     "optimizer.betas": ([(0.0, 0.0), (0.9, 0.999)], [(0.9,), (0.9, 1.0), (-0.1, 0.9), (0.9, 0.9, 0.9), ()], "two numbers in [0, 1)"),
     "optimizer.warmup_steps": ([0, 9], [-1], "0 or more"),
     "optimizer.min_lr_ratio": ([0.0, 1.0], [-0.1, 1.1], "from 0 to 1"),
+    "optimizer.decay_share": ([0.01, 1.0], [0.0, -0.1, 1.1, float("nan")], "more than 0, up to 1"),
     "checkpoint.interval_steps": ([1, 10**6], [0], "at least 1"),
     "checkpoint.keep_last": ([0, 1], [-1], "0 (all) or more"),
     "storage.url": (
@@ -187,6 +188,15 @@ def test_tensor_parallelism_is_refused_where_its_state_or_its_norm_would_be_wron
             from_dict(JobSpec, values)
 
 
+def test_the_decay_of_wsd_begins_after_the_warm_up() -> None:
+    values = {"schedule": "wsd", "warmup_steps": 4, "decay_share": 0.7}
+    said = r"optimizer\.decay_share=0.7 is not possible: allowed is at most 0.6, what optimizer.warmup_steps=4 leaves"
+    with pytest.raises(ConfigError, match=said):
+        from_dict(JobSpec, smallest(optimizer=values))
+    assert from_dict(JobSpec, smallest(optimizer={**values, "decay_share": 0.6}))
+    assert from_dict(JobSpec, smallest(optimizer={**values, "schedule": "cosine"}))
+
+
 @pytest.mark.parametrize("part", [*PARTS.values(), JobSpec])
 def test_specs_are_frozen_and_take_keywords_only(part: Any) -> None:
     assert part.__dataclass_params__.frozen
@@ -222,7 +232,7 @@ def test_every_part_is_a_group_of_the_job() -> None:
                                                  "Did you mean 'cpu'?"),
         ("optimizer.name", "adam", "optimizer.name=adam is not possible: allowed is adamw, sgd. Did you mean 'adamw'?"),
         ("optimizer.name", "zzz", "optimizer.name=zzz is not possible: allowed is adamw, sgd."),
-        ("optimizer.schedule", "cosin", "optimizer.schedule=cosin is not possible: allowed is constant, linear, cosine. "
+        ("optimizer.schedule", "cosin", "optimizer.schedule=cosin is not possible: allowed is constant, linear, cosine, wsd. "
                                         "Did you mean 'cosine'?"),
     ],
 )  # fmt: skip

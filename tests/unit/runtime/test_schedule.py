@@ -27,7 +27,23 @@ def test_a_job_of_one_step():
     assert learning_rate(OptimizerSpec(lr=1.0, min_lr_ratio=0.5), 1, 1) == pytest.approx(0.5)
 
 
-def test_it_never_rises_after_warm_up():
-    spec = OptimizerSpec(lr=1.0, warmup_steps=3)
+def test_wsd_stays_at_the_full_rate_until_its_last_share():
+    spec = OptimizerSpec(lr=2.0, warmup_steps=10, schedule=Schedule.wsd, decay_share=0.2, min_lr_ratio=0.1)
+    rates = {step: learning_rate(spec, 100, step) for step in (11, 50, 80, 81, 90, 100)}
+    assert rates[11] == rates[50] == rates[80] == 2.0
+    assert rates[81] == pytest.approx(2.0 * (0.1 + 0.9 * 0.95))
+    assert rates[90] == pytest.approx(2.0 * 0.55)
+    assert rates[100] == pytest.approx(0.2)
+
+
+def test_wsd_that_decays_from_the_start_is_linear():
+    wsd, linear = (OptimizerSpec(lr=1.0, schedule=schedule, decay_share=1.0) for schedule in (Schedule.wsd, Schedule.linear))
+    for step in range(1, 21):
+        assert learning_rate(wsd, 20, step) == pytest.approx(learning_rate(linear, 20, step))
+
+
+@pytest.mark.parametrize("schedule", list(Schedule))
+def test_it_never_rises_after_warm_up(schedule):
+    spec = OptimizerSpec(lr=1.0, warmup_steps=3, schedule=schedule)
     rates = [learning_rate(spec, 50, step) for step in range(3, 51)]
     assert rates == sorted(rates, reverse=True)

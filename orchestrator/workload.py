@@ -84,5 +84,15 @@ class OffersReport(Protocol):
     def report(self, sums: Mapping[str, np.ndarray[Any, Any]], dataset: DatasetView) -> Mapping[str, bytes]: ...
 
 
+class OffersFlops(Protocol):
+    """Optional: `flops_per_sample(model)` -> floating point operations of the forward and backward pass of one sample, for the MFU.
+
+    For a decoder 6 N + 12 L h s per token (N parameters, L layers, width h, sequence length s; PaLM, appendix B). Without it,
+    6 x parameters x `tokens_per_sample` are taken.
+    """
+
+    def flops_per_sample(self, model: torch.nn.Module) -> float: ...
+
+
 REQUIRED = ("source_fingerprint", "prepare", "build_model", "loss", "evaluate", "metrics")
 """Methods that an entry point must have; checked right after it is imported."""

@@ -80,6 +80,11 @@ class Engine:
     def skipped_steps(self) -> int:
         return int(self._engine.skipped_steps)
 
+    def loss_scale(self) -> dict[str, float]:
+        """`loss_scale` where losses are scaled, which is in fp16."""
+        found = self.state.loss_scale()
+        return {"loss_scale": float(found["cur_scale"])} if "cur_scale" in found else {}
+
     def step(self, micro_batches: Iterable[Batch], lr: float, tick: Callable[[Phase], None] = lambda phase: None) -> StepReport:
         """One optimizer step over `gradient_accumulation_steps` micro batches. `tick` is told where it is."""
         self._set_lr(lr)
@@ -93,6 +98,7 @@ class Engine:
             self._engine.backward(loss)
             if len(losses) < self._engine.gradient_accumulation_steps():
                 self._engine.step()  # counts the micro batch
+            tick(Phase.DATA)
         tick(Phase.OPTIMIZER)
         norm = self._plain_norm() if self._plain_optimizer else None
         self._engine.step()

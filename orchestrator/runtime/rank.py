@@ -23,6 +23,7 @@ from orchestrator.runtime.engine import Engine, disable_shared_memory_op
 from orchestrator.runtime.entrypoint import load_workload, workload_file
 from orchestrator.runtime.failure import describe
 from orchestrator.runtime.link import AgentLink, Phase, ProgressClock
+from orchestrator.runtime.metrics import Meter, device_name, flops_per_sample, peak_flops_per_s
 from orchestrator.runtime.resume import restore_newest
 from orchestrator.runtime.seeding import seed_model, seed_rank
 from orchestrator.runtime.task import RankTask
@@ -62,9 +63,13 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
     workload = load_workload(spec)
     store = open_store(spec.storage)
     dataset = _dataset(task, spec, workload, store, link, device)
-    engine = _engine(workload, dataset, spec, layout, device)
+    model = _model(workload, dataset, spec)
+    flops = flops_per_sample(workload, model)
+    disable_shared_memory_op()
+    engine = Engine(model, workload.loss, spec, layout, device)
     seed_rank(spec.training.seed, 0, layout.data_parallel_rank(task.rank))
-    run = Training(task, spec, layout, workload, store, dataset, engine, link, clock)
+    meter = _meter(workload, layout, engine, flops)
+    run = Training(task, spec, layout, workload, store, dataset, engine, link, clock, meter)
     restore_newest(run)
     stopped = train(run)
     if not stopped:
@@ -113,13 +118,17 @@ def _dataset(task: RankTask, spec: JobSpec, workload: Workload, store: ObjectSto
     return open_dataset(store, spec.data.name, content_hash, Path(task.cache_dir))
 
 
-def _engine(workload: Workload, dataset: Dataset, spec: JobSpec, layout: Layout, device: torch.device) -> Engine:
+def _model(workload: Workload, dataset: Dataset, spec: JobSpec) -> torch.nn.Module:
     seed_model(spec.training.seed)
     model = workload.build_model(dataset)
     if not isinstance(model, torch.nn.Module):
         raise WorkloadError(f"build_model() must return a torch.nn.Module; it returned {type(model).__name__}.")
-    disable_shared_memory_op()
-    return Engine(model, workload.loss, spec, layout, device)
+    return model
+
+
+def _meter(workload: Workload, layout: Layout, engine: Engine, flops: float) -> Meter:
+    peak = peak_flops_per_s(device_name(engine.device), engine.precision) * layout.world_size
+    return Meter(layout.global_batch_size, workload.tokens_per_sample, flops, peak)
 
 
 def _write_artifacts(run: Training) -> None:

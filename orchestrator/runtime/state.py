@@ -95,7 +95,7 @@ class EngineState:
         """Job scalars of the engine: step counters, loss scale. JSON-ready."""
         return {
             "optimizer_steps": self._steps(),
-            "loss_scale": self._loss_scale(),
+            "loss_scale": self.loss_scale(),
             "skipped": int(self._engine.skipped_steps),
             "global_steps": int(self._engine.global_steps),
             "global_samples": int(self._engine.global_samples),
@@ -116,6 +116,10 @@ class EngineState:
         self._engine.global_steps = counters["global_steps"]
         self._engine.global_samples = counters["global_samples"]
         self._engine.micro_steps = counters["global_steps"] * self._engine.gradient_accumulation_steps()
+
+    def loss_scale(self) -> dict[str, Any]:
+        """Fields of the object that holds a loss scale that changes; empty where there is none."""
+        return {field: getattr(scaler, field) for scaler in _scalers(self._optimizer) for field in _SCALER_FIELDS if hasattr(scaler, field)}
 
     def average_buffers(self) -> None:
         """Buffers that the ranks' batches moved apart (running means) become their mean; equal ones keep every bit."""
@@ -172,9 +176,6 @@ class EngineState:
         counted = [(flat, int(step)) for flat, step in states if step is not None]
         default = max((step for _, step in counted), default=0)
         return {"default": default, "by_name": {x.part.name: step for flat, step in counted if step != default for x in flat.fragments}}
-
-    def _loss_scale(self) -> dict[str, Any]:
-        return {field: getattr(scaler, field) for scaler in _scalers(self._optimizer) for field in _SCALER_FIELDS if hasattr(scaler, field)}
 
     def _undo_first_step(self) -> None:
         """DeepSpeed's unfused optimizer makes its state by a step without gradients, which decays weights and counts."""

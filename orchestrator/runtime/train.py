@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,6 +21,7 @@ from orchestrator.runtime.collective import broadcast_text, sum_over_ranks
 from orchestrator.runtime.engine import Engine, StepReport
 from orchestrator.runtime.evaluate import Evaluation, evaluate
 from orchestrator.runtime.link import AgentLink, Order, Phase, ProgressClock
+from orchestrator.runtime.metrics import Meter, memory
 from orchestrator.runtime.schedule import learning_rate
 from orchestrator.runtime.seeding import random_states
 from orchestrator.runtime.task import RankTask
@@ -43,6 +43,7 @@ class Training:
     engine: Engine
     link: AgentLink
     clock: ProgressClock
+    meter: Meter
     step: int = 0
     position: int = 0
     saved_step: int = 0
@@ -50,11 +51,15 @@ class Training:
     evaluation_before: Mapping[str, Any] | None = None
     """Metrics before the first step of the job, over all its lives."""
     last_evaluation: Evaluation | None = None
-    _window: tuple[int, float] = field(default_factory=lambda: (0, time.monotonic()))
 
     @property
     def max_steps(self) -> int:
         return self.spec.training.max_steps
+
+    def tick(self, step: int, phase: Phase) -> None:
+        """The rank now does `phase` of `step`: for who watches for hangs, and for who measures."""
+        self.clock.tick(step, phase)
+        self.meter.tick(phase)
 
 
 def train(run: Training) -> bool:
@@ -65,12 +70,12 @@ def train(run: Training) -> bool:
         run.evaluation_before = _json_ready(_evaluate(run).values)
     if run.step < run.max_steps and run.task.rank == 0:
         run.link.send("started", first_step=run.step + 1)
-    run._window = (run.step, time.monotonic())
+    run.meter.restart(run.step)
     while run.step < run.max_steps and not stop:
         step = run.step + 1
-        run.clock.tick(step, Phase.DATA)
+        run.tick(step, Phase.DATA)
         lr = learning_rate(run.spec.optimizer, run.max_steps, step)
-        report = run.engine.step(loader.micro_batches(run.position), lr, partial(run.clock.tick, step))
+        report = run.engine.step(loader.micro_batches(run.position), lr, partial(run.tick, step))
         begun_at, run.step, run.position = run.position, step, run.position + run.layout.global_batch_size
         if step % run.spec.training.log_interval_steps == 0 or step == run.max_steps:
             stop = _log(run, report, lr, begun_at)
@@ -88,7 +93,7 @@ def _log(run: Training, report: StepReport, lr: float, position: int) -> bool:
 
     The ranks of a tensor-parallel group report the same loss, so the mean over all ranks is that over the samples.
     """
-    run.clock.tick(run.step, Phase.COLLECTIVE)
+    run.tick(run.step, Phase.COLLECTIVE)
     ordered = float(run.clock.order() is Order.DRAIN)
     loss_sum, stops = sum_over_ranks([float(report.loss), ordered], run.engine.device)
     if run.task.rank == 0:
@@ -97,7 +102,10 @@ def _log(run: Training, report: StepReport, lr: float, position: int) -> bool:
             "lr": lr,
             "grad_norm": float(report.grad_norm),
             "ids_crc": _ids_crc(run, position),
-            **_speed(run),
+            "skipped_steps": float(run.engine.skipped_steps),
+            **run.engine.loss_scale(),
+            **memory(run.engine.device),
+            **run.meter.figures(run.step),
         }
         run.link.send("metrics", step=run.step, values=values)
     return stops > 0
@@ -109,28 +117,17 @@ def _ids_crc(run: Training, position: int) -> float:
     return float(zlib.crc32(np.asarray(ids, dtype="<i8").tobytes()))
 
 
-def _speed(run: Training) -> dict[str, float]:
-    """Over the steps since the last report."""
-    (since, then), now = run._window, time.monotonic()
-    run._window = (run.step, now)
-    steps, seconds = run.step - since, max(now - then, 1e-9)
-    samples = steps * run.layout.global_batch_size / seconds
-    return {"samples_per_s": samples, "tokens_per_s": samples * run.workload.tokens_per_sample, "step_time_s": seconds / steps}
-
-
 def _evaluation_is_due(run: Training) -> bool:
     every = run.spec.training.eval_interval_steps
     return run.step == run.max_steps or (every > 0 and run.step % every == 0)
 
 
 def _evaluate(run: Training) -> Evaluation:
-    started = time.monotonic()
-    tick = partial(run.clock.tick, run.step, Phase.EVALUATION)
+    tick = partial(run.tick, run.step, Phase.EVALUATION)
     tick()
     run.last_evaluation = evaluate(run.engine, run.workload, run.dataset, run.spec, run.step, tick)
     if run.task.rank == 0:
         run.link.send("evaluated", step=run.step, values=run.last_evaluation.values)
-    _leave_out(run, started)
     return run.last_evaluation
 
 
@@ -138,8 +135,7 @@ def save(run: Training) -> None:
     """This step's checkpoint into the store, unless it is there. The supervisor commits it when all ranks have said `saved`."""
     if run.saved_step == run.step:
         return
-    started = time.monotonic()
-    run.clock.tick(run.step, Phase.CHECKPOINT)
+    run.tick(run.step, Phase.CHECKPOINT)
     run.engine.state.average_buffers()
     ulid = broadcast_text(str(ULID()), run.engine.device)
     prefix = JobKeys(run.task.job_id).checkpoint(run.step, run.task.epoch, ulid)
@@ -148,7 +144,6 @@ def save(run: Training) -> None:
     world, stage = run.task.world_size, run.layout.zero_stage
     run.link.send("saved", step=run.step, checkpoint=prefix, writer=run.task.rank, world_size=world, zero_stage=stage, **extra)
     run.saved_step = run.step
-    _leave_out(run, started)
 
 
 def job_scalars(run: Training) -> dict[str, Any]:
@@ -164,12 +159,6 @@ def job_scalars(run: Training) -> dict[str, Any]:
         "evaluation_before": run.evaluation_before,
         **run.engine.state.counters(),
     }
-
-
-def _leave_out(run: Training, started: float) -> None:
-    """Time that is not training does not count against the throughput."""
-    since, then = run._window
-    run._window = (since, then + time.monotonic() - started)
 
 
 def _json_ready(values: Mapping[str, float]) -> dict[str, float | None]:

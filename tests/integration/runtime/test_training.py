@@ -1,0 +1,30 @@
+"""The loop with real gloo ranks and DeepSpeed: what it reports, and what a run that was stopped on the way comes to."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from ranks import Group, spec_of
+
+TIMES = ("data_time_s", "forward_time_s", "backward_time_s", "optimizer_time_s", "other_time_s")
+
+
+@pytest.mark.slow
+def test_a_log_step_reports_rates_times_and_memory(tmp_path):
+    spec = spec_of(tmp_path / "store", training__log_interval_steps=2, training__eval_interval_steps=1)
+    rows = Group(tmp_path, 2, spec).run().of("metrics")
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    for values in (row["values"] for row in rows):
+        assert all(math.isfinite(value) for value in values.values())
+        assert values["step_time_s"] == pytest.approx(sum(values[name] for name in TIMES))
+        assert all(values[name] > 0 for name in TIMES)
+        assert values["samples_per_s"] == pytest.approx(24 / values["step_time_s"])
+        assert values["host_rss_bytes"] > 50e6
+        assert (values["skipped_steps"], values["tokens_per_s"]) == (0, 0)
+        assert not {"mfu", "loss_scale"} & set(values)  # no known peak, no fp16

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator import layout
 from orchestrator.errors import ConfigError, nearest
-from orchestrator.spec import JobSpec, from_dict, to_dict
+from orchestrator.spec import JobSpec, from_dict, to_dict, why_no_optimizer
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 FIXED_ON_RESUME = ("name", "workload", "model", "data", "training.seed", "training.global_batch_size", "storage.url")
@@ -149,7 +149,8 @@ def _explain(overrides: Sequence[str], config_dir: Path | None, error: Exception
 
 def _unknown(key: str, value: Any, known: Mapping[str, list[str]]) -> str | None:
     if key in known and not isinstance(value, list | dict) and value not in known[key]:
-        return f"{key}={value} is not possible: allowed is {', '.join(known[key])}.{nearest(str(value), known[key])}"
+        remark = (why_no_optimizer(str(value)) if key == "optimizer" else "") or nearest(str(value), known[key])
+        return f"{key}={value} is not possible: allowed is {', '.join(known[key])}.{remark}"
     names = dict(_settings())
     if key in known or key in names or key.startswith("hydra"):
         return None

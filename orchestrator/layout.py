@@ -96,7 +96,7 @@ def deepspeed_config(spec: JobSpec, layout: Layout, precision: Precision) -> dic
         "gradient_accumulation_steps": layout.gradient_accumulation_steps,
         "gradient_clipping": spec.training.gradient_clipping,
         "zero_optimization": {"stage": layout.zero_stage, **_offload(spec.parallelism)},
-        "optimizer": _optimizer(spec),
+        **_optimizer(spec),
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
@@ -116,11 +116,14 @@ def _offload(asked: ParallelismSpec) -> dict[str, Any]:
 
 
 def _optimizer(spec: JobSpec) -> dict[str, Any]:
+    """The section `optimizer`; none for Lion, which the engine brings along."""
     asked = spec.optimizer
+    if asked.name is OptimizerName.lion:
+        return {}
     if asked.name is OptimizerName.sgd:
-        return {"type": "SGD", "params": {"lr": asked.lr, "momentum": asked.momentum, "weight_decay": asked.weight_decay}}
+        return {"optimizer": {"type": "SGD", "params": {"lr": asked.lr, "momentum": asked.momentum, "weight_decay": asked.weight_decay}}}
     params = {"lr": asked.lr, "betas": list(asked.betas), "eps": asked.eps, "weight_decay": asked.weight_decay}
-    return {"type": "AdamW", "params": {**params, "torch_adam": True}}
+    return {"optimizer": {"type": "AdamW", "params": {**params, "torch_adam": True}}}
 
 
 def _divisors(number: int) -> list[int]:

@@ -40,6 +40,20 @@ class Schedule(enum.Enum):
 class OptimizerName(enum.Enum):
     adamw = "adamw"
     sgd = "sgd"
+    lion = "lion"
+
+
+WHY_NO_OPTIMIZER = {
+    "adafactor": "Adafactor keeps sums over the rows and columns of a matrix, and ZeRO cuts a matrix anywhere.",
+    "lamb": "LAMB scales each layer by the norm of all its weights, of which a rank holds a part under ZeRO.",
+    "muon": "Muon needs whole matrices, and ZeRO cuts a matrix anywhere.",
+}
+"""Optimizers that people ask for, and why their state cannot go from one ZeRO stage or world size to another."""
+
+
+def why_no_optimizer(name: str) -> str:
+    """A sentence after a space, or nothing."""
+    return f" {WHY_NO_OPTIMIZER[name.lower()]}" if name.lower() in WHY_NO_OPTIMIZER else ""
 
 
 class Offload(enum.Enum):
@@ -381,5 +395,6 @@ def _convert_enum(hint: type[enum.Enum], value: Any, flag: str) -> enum.Enum:
         return value
     allowed = [str(member.value) for member in hint]
     if value not in allowed:
-        raise ConfigError(f"{flag}={value} is not possible: allowed is {', '.join(allowed)}.{nearest(str(value), allowed)}")
+        remark = (why_no_optimizer(str(value)) if hint is OptimizerName else "") or nearest(str(value), allowed)
+        raise ConfigError(f"{flag}={value} is not possible: allowed is {', '.join(allowed)}.{remark}")
     return hint(value)

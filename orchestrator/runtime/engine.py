@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -12,9 +13,10 @@ import torch
 from orchestrator.errors import WorkloadError
 from orchestrator.layout import Layout, deepspeed_config
 from orchestrator.runtime.link import Phase
+from orchestrator.runtime.lion import Lion
 from orchestrator.runtime.state import EngineState
 from orchestrator.runtime.tensor_parallel import gather, gradient_norm, make_groups, parts_of, shapes_of
-from orchestrator.spec import JobSpec, Precision
+from orchestrator.spec import JobSpec, OptimizerName, OptimizerSpec, Precision
 
 Batch = Mapping[str, torch.Tensor]
 Loss = Callable[[torch.nn.Module, Batch], torch.Tensor]
@@ -61,6 +63,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=_parameter_groups(model),
+            optimizer=_own_optimizer(spec.optimizer),
             config=deepspeed_config(spec, layout, self.precision),
             mpu=groups,
             dist_init_required=False,
@@ -150,6 +153,13 @@ def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
     vectors = [parameter for parameter in trainable if parameter.dim() <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _own_optimizer(asked: OptimizerSpec) -> Callable[[Any], torch.optim.Optimizer] | None:
+    """What makes an optimizer of parameter groups, where DeepSpeed does not make it from its config."""
+    if asked.name is not OptimizerName.lion:
+        return None
+    return partial(Lion, lr=asked.lr, betas=asked.betas, weight_decay=asked.weight_decay)
 
 
 def _match_running_statistics(model: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -21,6 +21,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.errors import ConfigError
 from orchestrator.layout import Layout
+from orchestrator.runtime.lion import Lion
 from orchestrator.runtime.tensor_parallel import Part, Parts
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -252,6 +253,9 @@ def _ensure_state(optimizer: torch.optim.Optimizer, master: torch.Tensor) -> Non
     elif isinstance(optimizer, torch.optim.SGD):
         if optimizer.param_groups[0]["momentum"] and state.get("momentum_buffer") is None:
             state["momentum_buffer"] = torch.zeros_like(master.detach())
+    elif isinstance(optimizer, Lion):
+        if not state:
+            state["exp_avg"] = torch.zeros_like(master.detach())
     else:
         raise ConfigError(f"the optimizer {type(optimizer).__name__} is not supported: its state cannot be cut.")
 

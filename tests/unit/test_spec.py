@@ -230,8 +230,10 @@ def test_every_part_is_a_group_of_the_job() -> None:
         ("training.precision", None, "training.precision=None is not possible: allowed is auto, fp32, bf16, fp16."),
         ("parallelism.offload_optimizer", "gpu", "parallelism.offload_optimizer=gpu is not possible: allowed is none, cpu. "
                                                  "Did you mean 'cpu'?"),
-        ("optimizer.name", "adam", "optimizer.name=adam is not possible: allowed is adamw, sgd. Did you mean 'adamw'?"),
-        ("optimizer.name", "zzz", "optimizer.name=zzz is not possible: allowed is adamw, sgd."),
+        ("optimizer.name", "adam", "optimizer.name=adam is not possible: allowed is adamw, sgd, lion. Did you mean 'adamw'?"),
+        ("optimizer.name", "zzz", "optimizer.name=zzz is not possible: allowed is adamw, sgd, lion."),
+        ("optimizer.name", "Muon", "optimizer.name=Muon is not possible: allowed is adamw, sgd, lion. Muon needs whole matrices, and ZeRO "
+                                   "cuts a matrix anywhere."),
         ("optimizer.schedule", "cosin", "optimizer.schedule=cosin is not possible: allowed is constant, linear, cosine, wsd. "
                                         "Did you mean 'cosine'?"),
     ],

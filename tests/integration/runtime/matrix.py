@@ -55,9 +55,11 @@ class Cell(NamedTuple):
 
 SAME = [Cell(stage, world) for stage in range(4) for world in (1, 2, 3)]
 SAME += [Cell(stage, 2, "bf16") for stage in range(4)] + [Cell(stage, 2, optimizer="sgd") for stage in (0, 1, 3)]
+SAME += [Cell(stage, 2, optimizer="lion") for stage in range(4)] + [Cell(stage, 3, "bf16", "lion") for stage in (0, 2)]
 CROSS = [(Cell(s, 1 + (s + t) % 3), Cell(t, 1 + (s + 2 * t + 1) % 3)) for s in range(4) for t in range(4)]
 CROSS += [(Cell(s, 2, "bf16"), Cell((s + 1) % 4, 2, "bf16")) for s in range(4)]
 CROSS += [(Cell(0, 2, optimizer="sgd"), Cell(3, 2, optimizer="sgd")), (Cell(3, 2, optimizer="sgd"), Cell(1, 2, optimizer="sgd"))]
+CROSS += [(Cell(s, 2, optimizer="lion"), Cell((s + 1) % 4, 1 + s % 3, optimizer="lion")) for s in range(4)]
 OFFLOADED = [Cell(stage, 2, offload="optimizer") for stage in (1, 2, 3)] + [
     Cell(3, 2, offload="parameters"), Cell(3, 2, offload="optimizer_parameters"), Cell(1, 2, optimizer="sgd", offload="optimizer"),
     Cell(1, 2, "bf16", offload="optimizer"), Cell(3, 2, "bf16", offload="optimizer_parameters"),

@@ -150,4 +150,7 @@ class Group:
 if __name__ == "__main__":
     from orchestrator.runtime.rank import main
 
-    sys.exit(main(RankTask.from_dict(json.loads(Path(sys.argv[1]).read_text()))))
+    code = main(RankTask.from_dict(json.loads(Path(sys.argv[1]).read_text())))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # as the warm process ends a rank: torch's threads may abort a process that takes itself apart

@@ -33,7 +33,7 @@ from orchestrator.runtime.engine import Engine, disable_shared_memory_op  # noqa
 from orchestrator.spec import JobSpec, from_dict  # noqa: E402
 from orchestrator.storage import DirectoryStore  # noqa: E402
 
-BATCH, STEPS = 12, {"net": 6, "llama": 30}
+BATCH, STEPS = 12, {"net": 6, "llama": 20}
 
 
 class Cell(NamedTuple):
@@ -79,6 +79,7 @@ FOUR, UNTIED = TWO._replace(world=4), Cell(0, 1, model="llama-untied")
 TENSOR = [
     TWO, TWO._replace(zero_stage=0), TWO._replace(zero_stage=2), FOUR, FOUR._replace(zero_stage=0), FOUR._replace(zero_stage=2),
     TWO._replace(model="llama-untied"), TWO._replace(precision="bf16"), TWO._replace(optimizer="sgd"), FOUR._replace(offload="optimizer"),
+    TWO._replace(zero_stage=2, offload="optimizer"),
 ]  # fmt: skip
 WHOLE = [ONE, UNTIED, ONE._replace(zero_stage=1, precision="bf16"), ONE._replace(optimizer="sgd"), Cell(3, 2, model="llama")]
 TENSOR_CROSS = [

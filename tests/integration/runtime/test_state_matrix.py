@@ -85,15 +85,15 @@ def test_tensor_parallel_ranks_train_as_one_rank(llama):
         for (loss, norm), (expected_loss, expected_norm) in zip(row["losses"], whole["losses"], strict=True):
             assert loss == pytest.approx(expected_loss, abs=1e-2 if narrow else 1e-5)
             assert norm == pytest.approx(expected_norm, abs=5e-2 if narrow else 1e-5)
-        assert whole["losses"][0][0] - row["losses"][-1][0] > 1
+        assert whole["losses"][0][0] - row["losses"][-1][0] > 0.5
 
 
 @pytest.mark.slow
 def test_tensor_parallel_state_goes_on_bit_for_bit_and_into_other_layouts_within_rounding(llama):
     calm, resumed = llama
-    assert len(resumed) == 21
+    assert len(resumed) == 22
     for (source, target), row in resumed.items():
-        expected = calm[source]["losses"][15:]
+        expected = calm[source]["losses"][10:]
         assert row["steps"] == calm[source]["steps"]
         if source == target:
             assert (row["losses"], row["digest"]) == (expected, calm[source]["digest"]), source

@@ -1,7 +1,8 @@
-"""`gpt`: a small decoder learns to write Python from the source code of the standard library.
+"""`gpt`: a decoder learns to write Python from the source code of the standard library.
 
-Records are `tokens: uint16[block_size + 1]`: files are joined by an end-of-text token and cut into blocks, so that inputs are
-`tokens[:-1]` and targets `tokens[1:]`. Training and validation files are told apart by a hash of their relative path.
+Records are `tokens: uint16[block_size + 1]` (uint32 where a given tokenizer has more than 65,536 tokens): files are joined by an
+end-of-text token and cut into blocks, so that inputs are `tokens[:-1]` and targets `tokens[1:]`. Training and
+validation files are told apart by a hash of their relative path.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import tokenizers
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from orchestrator.errors import ConfigError, DataError
+from orchestrator.errors import DataError
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.workload import DatasetSink, DatasetView
+
+from .decoder import Decoder, decoder_of
+from .requirements import require
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
@@ -49,26 +52,10 @@ class Recipe:
     """Text of about this many bytes, spread over the training files, trains the tokenizer."""
 
     def __post_init__(self) -> None:
-        _require(257 <= self.vocab_size <= 65_536, "data.options.vocab_size", self.vocab_size, "257 to 65536")
-        _require(self.block_size >= 1, "data.options.block_size", self.block_size, "at least 1")
-        _require(0 < self.validation_share < 1, "data.options.validation_share", self.validation_share, "between 0 and 1")
-        _require(self.tokenizer_bytes >= 1, "data.options.tokenizer_bytes", self.tokenizer_bytes, "at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """`model.options`: a Llama decoder (rotary positions, RMSNorm, SwiGLU) with tied embeddings and no dropout."""
-
-    hidden_size: int = 192
-    intermediate_size: int = 528
-    num_layers: int = 4
-    num_heads: int = 3
-
-    def __post_init__(self) -> None:
-        for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads"):
-            _require(getattr(self, name) >= 1, f"model.options.{name}", getattr(self, name), "at least 1")
-        ok = self.hidden_size % (2 * self.num_heads) == 0
-        _require(ok, "model.options.num_heads", self.num_heads, f"a number of heads of even width in hidden_size={self.hidden_size}")
+        require(257 <= self.vocab_size <= 65_536, "data.options.vocab_size", self.vocab_size, "257 to 65536")
+        require(self.block_size >= 1, "data.options.block_size", self.block_size, "at least 1")
+        require(0 < self.validation_share < 1, "data.options.validation_share", self.validation_share, "between 0 and 1")
+        require(self.tokenizer_bytes >= 1, "data.options.tokenizer_bytes", self.tokenizer_bytes, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +69,9 @@ class Sampling:
     sample_seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.prompt != "", "workload.options.prompt", "''", "a text of at least one character")
-        _require(self.new_tokens >= 1, "workload.options.new_tokens", self.new_tokens, "at least 1")
-        _require(self.temperature >= 0, "workload.options.temperature", self.temperature, "0 or more")
+        require(self.prompt != "", "workload.options.prompt", "''", "a text of at least one character")
+        require(self.new_tokens >= 1, "workload.options.new_tokens", self.new_tokens, "at least 1")
+        require(self.temperature >= 0, "workload.options.temperature", self.temperature, "0 or more")
 
 
 class GPT:
@@ -92,7 +79,7 @@ class GPT:
 
     def __init__(self, spec: JobSpec) -> None:
         self.recipe: Recipe = from_dict(Recipe, spec.data.options, "data.options.")
-        self.architecture: Architecture = from_dict(Architecture, spec.model.options, "model.options.")
+        self.decoder: Decoder = decoder_of(spec.model.options)
         self.sampling: Sampling = from_dict(Sampling, spec.workload.options, "workload.options.")
         self.root = Path(self.recipe.root or sysconfig.get_paths()["stdlib"])
 
@@ -101,10 +88,13 @@ class GPT:
         return self.recipe.block_size
 
     def source_fingerprint(self) -> str:
-        """Over the recipe, the tokenizer library's version, and every file's path and content. About 0.2 s for 31 MB."""
+        """Over the recipe, the tokenizer library's version, a given tokenizer, and every file's path and content. About 0.2 s for 31 MB."""
         recipe = {**to_dict(self.recipe), "root": ""}  # the same files elsewhere make the same data set
         digest = hashlib.blake2b(digest_size=20)
         digest.update(json.dumps([_FORMAT, tokenizers.__version__, recipe], sort_keys=True).encode())
+        given = self.decoder.tokenizer()
+        if given:
+            digest.update(f"{given[1]}".encode() + given[0])
         for name, content in self._files():
             digest.update(f"{len(name)} {len(content)} {name}".encode())
             digest.update(content)
@@ -114,29 +104,15 @@ class GPT:
         texts: dict[str, list[str]] = {"train": [], "validation": []}
         for name, text in self._texts():
             texts[self._split(name)].append(text)
-        sink.progress(f"training a tokenizer of {self.recipe.vocab_size} tokens on Python source")
-        tokenizer = train_tokenizer(_spread(texts["train"], self.recipe.tokenizer_bytes), self.recipe.vocab_size)
+        tokenizer = self._given_or_trained(sink, texts["train"])
         sink.add_file(TOKENIZER_FILE, tokenizer.to_str().encode())
         for split, group in texts.items():
             sink.progress(f"tokenizing {len(group)} {split} files, {sum(map(len, group)) / 1e6:.1f} MB of text")
-            for records in pack(tokenizer, group, self.recipe.block_size):
+            for records in pack(tokenizer, group, self.recipe.block_size, self._end(tokenizer)):
                 sink.write(split, records)
 
     def build_model(self, dataset: DatasetView) -> torch.nn.Module:
-        shape = self.architecture
-        config = LlamaConfig(
-            vocab_size=_tokenizer(dataset).get_vocab_size(),
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.num_layers,
-            num_attention_heads=shape.num_heads,
-            max_position_embeddings=self.recipe.block_size,
-            tie_word_embeddings=True,
-            use_cache=False,
-            attn_implementation="sdpa",
-        )
-        model: torch.nn.Module = LlamaForCausalLM(config)
-        return model
+        return self.decoder.build(_tokenizer(dataset).get_vocab_size(), self.recipe.block_size)
 
     def loss(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self._cross_entropy(model, batch, "mean")
@@ -152,9 +128,9 @@ class GPT:
     def sample(self, model: torch.nn.Module, dataset: DatasetView) -> str:
         """What the model writes after the prompt. The same on every rank: the generator has a seed of its own."""
         tokenizer = _tokenizer(dataset)
-        end = tokenizer.token_to_id(END_OF_TEXT)
+        end = self._end(tokenizer)
         device = next(model.parameters()).device
-        tokens = torch.tensor([[end, *tokenizer.encode(self.sampling.prompt).ids]], device=device)
+        tokens = torch.tensor([[end, *tokenizer.encode(self.sampling.prompt, add_special_tokens=False).ids]], device=device)
         tokens = self._continue(model, tokens)
         written = tokens[0, 1:].tolist()
         written = written[: written.index(end)] if end in written else written
@@ -180,6 +156,23 @@ class GPT:
         tokens = batch["tokens"]
         logits = model(input_ids=tokens[:, :-1]).logits
         return functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction=reduction)
+
+    def _given_or_trained(self, sink: DatasetSink, texts: list[str]) -> Tokenizer:
+        """The tokenizer of a pretrained model's folder, else one that is trained on `texts`."""
+        given = self.decoder.tokenizer()
+        if given:
+            sink.progress("taking the pretrained model's tokenizer")
+            return Tokenizer.from_str(given[0].decode())
+        sink.progress(f"training a tokenizer of {self.recipe.vocab_size} tokens on Python source")
+        return train_tokenizer(_spread(texts, self.recipe.tokenizer_bytes), self.recipe.vocab_size)
+
+    def _end(self, tokenizer: Tokenizer) -> int:
+        """The token that stands before each text."""
+        given = self.decoder.tokenizer()
+        if given:
+            return given[1]
+        end: int = tokenizer.token_to_id(END_OF_TEXT)
+        return end
 
     def _split(self, name: str) -> str:
         place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") / 2**64
@@ -220,14 +213,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def pack(tokenizer: Tokenizer, texts: list[str], block_size: int, files_at_once: int = 64) -> Iterator[np.ndarray[Any, Any]]:
-    """Records of `block_size + 1` tokens from the texts, each text after an end-of-text token; what is left at the end is dropped."""
-    record = np.dtype([("tokens", "<u2", (block_size + 1,))])
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    left = np.empty(0, dtype="<u2")
+def pack(tokenizer: Tokenizer, texts: list[str], block_size: int, end: int, files_at_once: int = 64) -> Iterator[np.ndarray[Any, Any]]:
+    """Records of `block_size + 1` tokens from the texts, each text after the token `end`; what is left at the last is dropped."""
+    token = np.dtype("<u2" if tokenizer.get_vocab_size() <= 65_536 else "<u4")
+    record = np.dtype([("tokens", token, (block_size + 1,))])
+    left = np.empty(0, dtype=token)
     for first in range(0, len(texts), files_at_once):
         encoded = tokenizer.encode_batch(texts[first : first + files_at_once], add_special_tokens=False)
-        stream = [np.array([end, *item.ids], dtype="<u2") for item in encoded]
+        stream = [np.array([end, *item.ids], dtype=token) for item in encoded]
         left = np.concatenate([left, *stream])
         count = len(left) // (block_size + 1)
         whole, left = np.split(left, [count * (block_size + 1)])
@@ -248,8 +241,3 @@ def _spread(texts: list[str], num_bytes: int) -> Iterator[str]:
 
 def _tokenizer(dataset: DatasetView) -> Tokenizer:
     return Tokenizer.from_str(dataset.file(TOKENIZER_FILE).decode())
-
-
-def _require(ok: bool, flag: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise ConfigError(f"{flag}={value} is not possible: allowed is {allowed}.")

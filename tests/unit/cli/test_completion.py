@@ -42,7 +42,7 @@ def test_options_of_a_group_are_completed() -> None:
     assert complete("orchestrator train workload=") == ["workload=custom", "workload=gpt", "workload=resnet"]
     assert complete("orchestrator train workload=r") == ["workload=resnet"]
     assert complete("orchestrator submit workload=gpt optimizer=") == [
-        f"optimizer={name}" for name in ("adamw", "gpt", "lion", "resnet", "sgd")
+        f"optimizer={name}" for name in ("adamw", "gpt", "gpt-large", "lion", "resnet", "sgd")
     ]
 
 

@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec
@@ -116,8 +117,8 @@ def test_preparing_twice_gives_the_same_bytes(root, prepared):
 def test_packing_drops_only_the_tail():
     texts = ["x = 1\n" * 50, "y = 2\n", ""]
     tokenizer = train_tokenizer(texts, 300)
-    blocks = np.concatenate(list(pack(tokenizer, texts, 8, files_at_once=1)))["tokens"].reshape(-1)
-    whole = np.concatenate(list(pack(tokenizer, texts, 0)))["tokens"].reshape(-1)
+    blocks = np.concatenate(list(pack(tokenizer, texts, 8, 0, files_at_once=1)))["tokens"].reshape(-1)
+    whole = np.concatenate(list(pack(tokenizer, texts, 0, 0)))["tokens"].reshape(-1)
     assert np.array_equal(blocks, whole[: len(blocks)]) and 0 <= len(whole) - len(blocks) < 9
 
 
@@ -203,6 +204,52 @@ def test_a_sample_continues_the_prompt_repeatably_and_leaves_the_model_as_it_was
     assert model.training
 
 
+@pytest.fixture
+def trained(tmp_path):
+    """A model that was trained before, with another tokenizer of 280 tokens; texts end with its token 7."""
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "eos_token_id": 7}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=280, hidden_size=16, intermediate_size=32, **shape))
+    model.save_pretrained(tmp_path / "trained")
+    (tmp_path / "trained" / "tokenizer.json").write_text(train_tokenizer(["class Other:\n    pass\n"] * 9, 280).to_str())
+    return tmp_path / "trained"
+
+
+def test_a_pretrained_model_brings_its_weights_and_its_tokenizer(root, trained):
+    subject, kept = workload(root, model={"pretrained": str(trained)}), Kept()
+    subject.prepare(kept)
+    assert kept.file("tokenizer.json") == (trained / "tokenizer.json").read_bytes()
+    stream = kept.records("train")["tokens"].reshape(-1)
+    assert stream[0] == 7 and 0 not in stream
+    stored = LlamaForCausalLM.from_pretrained(trained)
+    model = subject.build_model(kept)
+    assert torch.equal(model.lm_head.weight, stored.lm_head.weight)
+    subject.loss(model, kept.batch()).backward()
+    assert model.lm_head.weight.grad.abs().sum() > 0
+    assert subject.sample(model, kept).startswith("def ")
+
+
+def test_the_tokenizer_of_a_pretrained_model_is_part_of_the_data(root, trained):
+    def fingerprint(model):
+        return workload(root, model=model).source_fingerprint()
+
+    first = fingerprint({"pretrained": str(trained)})
+    text = (trained / "tokenizer.json").read_text()
+    (trained / "tokenizer.json").write_text(train_tokenizer(["x = 1\n"], 270).to_str())
+    second = fingerprint({"pretrained": str(trained)})
+    (trained / "tokenizer.json").write_text(text)
+    assert fingerprint({"pretrained": str(trained)}) == first
+    (trained / "tokenizer.json").unlink()
+    assert fingerprint({"pretrained": str(trained)}) == fingerprint(TINY)  # then the data set trains its own
+    assert len({first, second, fingerprint(TINY)}) == 3
+
+
+def test_many_tokens_take_four_bytes():
+    tokenizer = train_tokenizer(["x = 1\n"], 300)
+    tokenizer.add_tokens([f"<{number}>" for number in range(66_000)])
+    records = np.concatenate(list(pack(tokenizer, ["<65999>x = 1\n"], 1, 0)))
+    assert records.dtype["tokens"].base == np.uint32 and records["tokens"].max() == tokenizer.token_to_id("<65999>") > 65_535
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -210,6 +257,7 @@ def test_a_sample_continues_the_prompt_repeatably_and_leaves_the_model_as_it_was
         ({"vocab_size": 70_000}, "data.options.vocab_size=70000 is not possible: allowed is 257 to 65536"),
         ({"block_size": 0}, "data.options.block_size=0"),
         ({"validation_share": 1.0}, r"data.options.validation_share=1.0"),
+        ({"model": {"pretrained": "/x", "num_layers": 3}}, "model.options.num_layers is no setting. Known here: pretrained"),
         ({"model": {"num_heads": 5}}, "model.options.num_heads=5"),
         ({"model": {"layers": 3}}, r"model.options.layers is no setting.*Did you mean 'num_layers'"),
         ({"options": {"prompt": ""}}, "workload.options.prompt=''"),

@@ -171,7 +171,8 @@ class GPT:
         given = self.decoder.tokenizer()
         if given:
             return given[1]
-        end: int = tokenizer.token_to_id(END_OF_TEXT)
+        end = tokenizer.token_to_id(END_OF_TEXT)
+        assert end is not None, "train_tokenizer puts it in"
         return end
 
     def _split(self, name: str) -> str:

@@ -6,9 +6,7 @@ The images are scikit-learn's digits (1,797 of 8 x 8 pixels, from the UCI collec
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,16 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from orchestrator.errors import ConfigError
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.workload import DatasetSink, DatasetView
+
+from .requirements import require
+from .scores import figures, report_files, sums_of
 
 NUM_CLASSES = 10
 STATISTICS_FILE = "statistics.json"
@@ -42,8 +40,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         ok = 0.01 <= self.validation_share <= 0.9
-        _require(ok, "data.options.validation_share", self.validation_share, "0.01 to 0.9")
-        _require(self.split_seed >= 0, "data.options.split_seed", self.split_seed, "0 or more")
+        require(ok, "data.options.validation_share", self.validation_share, "0.01 to 0.9")
+        require(self.split_seed >= 0, "data.options.split_seed", self.split_seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +58,11 @@ class Architecture:
 
     def __post_init__(self) -> None:
         ok = len(self.hidden_sizes) == len(self.depths) and 1 <= len(self.depths) <= 4
-        _require(ok, "model.options.depths", self.depths, f"1 to 4 stages, as many as model.options.hidden_sizes={self.hidden_sizes}")
-        _require(min(self.depths) >= 1, "model.options.depths", self.depths, "at least one block in each stage")
+        require(ok, "model.options.depths", self.depths, f"1 to 4 stages, as many as model.options.hidden_sizes={self.hidden_sizes}")
+        require(min(self.depths) >= 1, "model.options.depths", self.depths, "at least one block in each stage")
         widths = (self.embedding_size, *self.hidden_sizes)
         ok = self.norm_groups >= 1 and all(width >= 1 and width % self.norm_groups == 0 for width in widths)
-        _require(ok, "model.options.norm_groups", self.norm_groups, f"a divisor of every width in {widths}")
+        require(ok, "model.options.norm_groups", self.norm_groups, f"a divisor of every width in {widths}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +74,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         ok = 0 <= self.label_smoothing < 1
-        _require(ok, "workload.options.label_smoothing", self.label_smoothing, "0 up to, but not, 1")
+        require(ok, "workload.options.label_smoothing", self.label_smoothing, "0 up to, but not, 1")
 
 
 class ResNet:
@@ -131,62 +129,13 @@ class ResNet:
         return functional.cross_entropy(logits, batch["label"], label_smoothing=self.augmentation.label_smoothing)
 
     def evaluate(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        """`confusion_matrix` int64[10, 10]: rows are the true digits, columns what the model read."""
-        logits, labels = _logits(model, batch), batch["label"]
-        pairs = labels * NUM_CLASSES + logits.argmax(-1)
-        return {
-            "loss_sum": functional.cross_entropy(logits, labels, reduction="sum").double(),
-            "count": torch.tensor(len(labels), device=labels.device),
-            "confusion_matrix": torch.bincount(pairs, minlength=NUM_CLASSES**2).view(NUM_CLASSES, NUM_CLASSES),
-        }
+        return sums_of(_logits(model, batch), batch["label"])
 
     def metrics(self, sums: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, float]:
-        count = float(sums["count"])
-        return {"loss": float(sums["loss_sum"]) / count, "accuracy": float(np.trace(sums["confusion_matrix"])) / count}
+        return figures(sums)
 
     def report(self, sums: Mapping[str, np.ndarray[Any, Any]], dataset: DatasetView) -> Mapping[str, bytes]:
-        matrix = np.asarray(sums["confusion_matrix"], dtype=np.int64)
-        return {
-            "confusion_matrix.json": json.dumps({"rows": "true digit", "columns": "read as", "counts": matrix.tolist()}).encode(),
-            "per_class.json": json.dumps([dataclasses.asdict(row) for row in per_class(matrix)], indent=1).encode(),
-            "confusion_matrix.png": draw(matrix),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassScore:
-    digit: int
-    precision: float
-    """Share of the images read as this digit that are it; 0 if none was."""
-    recall: float
-    """Share of this digit's images that were read as it; 0 if there are none."""
-    f1: float
-    images: int
-
-
-def per_class(matrix: np.ndarray[Any, Any]) -> list[ClassScore]:
-    right, true, read = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-    scores = zip(right / np.maximum(read, 1), right / np.maximum(true, 1), 2 * right / np.maximum(true + read, 1), true, strict=True)
-    return [
-        ClassScore(digit=digit, precision=float(precision), recall=float(recall), f1=float(f1), images=int(images))
-        for digit, (precision, recall, f1, images) in enumerate(scores)
-    ]
-
-
-def draw(matrix: np.ndarray[Any, Any]) -> bytes:
-    """The confusion matrix as a PNG."""
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.imshow(matrix, cmap="Blues")
-    axes.set(xlabel="read as", ylabel="true digit", xticks=range(NUM_CLASSES), yticks=range(NUM_CLASSES))
-    axes.set_title(f"accuracy {np.trace(matrix) / max(1, matrix.sum()):.1%} of {matrix.sum()} held-out images")
-    for row, column in np.argwhere(matrix):
-        dark = matrix[row, column] > matrix.max() / 2
-        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color="white" if dark else "black")
-    content = io.BytesIO()
-    canvas.print_png(content)
-    return content.getvalue()
+        return report_files(sums, [str(digit) for digit in range(NUM_CLASSES)], "images")
 
 
 def _digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -216,8 +165,3 @@ def _logits(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor
     images = batch["image"].to(next(model.parameters()).dtype)  # bf16 where the engine computes in bf16
     logits: torch.Tensor = model(pixel_values=images).logits
     return logits.float()
-
-
-def _require(ok: bool, flag: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise ConfigError(f"{flag}={value} is not possible: allowed is {allowed}.")

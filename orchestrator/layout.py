@@ -116,10 +116,10 @@ def _offload(asked: ParallelismSpec) -> dict[str, Any]:
 
 
 def _optimizer(spec: JobSpec) -> dict[str, Any]:
-    """The section `optimizer`; none for Lion, which the engine brings along."""
+    """The section `optimizer`; none for Lion, which the engine brings along and DeepSpeed is to take also where it offloads."""
     asked = spec.optimizer
     if asked.name is OptimizerName.lion:
-        return {}
+        return {"zero_force_ds_cpu_optimizer": False}
     if asked.name is OptimizerName.sgd:
         return {"optimizer": {"type": "SGD", "params": {"lr": asked.lr, "momentum": asked.momentum, "weight_decay": asked.weight_decay}}}
     params = {"lr": asked.lr, "betas": list(asked.betas), "eps": asked.eps, "weight_decay": asked.weight_decay}

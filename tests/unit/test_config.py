@@ -330,6 +330,7 @@ SAMPLES = {
     "data": ["data=digits", "data.name=x"],
     "training.seed": ["training.seed=1", "++training.seed=1"],
     "training.global_batch_size": ["training.global_batch_size=24"],
+    "optimizer.name": ["optimizer.name=lion"],
     "storage.url": ["storage.url=file:///x"],
 }
 

@@ -62,7 +62,8 @@ CROSS += [(Cell(0, 2, optimizer="sgd"), Cell(3, 2, optimizer="sgd")), (Cell(3, 2
 CROSS += [(Cell(s, 2, optimizer="lion"), Cell((s + 1) % 4, 1 + s % 3, optimizer="lion")) for s in range(4)]
 OFFLOADED = [Cell(stage, 2, offload="optimizer") for stage in (1, 2, 3)] + [
     Cell(3, 2, offload="parameters"), Cell(3, 2, offload="optimizer_parameters"), Cell(1, 2, optimizer="sgd", offload="optimizer"),
-    Cell(1, 2, "bf16", offload="optimizer"), Cell(3, 2, "bf16", offload="optimizer_parameters"),
+    Cell(2, 2, optimizer="lion", offload="optimizer"), Cell(1, 2, "bf16", offload="optimizer"),
+    Cell(3, 2, "bf16", offload="optimizer_parameters"),
 ]  # fmt: skip
 SAME += OFFLOADED
 CROSS += [

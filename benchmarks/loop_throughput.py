@@ -89,6 +89,7 @@ class Loops:
 
     def _make_ours(self) -> Any:
         from orchestrator.runtime.link import ProgressClock
+        from orchestrator.runtime.metrics import Meter
         from orchestrator.runtime.task import RankTask
         from orchestrator.runtime.train import Training
         from orchestrator.spec import to_dict
@@ -100,7 +101,8 @@ class Loops:
         )  # fmt: skip
         clock = ProgressClock(self.folder / f"clock{self.rank}", create=True)
         link: Any = Recorder()
-        return Training(task, self.spec, self.layout, self.workload, MemoryStore(), self.dataset, self._engine(), link, clock)
+        meter = Meter(self.layout.global_batch_size, self.workload.tokens_per_sample, 0.0, 0.0)
+        return Training(task, self.spec, self.layout, self.workload, MemoryStore(), self.dataset, self._engine(), link, clock, meter)
 
     def _make_plain(self) -> tuple[Any, Any]:
         import torch

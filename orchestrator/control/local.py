@@ -34,12 +34,7 @@ class LocalCluster:
 
     address: str
     started: bool
-    """This call started it."""
-
-    @property
-    def shared(self) -> bool:
-        """Others may use it: who stops it would stop their jobs."""
-        return not self.started
+    """This call started it. If not, others may use it: who stops it would stop their jobs."""
 
 
 def ensure_cluster(home: Home, cluster: ClusterSpec, say: Say) -> LocalCluster:

@@ -58,7 +58,7 @@ def test_one_cluster_is_started_found_again_and_leaves_nothing(home):
     assert sorted(cluster.started for cluster in found) == [False, True], "two commands at once start one cluster"
     assert len({cluster.address for cluster in found}) == 1
     assert any("starting a local Ray cluster" in text for text in said)
-    assert ensure_cluster(home, LONG, said.append).shared
+    assert not ensure_cluster(home, LONG, said.append).started
     assert controller_alive(home)
     assert home.token.stat().st_mode & 0o777 == 0o600
     nodes = JobStore(home.jobs_db).meta(CLUSTER)["nodes"]

@@ -1,7 +1,7 @@
 """Which worlds a spec can be trained on, and the DeepSpeed config of each. Pure: no torch, no I/O.
 
 The global batch G is what was asked for; micro batch x accumulation x data-parallel size = G decides the rest, and the world is
-data-parallel x tensor-parallel size. The scheduler resizes a job only within `legal(spec)`.
+data-parallel x tensor-parallel x pipeline-parallel x sequence-parallel size. The scheduler resizes a job only within `legal(spec)`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import LayoutError
-from orchestrator.spec import JobSpec, Offload, OptimizerName, ParallelismSpec, Precision
+from orchestrator.spec import SIZES, JobSpec, Offload, OptimizerName, ParallelismSpec, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """One legal way to train a spec. `world_size` ranks, each doing `gradient_accumulation_steps` micro batches per step.
 
-    `tensor_parallel_size` neighbouring ranks see the same samples: rank = data-parallel rank x tensor-parallel size + tensor-parallel rank.
+    rank = ((stage x data-parallel size + data-parallel rank) x sequence-parallel size + sequence-parallel rank) x tensor-parallel size
+    + tensor-parallel rank, so tensor-parallel ranks are neighbours. Ranks of one data-parallel rank see the same samples. Experts are
+    dealt out among `expert_parallel_size` neighbouring data-parallel ranks.
     """
 
     world_size: int
@@ -26,20 +28,29 @@ class Layout:
     gradient_accumulation_steps: int
     zero_stage: int
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    sequence_parallel_size: int = 1
+    expert_parallel_size: int = 1
 
     @property
     def data_parallel_size(self) -> int:
-        return self.world_size // self.tensor_parallel_size
+        return self.world_size // (self.tensor_parallel_size * self.pipeline_parallel_size * self.sequence_parallel_size)
 
     @property
     def global_batch_size(self) -> int:
         return self.data_parallel_size * self.micro_batch_size * self.gradient_accumulation_steps
 
     def data_parallel_rank(self, rank: int) -> int:
-        return rank // self.tensor_parallel_size
+        return rank // (self.tensor_parallel_size * self.sequence_parallel_size) % self.data_parallel_size
 
     def tensor_parallel_rank(self, rank: int) -> int:
         return rank % self.tensor_parallel_size
+
+    def sequence_parallel_rank(self, rank: int) -> int:
+        return rank // self.tensor_parallel_size % self.sequence_parallel_size
+
+    def pipeline_stage(self, rank: int) -> int:
+        return rank // (self.world_size // self.pipeline_parallel_size)
 
 
 def legal(spec: JobSpec) -> tuple[Layout, ...]:
@@ -51,15 +62,18 @@ def legal(spec: JobSpec) -> tuple[Layout, ...]:
             f"training.micro_batch_size={micro} does not divide training.global_batch_size={batch}. "
             f"Possible micro batches: {_some(_divisors(batch))}."
         )
+    sizes = {name: getattr(spec.parallelism, name) for name in SIZES}
+    apart = math.prod(sizes.values()) // sizes["expert_parallel_size"]
     return tuple(
         Layout(
-            world_size=size * spec.parallelism.tensor_parallel_size,
+            world_size=size * apart,
             micro_batch_size=micro,
             gradient_accumulation_steps=micro_batches // size,
             zero_stage=spec.parallelism.zero_stage,
-            tensor_parallel_size=spec.parallelism.tensor_parallel_size,
+            **sizes,
         )
         for size in _divisors(micro_batches)
+        if size % sizes["expert_parallel_size"] == 0
     )
 
 
@@ -69,12 +83,13 @@ def layout_for(spec: JobSpec) -> Layout:
     for layout in layouts:
         if layout.world_size == spec.resources.num_workers:
             return layout
-    workers, together = spec.resources.num_workers, spec.parallelism.tensor_parallel_size
-    if workers % together:
-        raise LayoutError(
-            f"parallelism.tensor_parallel_size={together} does not divide resources.num_workers={workers}: "
-            f"possible numbers of workers are {_some([x.world_size for x in layouts])}."
-        )
+    workers = spec.resources.num_workers
+    for name in SIZES:
+        if workers % getattr(spec.parallelism, name):
+            raise LayoutError(
+                f"parallelism.{name}={getattr(spec.parallelism, name)} does not divide resources.num_workers={workers}: "
+                f"possible numbers of workers are {_some([x.world_size for x in layouts])}."
+            )
     batch, micro = spec.training.global_batch_size, spec.training.micro_batch_size
     raise LayoutError(
         f"resources.num_workers={spec.resources.num_workers} cannot share training.global_batch_size={batch} in micro batches "

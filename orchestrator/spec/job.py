@@ -1,0 +1,86 @@
+"""`JobSpec`: one job, whole."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from orchestrator.spec.checks import Options, require
+from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
+from orchestrator.spec.parallelism import ParallelismSpec
+from orchestrator.spec.training import OptimizerSpec, Precision, Schedule, TrainingSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadSpec:
+    """Model + data recipe + loss + metrics, by name."""
+
+    name: str
+    """Name under which runs are grouped."""
+    entrypoint: str
+    """`module:Class` of a shipped workload, or of one in the working directory of the submitter."""
+    options: Options = field(default_factory=dict)
+    """Passed through to the workload."""
+    code_dir: str = ""
+    """Folder put first on the import path of the ranks; set to the submitter's working directory."""
+
+    def __post_init__(self) -> None:
+        ok = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.entrypoint) is not None
+        require(ok, "workload.entrypoint", self.entrypoint, "module:Class, for example my_module:MyWorkload")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model by name; its options are the model's config."""
+
+    name: str
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """A data set by name; its options are the recipe it is prepared by."""
+
+    name: str
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """One job. `JobSpec` -> JSON -> `JobSpec` is the identity (`to_dict`, `from_dict`)."""
+
+    workload: WorkloadSpec
+    model: ModelSpec
+    data: DataSpec
+    training: TrainingSpec
+    name: str = ""
+    """Shown in lists; empty: the workload's name."""
+    resources: ResourcesSpec = field(default_factory=ResourcesSpec)
+    parallelism: ParallelismSpec = field(default_factory=ParallelismSpec)
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
+    storage: StorageSpec = field(default_factory=StorageSpec)
+    tracking: TrackingSpec = field(default_factory=TrackingSpec)
+    recovery: RecoverySpec = field(default_factory=RecoverySpec)
+    cluster: ClusterSpec = field(default_factory=ClusterSpec)
+
+    def __post_init__(self) -> None:
+        warmup, steps = self.optimizer.warmup_steps, self.training.max_steps
+        require(warmup < steps, "optimizer.warmup_steps", warmup, f"less than training.max_steps={steps}")
+        self._check_clipping()
+        if self.optimizer.schedule is Schedule.wsd:
+            share = self.optimizer.decay_share
+            allowed = f"at most {1 - warmup / steps:.3g}, what optimizer.warmup_steps={warmup} leaves of training.max_steps={steps}"
+            require(warmup + round(share * steps) <= steps, "optimizer.decay_share", share, allowed)
+        if self.name:
+            ok = re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", self.name) is not None
+            require(ok, "name", self.name, "up to 40 of a-z, 0-9 and '-'")
+
+    def _check_clipping(self) -> None:
+        """DeepSpeed's optimizer for 16 bits at ZeRO 0 leaves the other tensor ranks' gradients out of the norm that it clips by."""
+        parts = self.parallelism
+        narrow = self.training.precision in (Precision.bf16, Precision.fp16)
+        narrow |= self.training.precision is Precision.auto and self.resources.gpus_per_worker > 0
+        allowed = "1 in 16 bits at parallelism.zero_stage=0, where the gradient's norm would be wrong; choose ZeRO 1 or 2, or fp32"
+        ok = parts.tensor_parallel_size == 1 or parts.zero_stage > 0 or not narrow
+        require(ok, "parallelism.tensor_parallel_size", parts.tensor_parallel_size, allowed)

@@ -1,0 +1,115 @@
+"""Where a job runs and keeps what it makes: workers, checkpoints, storage, tracking, recovery, cluster."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+
+from orchestrator.spec.checks import Options, at_least, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesSpec:
+    """What each of the job's workers needs; a worker is one rank, one OS process."""
+
+    num_workers: int = 1
+    gpus_per_worker: float = 0
+    """Whole numbers, or 0 for a job on CPUs."""
+    cpus_per_worker: float = 1.0
+    threads_per_worker: int = 1
+    """Threads of torch's CPU kernels in each rank. Part of what makes results repeatable."""
+    max_workers_per_node: int = 0
+    """Ranks on one node at most; 0: as many as fit."""
+
+    def __post_init__(self) -> None:
+        require(self.num_workers >= 1, "resources.num_workers", self.num_workers, "a whole number of at least 1")
+        require(self.cpus_per_worker > 0, "resources.cpus_per_worker", self.cpus_per_worker, "more than 0")
+        require(
+            self.gpus_per_worker in (0, 1),
+            "resources.gpus_per_worker", self.gpus_per_worker, "0 or 1 (a rank drives one GPU)",
+        )
+        require(self.threads_per_worker >= 1, "resources.threads_per_worker", self.threads_per_worker, "at least 1")
+        require(self.max_workers_per_node >= 0, "resources.max_workers_per_node", self.max_workers_per_node, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSpec:
+    interval_steps: int = 50
+    """Commit a checkpoint every so many steps, and always after the last."""
+    keep_last: int = 3
+    """Newest commits that stay in the store; 0: all."""
+
+    def __post_init__(self) -> None:
+        require(self.interval_steps >= 1, "checkpoint.interval_steps", self.interval_steps, "at least 1")
+        require(self.keep_last >= 0, "checkpoint.keep_last", self.keep_last, "0 (all) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageSpec:
+    """The object store of checkpoints, data sets, journals and logs. Keys come from the environment or the AWS profile, never from here."""
+
+    url: str = ""
+    """`s3://bucket/prefix` or `file:///folder`; empty: a folder in the cluster's home."""
+    endpoint_url: str = ""
+    """Of an S3-compatible server; empty: AWS."""
+    region: str = "us-east-1"
+    connect_timeout_s: float = 5.0
+    read_timeout_s: float = 60.0
+    max_attempts: int = 5
+
+    def __post_init__(self) -> None:
+        ok = self.url == "" or re.match(r"(s3://[a-z0-9][a-z0-9.-]+|file:///)", self.url) is not None
+        require(ok, "storage.url", self.url, "s3://bucket/prefix, file:///absolute/folder, or empty")
+        ok = self.endpoint_url == "" or re.match(r"https?://[^/]", self.endpoint_url) is not None
+        require(ok, "storage.endpoint_url", self.endpoint_url, "http://host:port or https://host:port, or empty")
+        for name in ("connect_timeout_s", "read_timeout_s"):
+            require(0 < getattr(self, name) < math.inf, f"storage.{name}", getattr(self, name), "more than 0")
+        at_least(1, "storage", self, "max_attempts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingSpec:
+    """MLflow."""
+
+    enabled: bool = True
+    uri: str = ""
+    """Any MLflow tracking URI; empty: a SQLite file in the cluster's home."""
+    experiment: str = "orchestrator"
+    tags: Options = field(default_factory=dict)
+    drain_timeout_s: float = 60.0
+    """How long the end of a job waits for a tracking server that does not answer. What is left stays in the journal."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "tracking", self, "drain_timeout_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoverySpec:
+    max_restarts: int = 100
+    """Restarts of the worker group over the life of the job, whatever the cause."""
+    max_restarts_without_progress: int = 3
+    """Restarts for the same error without a newly committed step between them; a user's own error gets one at the most."""
+    backoff_s: float = 1.0
+    """Wait before the second restart without progress; doubles up to one minute."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "recovery", self, "max_restarts", "max_restarts_without_progress", "backoff_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSpec:
+    address: str = ""
+    """`host:port` of a Ray head whose control plane runs on this machine; empty: a local cluster, started when there is none."""
+    home: str = ""
+    """Folder of the control plane's state; empty: $ORCHESTRATOR_HOME, else ~/.orchestrator."""
+    num_cpus: int = 0
+    """CPUs of a local cluster; 0: as many as the machine has."""
+    num_gpus: int = -1
+    """GPUs of a local cluster; -1: as many as the machine has."""
+    idle_timeout_s: float = 30.0
+    """A local cluster that was started for a job stops after so long without one."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "cluster", self, "num_cpus", "idle_timeout_s")
+        require(self.num_gpus >= -1, "cluster.num_gpus", self.num_gpus, "-1 (all) or more")

@@ -1,0 +1,101 @@
+"""How to train: steps, batches, number format, optimizer."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+
+from orchestrator.spec.checks import at_least, require
+
+
+class Precision(enum.Enum):
+    """Number format of the forward and backward pass; master weights and optimizer state are always fp32."""
+
+    auto = "auto"  # bf16 where the hardware multiplies it fast, else fp32
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    """How long and in what portions to train. A step is an optimizer step."""
+
+    max_steps: int
+    global_batch_size: int
+    """Samples per optimizer step over all ranks; never changed by the number of workers."""
+    micro_batch_size: int
+    """Samples of one forward pass of one rank."""
+    precision: Precision = Precision.auto
+    gradient_clipping: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    eval_interval_steps: int = 0
+    """Evaluate every so many steps; 0: only before the first and after the last."""
+    eval_samples: int = 0
+    """Samples of the validation split that an evaluation reads; 0: all."""
+    log_interval_steps: int = 1
+    """Metrics are read from the device and reported every so many steps; also how fast an order to stop is heard."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "global_batch_size", "micro_batch_size", "log_interval_steps"):
+            value = getattr(self, name)
+            require(value >= 1, f"training.{name}", value, "a whole number of at least 1")
+        for name in ("eval_interval_steps", "eval_samples", "seed", "gradient_clipping"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"training.{name}", value, "0 or more")
+
+
+class Schedule(enum.Enum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+    wsd = "wsd"  # warm-up, stable, decay
+
+
+class OptimizerName(enum.Enum):
+    adamw = "adamw"
+    sgd = "sgd"
+    lion = "lion"
+
+
+WHY_NO_OPTIMIZER = {
+    "adafactor": "Adafactor keeps sums over the rows and columns of a matrix, and ZeRO cuts a matrix anywhere.",
+    "lamb": "LAMB scales each layer by the norm of all its weights, of which a rank holds a part under ZeRO.",
+    "muon": "Muon needs whole matrices, and ZeRO cuts a matrix anywhere.",
+}
+"""Optimizers that people ask for, and why their state cannot go from one ZeRO stage or world size to another."""
+
+
+def why_no_optimizer(name: str) -> str:
+    """A sentence after a space, or nothing."""
+    return f" {WHY_NO_OPTIMIZER[name.lower()]}" if name.lower() in WHY_NO_OPTIMIZER else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    name: OptimizerName = OptimizerName.adamw
+    lr: float = 1e-3
+    """Learning rate after warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Decoupled; not applied to parameters of one dimension (norms, biases)."""
+    momentum: float = 0.9
+    """Of sgd."""
+    schedule: Schedule = Schedule.cosine
+    warmup_steps: int = 0
+    min_lr_ratio: float = 0.1
+    """The schedule ends at this share of `lr` at `training.max_steps`."""
+    decay_share: float = 0.1
+    """Of wsd: the share of `training.max_steps` in which the rate falls, at the end."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.lr < math.inf, "optimizer.lr", self.lr, "more than 0")
+        at_least(0, "optimizer", self, "eps", "weight_decay")
+        require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "a number in [0, 1)")
+        require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "optimizer.betas", self.betas, "two numbers in [0, 1)")
+        require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        require(0 <= self.min_lr_ratio <= 1, "optimizer.min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
+        require(0 < self.decay_share <= 1, "optimizer.decay_share", self.decay_share, "more than 0, up to 1")

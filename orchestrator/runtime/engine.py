@@ -72,6 +72,9 @@ class Engine:
         self._parts = parts_of(shapes, self.module, layout)
         self.state = EngineState(self._engine, self._parts, layout)
         self._plain_optimizer = isinstance(self._engine.optimizer, torch.optim.Optimizer)
+        self._max_norm = spec.training.gradient_clipping
+        if self._plain_optimizer and layout.zero_world_size == 1:
+            self._engine.enable_backward_allreduce = False  # it would copy all gradients to and fro
 
     @property
     def module(self) -> torch.nn.Module:
@@ -103,7 +106,7 @@ class Engine:
                 self._engine.step()  # counts the micro batch
             tick(Phase.DATA)
         tick(Phase.OPTIMIZER)
-        norm = self._plain_norm() if self._plain_optimizer else None
+        norm = self._clip() if self._plain_optimizer else None
         self._engine.step()
         mean = torch.stack(losses).double().mean()
         return StepReport(loss=mean, grad_norm=self._engine.get_global_grad_norm() if norm is None else norm)
@@ -139,9 +142,12 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
 
-    def _plain_norm(self) -> torch.Tensor:
-        """DeepSpeed keeps no norm for ZeRO 0 in fp32."""
-        return gradient_norm(self.module, self._parts, self.layout)
+    def _clip(self) -> torch.Tensor:
+        """Clip the gradients by their global norm, which is returned. DeepSpeed keeps no norm where the optimizer is plain."""
+        norm = gradient_norm(self.module, self._parts, self.layout)
+        if self._max_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self._max_norm, norm)
+        return norm
 
 
 def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:

@@ -154,7 +154,9 @@ def test_deepspeeds_sum_holds_and_one_precision_is_on(
         config = deepspeed_config(spec, layout, precision)
         per_rank = config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"]
         assert config["train_batch_size"] == per_rank * layout.world_size == spec.training.global_batch_size
-        assert config["zero_optimization"]["stage"] == zero_stage
+        undivided = precision is Precision.fp32 and zero_stage < 3 and layout.world_size == 1
+        assert config["zero_optimization"]["stage"] == (0 if undivided else zero_stage)
+        assert config["gradient_clipping"] == (0 if undivided or (zero_stage, precision) == (0, Precision.fp32) else 1)
         assert {name for name in ("bf16", "fp16") if name in config} == {precision.value} - {"fp32"}
         if optimizer is OptimizerName.lion:
             assert "optimizer" not in config

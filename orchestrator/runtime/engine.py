@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,16 +10,18 @@ from typing import Any
 import deepspeed
 import torch
 
-from orchestrator.errors import WorkloadError
+from orchestrator.errors import ConfigError, WorkloadError
 from orchestrator.layout import Layout, deepspeed_config
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.lion import Lion
+from orchestrator.runtime.pipeline import Pipeline, Sums
 from orchestrator.runtime.state import EngineState
 from orchestrator.runtime.tensor_parallel import gather, gradient_norm, make_groups, parts_of, shapes_of
 from orchestrator.spec import JobSpec, OptimizerName, OptimizerSpec, Precision
 
 Batch = Mapping[str, torch.Tensor]
 Loss = Callable[[torch.nn.Module, Batch], torch.Tensor]
+Layers = Callable[[torch.nn.Module], Sequence[torch.nn.Module]]
 
 _DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
@@ -50,9 +52,14 @@ def disable_shared_memory_op() -> None:
 
 
 class Engine:
-    """A model under training on this rank. The process group exists; every rank makes its own at the same time."""
+    """A model under training on this rank. The process group exists; every rank makes its own at the same time.
 
-    def __init__(self, model: torch.nn.Module, loss: Loss, spec: JobSpec, layout: Layout, device: torch.device) -> None:
+    `layers` is the workload's; only a pipeline needs it. Each rank of a pipeline keeps its own layers of `model`.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, loss: Loss, spec: JobSpec, layout: Layout, device: torch.device, layers: Layers | None = None
+    ) -> None:
         self.precision = resolve_precision(spec.training.precision, device)
         self.device = device
         self.layout = layout
@@ -60,17 +67,21 @@ class Engine:
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
         shapes, groups = shapes_of(model), make_groups(model, layout)
+        self._pipeline = _pipeline(model, layers, self._checked_loss, layout)
+        trained = self._pipeline.module if self._pipeline else model
         self._engine, *_ = deepspeed.initialize(
-            model=model,
-            model_parameters=_parameter_groups(model),
+            model=trained,
+            model_parameters=_parameter_groups(trained),
             optimizer=_own_optimizer(spec.optimizer),
             config=deepspeed_config(spec, layout, self.precision),
             mpu=groups,
             dist_init_required=False,
         )
         _match_running_statistics(self.module, _DTYPES[self.precision])
-        self._parts = parts_of(shapes, self.module, layout)
-        self.state = EngineState(self._engine, self._parts, layout)
+        self._parts = self._pipeline.parts if self._pipeline else parts_of(shapes, self.module, layout)
+        self.state = EngineState(self._engine, self._parts, layout, self._pipeline)
+        if self._pipeline:
+            self._pipeline.start(self._engine, self.to_device)
         self._plain_optimizer = isinstance(self._engine.optimizer, torch.optim.Optimizer)
         self._max_norm = spec.training.gradient_clipping
         if self._plain_optimizer and layout.zero_world_size == 1:
@@ -94,11 +105,13 @@ class Engine:
     def step(self, micro_batches: Iterable[Batch], lr: float, tick: Callable[[Phase], None] = lambda phase: None) -> StepReport:
         """One optimizer step over `gradient_accumulation_steps` micro batches. `tick` is told where it is."""
         self._set_lr(lr)
+        if self._pipeline:
+            loss, norm = self._pipeline.step(micro_batches, tick)
+            return StepReport(loss=loss, grad_norm=norm)
         losses = []
         for batch in micro_batches:
             tick(Phase.FORWARD)
-            loss = self._loss(self._engine, self.to_device(batch))
-            _check_loss(loss)
+            loss = self._checked_loss(self._engine, self.to_device(batch))
             losses.append(loss.detach())
             tick(Phase.BACKWARD)
             self._engine.backward(loss)
@@ -110,6 +123,12 @@ class Engine:
         self._engine.step()
         mean = torch.stack(losses).double().mean()
         return StepReport(loss=mean, grad_norm=self._engine.get_global_grad_norm() if norm is None else norm)
+
+    def evaluate(self, evaluate: Callable[[torch.nn.Module, Batch], Sums], batch: Batch) -> Sums:
+        """The workload's sums over a batch, which all ranks of a data-parallel rank have. In a pipeline only its last stage gets them."""
+        if self._pipeline:
+            return self._pipeline.evaluate(evaluate, self.to_device(batch))
+        return evaluate(self.module, self.to_device(batch))
 
     def to_device(self, batch: Batch) -> Batch:
         """Where the model is, fractions in the number format that it computes in."""
@@ -124,6 +143,8 @@ class Engine:
 
         Where the ranks hold parts of it, it is built anew and its parameters are gathered one by one; otherwise it is the model itself.
         """
+        if self._pipeline:
+            return self._pipeline.whole(build, mine, _DTYPES[self.precision])
         if self.layout.zero_stage < 3 and self.layout.tensor_parallel_size == 1:
             return self.module if mine else None
         copy = build().to(self.device) if mine else None
@@ -138,6 +159,11 @@ class Engine:
                 copy.get_buffer(name).data = buffer.data.clone()
         return copy
 
+    def _checked_loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        loss = self._loss(model, batch)
+        _check_loss(loss)
+        return loss
+
     def _set_lr(self, lr: float) -> None:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -148,6 +174,17 @@ class Engine:
         if self._max_norm:
             torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self._max_norm, norm)
         return norm
+
+
+def _pipeline(model: torch.nn.Module, layers: Layers | None, loss: Loss, layout: Layout) -> Pipeline | None:
+    if layout.pipeline_parallel_size == 1:
+        return None
+    if layers is None:
+        raise ConfigError(
+            f"parallelism.pipeline_parallel_size={layout.pipeline_parallel_size} is not possible: allowed is 1, "
+            "or a workload with the method layers()."
+        )
+    return Pipeline(model, list(layers(model)), loss, layout)
 
 
 def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:

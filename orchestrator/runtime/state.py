@@ -7,7 +7,7 @@ Call only at an optimizer step's boundary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.errors import ConfigError
 from orchestrator.layout import Layout
 from orchestrator.runtime.lion import Lion
+from orchestrator.runtime.pipeline import Pipeline
 from orchestrator.runtime.tensor_parallel import Part, Parts
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -52,12 +53,13 @@ class _Flat:
 
 
 class EngineState:
-    """The state of one rank's engine. `parts`: what it holds of each parameter before ZeRO divides it."""
+    """The state of one rank's engine. `parts`: what it holds of each parameter before ZeRO divides it; `pipeline`: its stage of one."""
 
-    def __init__(self, engine: Any, parts: Parts, layout: Layout) -> None:
+    def __init__(self, engine: Any, parts: Parts, layout: Layout, pipeline: Pipeline | None = None) -> None:
         self._engine = engine
         self._parts = parts
         self._layout = layout
+        self._pipeline = pipeline
         self._data_rank = layout.data_parallel_rank(dist.get_rank())
         self._optimizer = engine.optimizer
         self._torch_optimizer = getattr(self._optimizer, "optimizer", self._optimizer)
@@ -67,8 +69,8 @@ class EngineState:
 
     def owned_pieces(self) -> list[StatePiece]:
         """What this rank saves: over all ranks every element once."""
-        held = [(piece, flat.replicated) for flat in self._flats() for piece in self._pieces(flat)]
-        held += [(piece, replicated) for piece, _, replicated in self._unoptimized()]
+        held = [(piece, flat.replicated) for flat in self._flats() for piece in self._pieces(flat, with_lent=False)]
+        held += [(piece, replicated) for piece, _, replicated in self._unoptimized(with_lent=False)]
         cut = [self._share(piece, replicated) for piece, replicated in held]
         return [piece for piece in cut if piece.data.numel()]
 
@@ -124,11 +126,12 @@ class EngineState:
 
     def average_buffers(self) -> None:
         """Buffers that the ranks' batches moved apart (running means) become their mean; equal ones keep every bit."""
-        for _, buffer in _buffers(self._engine.module):
+        group = self._pipeline.data_parallel_group if self._pipeline else dist.group.WORLD
+        for _, buffer in self._buffers():
             if self._layout.world_size > 1 and buffer.is_floating_point():
                 total = buffer.detach().to(torch.float64)
-                dist.all_reduce(total)
-                buffer.copy_(total / self._layout.world_size)
+                dist.all_reduce(total, group=group)
+                buffer.copy_(total / dist.get_world_size(group))
 
     def _flats(self) -> list[_Flat]:
         flats = list(_flats(self._optimizer, self._parts, self._data_rank))
@@ -136,19 +139,22 @@ class EngineState:
             _ensure_state(self._torch_optimizer, flat.key)
         return flats
 
-    def _pieces(self, flat: _Flat) -> Iterator[StatePiece]:
+    def _pieces(self, flat: _Flat, with_lent: bool = True) -> Iterator[StatePiece]:
         tensors = {"param": flat.data, **_element_wise(self._torch_optimizer.state[flat.key], flat.key)}
         for fragment in flat.fragments:
-            for role, tensor in tensors.items():
+            for role, tensor in tensors.items() if with_lent or not fragment.part.lent else ():
                 yield _piece(fragment.part, role, fragment.start, tensor[fragment.offset : fragment.offset + fragment.length])
 
-    def _unoptimized(self) -> Iterator[tuple[StatePiece, torch.Tensor, bool]]:
+    def _unoptimized(self, with_lent: bool = True) -> Iterator[tuple[StatePiece, torch.Tensor, bool]]:
         """(copy, what it was copied from, replicated) of frozen parameters and persistent buffers; fractions as fp32."""
         for parameter in self._engine.module.parameters():
-            if not parameter.requires_grad:
+            if not parameter.requires_grad and (with_lent or not self._parts[id(parameter)].lent):
                 yield self._frozen(parameter)
-        for name, buffer in _buffers(self._engine.module):
+        for name, buffer in self._buffers():
             yield _piece(Part(name, tuple(buffer.shape)), "buffer", 0, _copy(buffer)), buffer, True
+
+    def _buffers(self) -> Iterable[tuple[str, torch.Tensor]]:
+        return self._pipeline.buffers().items() if self._pipeline else _buffers(self._engine.module)
 
     def _frozen(self, parameter: Any) -> tuple[StatePiece, torch.Tensor, bool]:
         part = self._parts[id(parameter)]

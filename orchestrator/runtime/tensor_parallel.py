@@ -32,6 +32,8 @@ class Part:
     """Of the whole parameter."""
     block: Box | None = None
     """Where this rank's part lies in it; None: the rank holds all of it."""
+    lent: bool = False
+    """An earlier stage of the pipeline holds and saves it too."""
 
     @property
     def held_shape(self) -> Shape:

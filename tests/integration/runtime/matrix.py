@@ -1,5 +1,5 @@
-"""State from every layout into others: `python matrix.py FOLDER net|llama` forks the ranks of each world from one process that has
-imported all.
+"""State from every layout into others: `python matrix.py FOLDER net|llama|pipeline` forks the ranks of each world from one process that
+has imported all.
 
 Each cell (a layout) trains `STEPS` steps and saves after half of them; then each pair (source, target) loads the source's state at the
 target's layout and trains the other half. Losses and a digest of all weights go to `FOLDER/result.json`.
@@ -32,6 +32,7 @@ from orchestrator.paths import JobKeys  # noqa: E402
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op  # noqa: E402
 from orchestrator.spec import JobSpec, from_dict  # noqa: E402
 from orchestrator.storage import DirectoryStore  # noqa: E402
+from workloads.layers import decoder_layers  # noqa: E402
 
 BATCH, STEPS = 12, {"net": 6, "llama": 20}
 
@@ -47,6 +48,8 @@ class Cell(NamedTuple):
     """Tensor-parallel size."""
     model: str = "net"
     """`net`, `llama` with a tied head, or `llama-untied`."""
+    stages: int = 1
+    """Pipeline-parallel size."""
 
     @property
     def steps(self):
@@ -91,7 +94,17 @@ TENSOR_CROSS = [
     (TWO._replace(optimizer="sgd"), ONE._replace(optimizer="sgd")),
 ]  # fmt: skip
 PAIRS = [(layout, layout) for layout in SAME] + [pair for pair in CROSS if pair[0] != pair[1]]
+
+PIPE, ONE_NET = Cell(1, 2, model="llama", stages=2), Cell(0, 1)
+PIPES, NET = PIPE._replace(world=4), Cell(1, 2, stages=2)
+PIPELINES = [
+    PIPE, PIPE._replace(zero_stage=0), PIPES, PIPES._replace(zero_stage=0), PIPE._replace(world=3, stages=3), PIPE._replace(model="llama-untied"),
+    PIPE._replace(precision="bf16"), PIPE._replace(optimizer="sgd"), NET, NET._replace(world=4, zero_stage=0),
+]  # fmt: skip
+PIPELINES_CROSS = [
+]
 RUNS = {"net": (SAME, PAIRS), "llama": (WHOLE + TENSOR, [(layout, layout) for layout in TENSOR] + TENSOR_CROSS)}
+RUNS["pipeline"] = ([*WHOLE, ONE_NET, *PIPELINES], [(layout, layout) for layout in PIPELINES] + PIPELINES_CROSS)
 """What trains calmly, and (source, target) of what is resumed."""
 
 
@@ -113,6 +126,21 @@ class Net(nn.Module):
         x = torch.tanh(self.frozen(self.embedding(tokens)))
         return self.head(self.back(torch.relu(self.norm(self.hidden(x)))))
 
+    def layers(self):
+        return [
+            nn.Sequential(Field("tokens"), self.embedding, self.frozen, nn.Tanh()), self.hidden, nn.Sequential(self.norm, nn.ReLU()),
+            self.back, self.head,
+        ]  # fmt: skip
+
+
+class Field(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+
+    def forward(self, batch):
+        return batch[self.name]
+
 
 def llama(tied):
     """Sizes and a number of heads that two ranks cannot share evenly."""
@@ -129,11 +157,12 @@ def loss(model, batch):
 def main(folder, model):
     disable_shared_memory_op()
     for phase, todo in zip(("calm", "resumed"), RUNS[model], strict=True):
-        for world, together in ((1, 1), (2, 1), (3, 1), (2, 2), (4, 2)):  # a process makes DeepSpeed's groups once
-            targets = [cell if phase == "calm" else cell[1] for cell in todo]
-            cells = [cell for cell, at in zip(todo, targets, strict=True) if (at.world, at.together) == (world, together)]
-            if cells:
-                in_world(world, folder, phase, cells)
+        worlds = {}  # a process makes DeepSpeed's groups once
+        for cell in todo:
+            at = cell if phase == "calm" else cell[1]
+            worlds.setdefault((at.world, at.together, at.stages), []).append(cell)
+        for (world, _, _), cells in worlds.items():
+            in_world(world, folder, phase, cells)
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     (folder / "result.json").write_text(json.dumps(found))
 
@@ -206,12 +235,13 @@ def build(cell, seed=1):
         "workload": {"name": "net", "entrypoint": "net:Net"}, "model": {"name": "net"}, "data": {"name": "net"},
         "training": {"max_steps": cell.steps, "global_batch_size": BATCH, "micro_batch_size": 2, "precision": cell.precision},
         "resources": {"num_workers": cell.world}, "optimizer": {"name": cell.optimizer, "lr": 0.01},
-        "parallelism": {"zero_stage": cell.zero_stage, "tensor_parallel_size": cell.together, **on_cpu},
+        "parallelism": {"zero_stage": cell.zero_stage, "tensor_parallel_size": cell.together, "pipeline_parallel_size": cell.stages, **on_cpu},
     }  # fmt: skip
     spec = from_dict(JobSpec, values)
     torch.manual_seed(seed)
     model = Net() if cell.model == "net" else llama(tied=cell.model == "llama")
-    return Engine(model, loss, spec, layout_for(spec), torch.device("cpu")), layout_for(spec)
+    layers = Net.layers if cell.model == "net" else lambda model: decoder_layers(model, lambda batch: batch["input_ids"])
+    return Engine(model, loss, spec, layout_for(spec), torch.device("cpu"), layers), layout_for(spec)
 
 
 def step(engine, layout, number, rank, cell):
@@ -250,13 +280,15 @@ def save(folder, job_id, engine, cell, rank):
 
 
 def digest(engine):
-    """Sums and sums of squares of all that this rank holds: equal to the last bit for equal state at one layout."""
+    """Sums and sums of squares of all that each rank holds: equal to the last bit for equal state at one layout."""
     engine.state.average_buffers()
     found = {}
     for piece in engine.state.wanted_pieces():
         values = piece.data.double()
         found.setdefault(f"{piece.role}:{piece.name}", []).append([float(values.sum()), float((values**2).sum())])
-    return found
+    everywhere = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, found)
+    return everywhere
 
 
 def name_of(cell):

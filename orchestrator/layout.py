@@ -45,6 +45,13 @@ class Layout:
     def global_batch_size(self) -> int:
         return self.data_parallel_size * self.micro_batch_size * self.gradient_accumulation_steps
 
+    @property
+    def pipeline_idle_share(self) -> float:
+        """Share of a step that a stage waits for others while the pipeline fills and drains: (p - 1) / (m + p - 1) for p stages and m
+        micro batches (GPipe, Huang et al. 2019)."""
+        waiting = self.pipeline_parallel_size - 1
+        return waiting / (self.gradient_accumulation_steps + waiting)
+
     def data_parallel_rank(self, rank: int) -> int:
         return rank // (self.tensor_parallel_size * self.sequence_parallel_size) % self.data_parallel_size
 

@@ -7,7 +7,7 @@ is the number of samples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from orchestrator.spec import JobSpec
@@ -70,6 +70,18 @@ class Workload(Protocol):
 
     def metrics(self, sums: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, float]:
         """Figures from the sums over the whole split; must contain `loss`."""
+
+
+class OffersLayers(Protocol):
+    """Optional, and needed for `parallelism.pipeline_parallel_size` > 1: `layers(model)` -> the model as a chain of modules.
+
+    The first one takes a batch, each other one what the one before it returned, which must be a tensor; the last one returns what the
+    model itself would return for that batch. All parameters and persistent buffers are the model's own; a tied weight may stand in
+    several modules. `loss` and `evaluate` then get a stand-in for the model that has its outcome already: they may call it once for a
+    batch, its arguments are not looked at, and it has no parameters.
+    """
+
+    def layers(self, model: torch.nn.Module) -> Sequence[torch.nn.Module]: ...
 
 
 class OffersSample(Protocol):

@@ -28,6 +28,7 @@ from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.workload import DatasetSink, DatasetView
 
 from .decoder import Decoder, decoder_of
+from .layers import decoder_layers
 from .requirements import require
 
 END_OF_TEXT = "<|endoftext|>"
@@ -120,6 +121,9 @@ class GPT:
     def evaluate(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         loss_sum = self._cross_entropy(model, batch, "sum").double()
         return {"loss_sum": loss_sum, "tokens": torch.tensor(batch["tokens"][:, 1:].numel(), device=loss_sum.device)}
+
+    def layers(self, model: torch.nn.Module) -> list[torch.nn.Module]:
+        return decoder_layers(model, lambda batch: batch["tokens"][:, :-1])
 
     def metrics(self, sums: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, float]:
         loss = float(sums["loss_sum"]) / float(sums["tokens"])

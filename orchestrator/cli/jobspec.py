@@ -144,7 +144,7 @@ def _dry_run(spec: JobSpec) -> int:
     chosen = layout.layout_for(spec)
     precision = Precision.fp32 if spec.training.precision is Precision.auto else spec.training.precision
     worlds = {
-        found.world_size: f"{found.gradient_accumulation_steps} x {found.micro_batch_size} samples per rank and step"
+        found.world_size: f"{found.gradient_accumulation_steps} x {found.micro_batch_size} samples per rank and step{_idle(found)}"
         for found in layout.legal(spec)
     }
     shown: dict[str, Any] = {
@@ -154,3 +154,7 @@ def _dry_run(spec: JobSpec) -> int:
     }
     print(f"---\n{OmegaConf.to_yaml(OmegaConf.create(shown))}", end="")
     return 0
+
+
+def _idle(found: layout.Layout) -> str:
+    return f", stages idle for {found.pipeline_idle_share:.0%} of it" if found.pipeline_parallel_size > 1 else ""

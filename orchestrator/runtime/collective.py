@@ -8,15 +8,15 @@ import torch
 import torch.distributed as dist
 
 
-def broadcast_text(text: str, device: torch.device) -> str:
-    """Rank 0's `text` on every rank. No pickle crosses the line."""
+def broadcast_text(text: str, device: torch.device, source: int = 0) -> str:
+    """The `text` of rank `source` on every rank. No pickle crosses the line."""
     content = text.encode()
     length = torch.tensor([len(content)], device=device)
-    dist.broadcast(length, 0)
+    dist.broadcast(length, source)
     data = torch.empty(int(length), dtype=torch.uint8, device=device)
-    if dist.get_rank() == 0:
+    if dist.get_rank() == source:
         data.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-    dist.broadcast(data, 0)
+    dist.broadcast(data, source)
     return data.cpu().numpy().tobytes().decode()
 
 

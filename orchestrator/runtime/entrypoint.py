@@ -9,7 +9,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from orchestrator.errors import WorkloadError, nearest
+from orchestrator.errors import ConfigError, WorkloadError, nearest
 from orchestrator.spec import JobSpec
 from orchestrator.workload import REQUIRED, Workload
 
@@ -33,6 +33,10 @@ def load_workload(spec: JobSpec) -> Workload:
     if missing:
         found = f"{chosen.__name__} of {module.__name__}"
         raise WorkloadError(f"workload.entrypoint={spec.workload.entrypoint}: {found} has no method {', '.join(missing)}.")
+    stages = spec.parallelism.pipeline_parallel_size
+    if stages > 1 and not callable(getattr(chosen, "layers", None)):
+        found = f"{chosen.__name__} of {module.__name__} has no method layers() that says where to cut"
+        raise ConfigError(f"parallelism.pipeline_parallel_size={stages} is not possible: allowed is 1, because {found}.")
     workload: Workload = chosen(spec)
     if not hasattr(workload, "tokens_per_sample"):
         found = f"{chosen.__name__} of {module.__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from orchestrator.data.loader import Dataset, eval_batches
 from orchestrator.errors import WorkloadError
 from orchestrator.layout import Layout
+from orchestrator.runtime.collective import broadcast_text
 from orchestrator.runtime.engine import Batch, Engine
 from orchestrator.runtime.seeding import undisturbed
 from orchestrator.spec import JobSpec
@@ -48,11 +50,23 @@ def _sum_up(engine: Engine, workload: Workload, dataset: Dataset, spec: JobSpec,
     totals: dict[str, torch.Tensor] = {}
     for batch, counts in _rounds(dataset, spec, engine.layout):
         tick()
-        found = workload.evaluate(engine.module, engine.to_device(batch))
+        found = engine.evaluate(workload.evaluate, batch)
         for name, value in found.items():
             value = _wide(value.detach().to(engine.device))
             totals[name] = totals.get(name, torch.zeros_like(value)) + (value if counts else torch.zeros_like(value))
-    return _over_ranks(totals)
+    return _over_ranks(_known_to_all(totals, engine))
+
+
+def _known_to_all(totals: Mapping[str, torch.Tensor], engine: Engine) -> dict[str, torch.Tensor]:
+    """Sums of nothing for the ranks of a pipeline that got none, which are all but those of its last stage."""
+    if engine.layout.pipeline_parallel_size == 1:
+        return dict(totals)
+    shapes = {name: (value.is_floating_point(), list(value.shape)) for name, value in totals.items()}
+    told = json.loads(broadcast_text(json.dumps(shapes), engine.device, source=engine.layout.world_size - 1))
+    return {
+        name: totals.get(name, torch.zeros(shape, dtype=torch.float64 if fractions else torch.int64, device=engine.device))
+        for name, (fractions, shape) in told.items()
+    }
 
 
 def _rounds(dataset: Dataset, spec: JobSpec, layout: Layout) -> Iterator[tuple[Batch, bool]]:

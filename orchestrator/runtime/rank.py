@@ -63,12 +63,8 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
     workload = load_workload(spec)
     store = open_store(spec.storage)
     dataset = _dataset(task, spec, workload, store, link, device)
-    model = _model(workload, dataset, spec)
-    flops = flops_per_sample(workload, model)
-    disable_shared_memory_op()
-    engine = Engine(model, workload.loss, spec, layout, device)
-    seed_rank(spec.training.seed, 0, layout.data_parallel_rank(task.rank))
-    meter = _meter(workload, layout, engine, flops)
+    engine, meter = _engine(workload, dataset, spec, layout, device)
+    seed_rank(spec.training.seed, 0, layout.data_parallel_rank(task.rank), layout.pipeline_stage(task.rank))
     run = Training(task, spec, layout, workload, store, dataset, engine, link, clock, meter)
     restore_newest(run)
     stopped = train(run)
@@ -126,13 +122,22 @@ def _model(workload: Workload, dataset: Dataset, spec: JobSpec) -> torch.nn.Modu
     return model
 
 
+def _engine(workload: Workload, dataset: Dataset, spec: JobSpec, layout: Layout, device: torch.device) -> tuple[Engine, Meter]:
+    """Nobody else may hold on to the model: of a pipeline, the engine keeps this rank's layers only."""
+    model = _model(workload, dataset, spec)
+    flops = flops_per_sample(workload, model)
+    disable_shared_memory_op()
+    engine = Engine(model, workload.loss, spec, layout, device, getattr(workload, "layers", None))
+    return engine, _meter(workload, layout, engine, flops)
+
+
 def _meter(workload: Workload, layout: Layout, engine: Engine, flops: float) -> Meter:
     peak = peak_flops_per_s(device_name(engine.device), engine.precision) * layout.world_size
     return Meter(layout.global_batch_size, workload.tokens_per_sample, flops, peak)
 
 
 def _write_artifacts(run: Training) -> None:
-    """Evaluation, sample and report into the store, by rank 0; under ZeRO 3 the others lend it their parameters."""
+    """Evaluation, sample and report into the store, by rank 0; where the others hold parts of the model, they lend them."""
     mine = run.task.rank == 0
     evaluation = run.last_evaluation
     assert evaluation is not None, "the loop evaluates after the last step"

@@ -66,4 +66,5 @@ def _go_on(run: Training, manifest: Manifest) -> None:
     if (manifest.world_size, shares) == (run.layout.world_size, run.layout.data_parallel_size):
         set_random_states(manifest.rank_scalars[run.task.rank]["random"])
     else:
-        seed_rank(run.spec.training.seed, run.step, run.layout.data_parallel_rank(run.task.rank))
+        rank = run.task.rank
+        seed_rank(run.spec.training.seed, run.step, run.layout.data_parallel_rank(rank), run.layout.pipeline_stage(rank))

@@ -7,12 +7,14 @@ Call only at an optimizer step's boundary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.utils import all_gather_dp_groups
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
@@ -197,6 +199,8 @@ def _flats(optimizer: Any, parts: Parts, data_rank: int) -> Iterator[_Flat]:
         yield from _flats_of_zero_3(optimizer, parts, data_rank)
     elif isinstance(optimizer, DeepSpeedZeroOptimizer):
         yield from _flats_of_zero_1_and_2(optimizer, parts, data_rank)
+    elif isinstance(optimizer, BF16_Optimizer):
+        yield from _flats_of_bf16(optimizer, parts, data_rank)
     elif isinstance(optimizer, FP16_UnfusedOptimizer):
         for lows, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             for low, master in zip(lows, masters, strict=True):
@@ -215,18 +219,28 @@ def _whole(master: torch.Tensor, part: Part) -> _Flat:
 
 
 def _flats_of_zero_1_and_2(optimizer: Any, parts: Parts, data_rank: int) -> Iterator[_Flat]:
-    """A group's parameters lie end to end; the ranks hold equal parts of that line, the last one padded."""
     groups = zip(
         optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets, optimizer.single_partition_of_fp32_groups, strict=True
     )
     for members, offsets, master in groups:
-        low, fragments = data_rank * master.numel(), []
-        for parameter, offset in zip(members, offsets, strict=True):
-            part = parts[id(parameter)]
-            first, last = max(offset, low), min(offset + part.num_elements, low + master.numel())
-            if first < last:
-                fragments.append(_Fragment(part, first - offset, last - first, first - low))
-        yield _Flat(master, tuple(fragments), replicated=False)
+        yield _end_to_end([parts[id(parameter)] for parameter in members], offsets, master, data_rank)
+
+
+def _flats_of_bf16(optimizer: Any, parts: Parts, data_rank: int) -> Iterator[_Flat]:
+    """A pipeline's at ZeRO 0 in bf16, which partitions all the same."""
+    for members, master in zip(optimizer.bf16_groups, optimizer.fp32_groups_flat_partition, strict=True):
+        held = [parts[id(parameter)] for parameter in members]
+        yield _end_to_end(held, itertools.accumulate((part.num_elements for part in held[:-1]), initial=0), master, data_rank)
+
+
+def _end_to_end(members: Iterable[Part], offsets: Iterable[int], master: torch.Tensor, data_rank: int) -> _Flat:
+    """A group's parameters lie end to end; the ranks hold equal parts of that line, the last one padded."""
+    low, fragments = data_rank * master.numel(), []
+    for part, offset in zip(members, offsets, strict=True):
+        first, last = max(offset, low), min(offset + part.num_elements, low + master.numel())
+        if first < last:
+            fragments.append(_Fragment(part, first - offset, last - first, first - low))
+    return _Flat(master, tuple(fragments), replicated=False)
 
 
 def _flats_of_zero_3(optimizer: Any, parts: Parts, data_rank: int) -> Iterator[_Flat]:
@@ -277,6 +291,8 @@ def _refresh(optimizer: Any) -> None:
             optimizer._reassign_or_swap_out_partitioned_parameters(number)
     elif isinstance(optimizer, DeepSpeedZeroOptimizer):
         _refresh_zero_1_and_2(optimizer)
+    elif isinstance(optimizer, BF16_Optimizer):
+        optimizer.update_lp_params()
     elif isinstance(optimizer, FP16_UnfusedOptimizer):
         for lows, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             for low, master in zip(lows, masters, strict=True):

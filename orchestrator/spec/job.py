@@ -77,10 +77,14 @@ class JobSpec:
             require(ok, "name", self.name, "up to 40 of a-z, 0-9 and '-'")
 
     def _check_clipping(self) -> None:
-        """DeepSpeed's optimizer for 16 bits at ZeRO 0 leaves the other tensor ranks' gradients out of the norm that it clips by."""
+        """DeepSpeed's optimizer for 16 bits at ZeRO 0 leaves the other tensor ranks' gradients out of the norm that it clips by, and a
+        pipeline's for fp16 does not see which gradients are of tied weights."""
         parts = self.parallelism
         narrow = self.training.precision in (Precision.bf16, Precision.fp16)
         narrow |= self.training.precision is Precision.auto and self.resources.gpus_per_worker > 0
+        wide = parts.pipeline_parallel_size == 1 or parts.zero_stage > 0 or self.training.precision is not Precision.fp16
+        allowed = "1 in fp16 at parallelism.zero_stage=0, where tied weights would count twice in the gradient's norm; choose ZeRO 1, or bf16"
+        require(wide, "parallelism.pipeline_parallel_size", parts.pipeline_parallel_size, allowed)
         allowed = "1 in 16 bits at parallelism.zero_stage=0, where the gradient's norm would be wrong; choose ZeRO 1 or 2, or fp32"
         ok = parts.tensor_parallel_size == 1 or parts.zero_stage > 0 or not narrow
         require(ok, "parallelism.tensor_parallel_size", parts.tensor_parallel_size, allowed)

@@ -25,11 +25,11 @@ STAGES = {
 """ZeRO stages that a size above 1 works with, and why not with the others."""
 
 APART = {
-    ("tensor_parallel_size", "pipeline_parallel_size"): "DeepSpeed divides no layers of a pipeline by itself",
+    ("tensor_parallel_size", "pipeline_parallel_size"): "DeepSpeed finds no tensor-parallel plan in a pipeline's layers",
     ("tensor_parallel_size", "sequence_parallel_size"): "DeepSpeed divides the heads of an attention once",
     ("tensor_parallel_size", "expert_parallel_size"): "DeepSpeed has no plan for dividing experts further",
-    ("pipeline_parallel_size", "sequence_parallel_size"): "DeepSpeed's pipeline passes whole sequences on",
-    ("pipeline_parallel_size", "expert_parallel_size"): "DeepSpeed's pipeline loses the experts' balancing loss",
+    ("pipeline_parallel_size", "sequence_parallel_size"): "DeepSpeed's pipeline has no groups for parts of a sequence",
+    ("pipeline_parallel_size", "expert_parallel_size"): "a pipeline's last stage does not see the experts' balancing loss",
     ("sequence_parallel_size", "expert_parallel_size"): "the experts' groups would cut through sequences",
 }
 """Sizes of which one must be 1, and why."""

@@ -99,12 +99,19 @@ PIPE, ONE_NET = Cell(1, 2, model="llama", stages=2), Cell(0, 1)
 PIPES, NET = PIPE._replace(world=4), Cell(1, 2, stages=2)
 PIPELINES = [
     PIPE, PIPE._replace(zero_stage=0), PIPES, PIPES._replace(zero_stage=0), PIPE._replace(world=3, stages=3), PIPE._replace(model="llama-untied"),
-    PIPE._replace(precision="bf16"), PIPE._replace(optimizer="sgd"), NET, NET._replace(world=4, zero_stage=0),
+    PIPE._replace(precision="bf16"), PIPE._replace(zero_stage=0, precision="bf16", world=4), PIPE._replace(optimizer="sgd"),
+    PIPE._replace(offload="optimizer"), NET, NET._replace(world=4, zero_stage=0),
 ]  # fmt: skip
+BF16_PIPES = PIPE._replace(zero_stage=0, precision="bf16", world=4)
 PIPELINES_CROSS = [
-]
+    (PIPE, ONE), (ONE, PIPE), (PIPE, Cell(3, 2, model="llama")), (Cell(3, 2, model="llama"), PIPES), (PIPES, PIPE._replace(world=3, stages=3)),
+    (PIPE._replace(world=3, stages=3), PIPES._replace(zero_stage=0)), (PIPES._replace(zero_stage=0), TWO), (TWO, PIPE),
+    (PIPE._replace(model="llama-untied"), UNTIED), (UNTIED, PIPE._replace(model="llama-untied")), (PIPE._replace(optimizer="sgd"), PIPES._replace(optimizer="sgd")),
+    (PIPE._replace(precision="bf16"), BF16_PIPES), (BF16_PIPES, Cell(2, 2, "bf16", model="llama")), (NET, ONE_NET), (Cell(3, 2), NET._replace(world=4, zero_stage=0)),
+    (PIPE._replace(offload="optimizer"), PIPES),
+]  # fmt: skip
 RUNS = {"net": (SAME, PAIRS), "llama": (WHOLE + TENSOR, [(layout, layout) for layout in TENSOR] + TENSOR_CROSS)}
-RUNS["pipeline"] = ([*WHOLE, ONE_NET, *PIPELINES], [(layout, layout) for layout in PIPELINES] + PIPELINES_CROSS)
+RUNS["pipeline"] = ([*WHOLE, ONE_NET, Cell(3, 2), TWO, *PIPELINES], [(layout, layout) for layout in PIPELINES] + PIPELINES_CROSS)
 """What trains calmly, and (source, target) of what is resumed."""
 
 
@@ -214,7 +221,7 @@ def calm(folder, cell, rank):
     losses = [step(engine, layout, number, rank, cell) for number in range(1, half + 1)]
     save(folder, name_of(cell), engine, cell, rank)
     losses += [step(engine, layout, number, rank, cell) for number in range(half + 1, cell.steps + 1)]
-    return {"losses": losses, "digest": digest(engine), "steps": engine.state.counters()["optimizer_steps"]["default"]}
+    return found_of(engine, losses)
 
 
 def resumed(folder, source, target, rank):
@@ -225,7 +232,10 @@ def resumed(folder, source, target, rank):
     restore(DirectoryStore(folder / "store"), manifest, engine.state.wanted_pieces())
     engine.state.after_restore()
     engine.state.set_counters(manifest.job_scalars)
-    losses = [step(engine, layout, number, rank, target) for number in range(target.steps // 2 + 1, target.steps + 1)]
+    return found_of(engine, [step(engine, layout, number, rank, target) for number in range(target.steps // 2 + 1, target.steps + 1)])
+
+
+def found_of(engine, losses):
     return {"losses": losses, "digest": digest(engine), "steps": engine.state.counters()["optimizer_steps"]["default"]}
 
 

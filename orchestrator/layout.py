@@ -37,11 +37,6 @@ class Layout:
         return self.world_size // (self.tensor_parallel_size * self.pipeline_parallel_size * self.sequence_parallel_size)
 
     @property
-    def zero_world_size(self) -> int:
-        """Ranks that see the same parameters, and among which ZeRO divides what it divides."""
-        return self.data_parallel_size * self.sequence_parallel_size
-
-    @property
     def global_batch_size(self) -> int:
         return self.data_parallel_size * self.micro_batch_size * self.gradient_accumulation_steps
 
@@ -52,6 +47,11 @@ class Layout:
         waiting = self.pipeline_parallel_size - 1
         return waiting / (self.gradient_accumulation_steps + waiting)
 
+    @property
+    def sequence_data_parallel_size(self) -> int:
+        """Ranks that ZeRO divides the state among: those that see different positions or samples."""
+        return self.data_parallel_size * self.sequence_parallel_size
+
     def data_parallel_rank(self, rank: int) -> int:
         return rank // (self.tensor_parallel_size * self.sequence_parallel_size) % self.data_parallel_size
 
@@ -60,6 +60,9 @@ class Layout:
 
     def sequence_parallel_rank(self, rank: int) -> int:
         return rank // self.tensor_parallel_size % self.sequence_parallel_size
+
+    def sequence_data_parallel_rank(self, rank: int) -> int:
+        return rank // self.tensor_parallel_size % self.sequence_data_parallel_size
 
     def pipeline_stage(self, rank: int) -> int:
         return rank // (self.world_size // self.pipeline_parallel_size)
@@ -114,13 +117,13 @@ def deepspeed_config(spec: JobSpec, layout: Layout, precision: Precision) -> dic
 
     The learning rate is set by the training loop before each step, so no scheduler stands here. Bucket sizes are
     DeepSpeed's defaults. A tied head stays whole, so that a workload's loss sees all logits. Where the optimizer is plain, the engine
-    clips.
+    clips. A rank's slice of a sequence is a sample to DeepSpeed, whose mean over all ranks is then that over all positions.
     """
     if precision is Precision.auto:
         raise ValueError("precision must be resolved before the DeepSpeed config is made")
     plain = plain_optimizer(layout, precision, spec.parallelism)
     config: dict[str, Any] = {
-        "train_batch_size": layout.global_batch_size,
+        "train_batch_size": layout.global_batch_size * layout.sequence_parallel_size,
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
         "gradient_accumulation_steps": layout.gradient_accumulation_steps,
         "gradient_clipping": 0.0 if plain else spec.training.gradient_clipping,
@@ -144,7 +147,7 @@ def plain_optimizer(layout: Layout, precision: Precision, asked: ParallelismSpec
 
     There DeepSpeed's copies into flat tensors would cost 3 % of a small model's step and change nothing.
     """
-    whole = layout.zero_stage == 0 or (layout.zero_stage < 3 and layout.zero_world_size == 1)
+    whole = layout.zero_stage == 0 or (layout.zero_stage < 3 and layout.sequence_data_parallel_size == 1)
     return precision is Precision.fp32 and asked.offload_optimizer is Offload.none and whole
 
 

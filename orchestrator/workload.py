@@ -82,6 +82,18 @@ class OffersLayers(Protocol):
     """
 
     def layers(self, model: torch.nn.Module) -> Sequence[torch.nn.Module]: ...
+class OffersSequence(Protocol):
+    """Optional: what ranks need to know to share each sample's sequence (`parallelism.sequence_parallel_size` > 1).
+
+    A rank's batch then holds its slice of the fields named here and the other fields whole; the model, a transformers model, attends
+    over the whole sequence and counts positions as in it. So `loss` must be a mean in which every position counts alike, and the sums
+    that `evaluate` makes of the slices must add up to those of the whole.
+    """
+
+    @property
+    def sequence_fields(self) -> Mapping[str, int]:
+        """Fields of a batch that run along the sequence, [samples, positions + n, ...], each with its n: 0 where it has an element for
+        each position, 1 where inputs are `[:, :-1]` and targets `[:, 1:]` of one field. Slices overlap by n."""
 
 
 class OffersSample(Protocol):

@@ -1,8 +1,9 @@
-"""A workload for tensor parallelism: a Llama of a few thousand weights learns sequences that go on by threes."""
+"""A workload for tensor and sequence parallelism: a Llama of a few thousand weights learns sequences that go on by threes."""
 
 from __future__ import annotations
 
 import hashlib
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ RECORD = np.dtype([("tokens", "<i8", (9,))])
 
 class Threes:
     tokens_per_sample = 8
+    sequence_fields = MappingProxyType({"tokens": 1})
 
     def __init__(self, spec):
         self.heads = int(spec.workload.options.get("heads", 3))

@@ -88,6 +88,10 @@ class GPT:
     def tokens_per_sample(self) -> int:
         return self.recipe.block_size
 
+    @property
+    def sequence_fields(self) -> Mapping[str, int]:
+        return {"tokens": 1}
+
     def source_fingerprint(self) -> str:
         """Over the recipe, the tokenizer library's version, a given tokenizer, and every file's path and content. About 0.2 s for 31 MB."""
         recipe = {**to_dict(self.recipe), "root": ""}  # the same files elsewhere make the same data set

@@ -80,7 +80,7 @@ class Dataset:
 
 
 class TrainLoader:
-    """One rank's share of the training samples, the same for all ranks of a tensor-parallel group and all stages of a pipeline.
+    """One rank's share of the training samples, the same for all that share them: tensor-parallel ranks, stages, ranks of a sequence.
 
     It holds no state: what it gives is a function of the position.
     """

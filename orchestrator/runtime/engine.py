@@ -9,12 +9,14 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 
 from orchestrator.errors import ConfigError, WorkloadError
 from orchestrator.layout import Layout, deepspeed_config
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.lion import Lion
 from orchestrator.runtime.pipeline import Pipeline, Sums
+from orchestrator.runtime.sequence_parallel import SequenceShare
 from orchestrator.runtime.state import EngineState
 from orchestrator.runtime.tensor_parallel import gather, gradient_norm, make_groups, parts_of, shapes_of
 from orchestrator.spec import JobSpec, OptimizerName, OptimizerSpec, Precision
@@ -31,7 +33,7 @@ class StepReport:
     """What a step left on the device; reading it waits for the device, so it is read at log steps only."""
 
     loss: torch.Tensor
-    """Mean over this rank's samples of the step, float64 scalar."""
+    """Mean over this rank's samples (its positions of them) of the step, float64 scalar."""
     grad_norm: Any
     """Global norm before clipping, a scalar; infinite if the step was skipped by the loss scaler."""
 
@@ -54,12 +56,14 @@ def disable_shared_memory_op() -> None:
 class Engine:
     """A model under training on this rank. The process group exists; every rank makes its own at the same time.
 
-    `layers` is the workload's; only a pipeline needs it. Each rank of a pipeline keeps its own layers of `model`.
+    `layers` and `sequence_fields` are the workload's (`OffersLayers`, `OffersSequence`), for layouts that need them. Each rank of a
+    pipeline keeps its own layers of `model`.
     """
 
     def __init__(
-        self, model: torch.nn.Module, loss: Loss, spec: JobSpec, layout: Layout, device: torch.device, layers: Layers | None = None
-    ) -> None:
+        self, model: torch.nn.Module, loss: Loss, spec: JobSpec, layout: Layout, device: torch.device, *, layers: Layers | None = None,
+        sequence_fields: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
         self.precision = resolve_precision(spec.training.precision, device)
         self.device = device
         self.layout = layout
@@ -69,6 +73,8 @@ class Engine:
         shapes, groups = shapes_of(model), make_groups(model, layout)
         self._pipeline = _pipeline(model, layers, self._checked_loss, layout)
         trained = self._pipeline.module if self._pipeline else model
+        self._share = SequenceShare(layout, sequence_fields or {}, dist.get_rank())
+        self._share.adapt(model)
         self._engine, *_ = deepspeed.initialize(
             model=trained,
             model_parameters=_parameter_groups(trained),
@@ -84,12 +90,12 @@ class Engine:
             self._pipeline.start(self._engine, self.to_device)
         self._plain_optimizer = isinstance(self._engine.optimizer, torch.optim.Optimizer)
         self._max_norm = spec.training.gradient_clipping
-        if self._plain_optimizer and layout.zero_world_size == 1:
+        if self._plain_optimizer and layout.sequence_data_parallel_size == 1:
             self._engine.enable_backward_allreduce = False  # it would copy all gradients to and fro
 
     @property
     def module(self) -> torch.nn.Module:
-        """The model for evaluation. A forward pass needs all ranks under ZeRO 3, else all ranks of a tensor-parallel group."""
+        """The model for evaluation. A forward pass needs all ranks under ZeRO 3, else all of a tensor-parallel or sequence group."""
         module: torch.nn.Module = self._engine.module
         return module
 
@@ -131,21 +137,22 @@ class Engine:
         return evaluate(self.module, self.to_device(batch))
 
     def to_device(self, batch: Batch) -> Batch:
-        """Where the model is, fractions in the number format that it computes in."""
+        """This rank's positions, where the model is, fractions in the number format that it computes in."""
         dtype = _DTYPES[self.precision]
         return {
             name: value.to(self.device, dtype if value.is_floating_point() else value.dtype, non_blocking=True)
-            for name, value in batch.items()
+            for name, value in self._share.cut(batch).items()
         }
 
     def whole_module(self, build: Callable[[], torch.nn.Module], mine: bool) -> torch.nn.Module | None:
         """The model as this rank alone can run it, where `mine`. All ranks together.
 
-        Where the ranks hold parts of it, it is built anew and its parameters are gathered one by one; otherwise it is the model itself.
+        Where the ranks hold parts of it or attend together, it is built anew and its parameters are gathered one by one; otherwise it is
+        the model itself.
         """
         if self._pipeline:
             return self._pipeline.whole(build, mine, _DTYPES[self.precision])
-        if self.layout.zero_stage < 3 and self.layout.tensor_parallel_size == 1:
+        if self.layout.zero_stage < 3 and self.layout.tensor_parallel_size == self.layout.sequence_parallel_size == 1:
             return self.module if mine else None
         copy = build().to(self.device) if mine else None
         targets = dict(copy.named_parameters()) if copy is not None else {}

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from orchestrator.runtime.link import AgentLink, Phase, ProgressClock
 from orchestrator.runtime.metrics import Meter, device_name, flops_per_sample, peak_flops_per_s
 from orchestrator.runtime.resume import restore_newest
 from orchestrator.runtime.seeding import seed_model, seed_rank
+from orchestrator.runtime.sequence_parallel import fields_of
 from orchestrator.runtime.task import RankTask
 from orchestrator.runtime.train import Training, train
 from orchestrator.spec import JobSpec, from_dict
@@ -61,10 +63,11 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
     layout = _layout(spec, task.world_size)
     device = _join_group(task, spec)
     workload = load_workload(spec)
+    sequence_fields = fields_of(workload, layout)
     store = open_store(spec.storage)
     dataset = _dataset(task, spec, workload, store, link, device)
-    engine, meter = _engine(workload, dataset, spec, layout, device)
-    seed_rank(spec.training.seed, 0, layout.data_parallel_rank(task.rank), layout.pipeline_stage(task.rank))
+    engine, meter = _engine(workload, dataset, spec, layout, device, sequence_fields)
+    seed_rank(spec.training.seed, 0, layout.sequence_data_parallel_rank(task.rank), layout.pipeline_stage(task.rank))
     run = Training(task, spec, layout, workload, store, dataset, engine, link, clock, meter)
     restore_newest(run)
     stopped = train(run)
@@ -122,12 +125,14 @@ def _model(workload: Workload, dataset: Dataset, spec: JobSpec) -> torch.nn.Modu
     return model
 
 
-def _engine(workload: Workload, dataset: Dataset, spec: JobSpec, layout: Layout, device: torch.device) -> tuple[Engine, Meter]:
+def _engine(
+    workload: Workload, dataset: Dataset, spec: JobSpec, layout: Layout, device: torch.device, sequence_fields: Mapping[str, int]
+) -> tuple[Engine, Meter]:
     """Nobody else may hold on to the model: of a pipeline, the engine keeps this rank's layers only."""
     model = _model(workload, dataset, spec)
     flops = flops_per_sample(workload, model)
     disable_shared_memory_op()
-    engine = Engine(model, workload.loss, spec, layout, device, getattr(workload, "layers", None))
+    engine = Engine(model, workload.loss, spec, layout, device, layers=getattr(workload, "layers", None), sequence_fields=sequence_fields)
     return engine, _meter(workload, layout, engine, flops)
 
 

@@ -62,9 +62,9 @@ def _go_on(run: Training, manifest: Manifest) -> None:
     run.step = run.saved_step = int(scalars["step"])
     run.position = int(scalars["position"])
     run.evaluation_before = scalars["evaluation_before"]
-    shares = scalars.get("data_parallel_size", manifest.world_size)  # absent: from before tensor parallelism
-    if (manifest.world_size, shares) == (run.layout.world_size, run.layout.data_parallel_size):
+    shares = scalars.get("data_parallel_size", manifest.world_size), scalars.get("sequence_parallel_size", 1)  # absent in older ones
+    if (manifest.world_size, *shares) == (run.layout.world_size, run.layout.data_parallel_size, run.layout.sequence_parallel_size):
         set_random_states(manifest.rank_scalars[run.task.rank]["random"])
     else:
         rank = run.task.rank
-        seed_rank(run.spec.training.seed, run.step, run.layout.data_parallel_rank(rank), run.layout.pipeline_stage(rank))
+        seed_rank(run.spec.training.seed, run.step, run.layout.sequence_data_parallel_rank(rank), run.layout.pipeline_stage(rank))

@@ -17,12 +17,12 @@ def seed_model(seed: int) -> None:
     _seed_all(np.random.SeedSequence([seed]))
 
 
-def seed_rank(seed: int, step: int, data_parallel_rank: int, pipeline_stage: int = 0) -> None:
-    """Different for every share of the samples: at the start of training, and where a checkpoint of another layout is continued.
+def seed_rank(seed: int, step: int, share: int, pipeline_stage: int = 0) -> None:
+    """Different for every share of samples and positions: at the start of training, and where a checkpoint of another layout is continued.
 
     Ranks of one tensor-parallel group draw the same, because what they drop out must be the same; stages of a pipeline do not.
     """
-    _seed_all(np.random.SeedSequence([seed, step, data_parallel_rank, pipeline_stage]))
+    _seed_all(np.random.SeedSequence([seed, step, share, pipeline_stage]))
 
 
 def _seed_all(sequence: np.random.SeedSequence) -> None:

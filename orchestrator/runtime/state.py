@@ -47,7 +47,7 @@ class _Flat:
     key: torch.Tensor
     fragments: tuple[_Fragment, ...]
     replicated: bool
-    """Every data-parallel rank holds the same; then each saves 1/n."""
+    """Every rank that ZeRO could divide it among holds the same; then each saves 1/n."""
 
     @property
     def data(self) -> torch.Tensor:
@@ -62,7 +62,7 @@ class EngineState:
         self._parts = parts
         self._layout = layout
         self._pipeline = pipeline
-        self._data_rank = layout.data_parallel_rank(dist.get_rank())
+        self._data_rank = layout.sequence_data_parallel_rank(dist.get_rank())
         self._optimizer = engine.optimizer
         self._torch_optimizer = getattr(self._optimizer, "optimizer", self._optimizer)
         self._incoming: list[tuple[StatePiece, torch.Tensor]] = []
@@ -103,7 +103,7 @@ class EngineState:
             "loss_scale": self.loss_scale(),
             "skipped": int(self._engine.skipped_steps),
             "global_steps": int(self._engine.global_steps),
-            "global_samples": int(self._engine.global_samples),
+            "global_samples": int(self._engine.global_samples) // self._layout.sequence_parallel_size,
         }
 
     def set_counters(self, counters: Mapping[str, Any]) -> None:
@@ -119,7 +119,7 @@ class EngineState:
                 setattr(scaler, field, value)
         self._engine.skipped_steps = counters["skipped"]
         self._engine.global_steps = counters["global_steps"]
-        self._engine.global_samples = counters["global_samples"]
+        self._engine.global_samples = counters["global_samples"] * self._layout.sequence_parallel_size
         self._engine.micro_steps = counters["global_steps"] * self._engine.gradient_accumulation_steps()
 
     def loss_scale(self) -> dict[str, Any]:
@@ -169,9 +169,10 @@ class EngineState:
     def _share(self, piece: StatePiece, replicated: bool) -> StatePiece:
         """The interval that this rank saves of a piece.
 
-        The data-parallel ranks hold the same where it is `replicated`, the ranks of a tensor-parallel group where it is of a whole tensor.
+        The ranks with other samples or positions hold the same where it is `replicated`, those of a tensor-parallel group where it is of a
+        whole tensor.
         """
-        index, copies = (self._data_rank, self._layout.data_parallel_size) if replicated else (0, 1)
+        index, copies = (self._data_rank, self._layout.sequence_data_parallel_size) if replicated else (0, 1)
         if piece.block is None:
             together = self._layout.tensor_parallel_size
             index, copies = index * together + self._layout.tensor_parallel_rank(dist.get_rank()), copies * together

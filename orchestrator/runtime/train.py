@@ -91,7 +91,8 @@ def train(run: Training) -> bool:
 def _log(run: Training, report: StepReport, lr: float, position: int) -> bool:
     """Report the step's figures; returns whether any rank was ordered to stop. One all-reduce for both.
 
-    The ranks of a tensor-parallel group report the same loss, so the mean over all ranks is that over the samples.
+    The ranks of a tensor-parallel group report the same loss, those of a sequence that of as many positions each, so the mean over all
+    ranks is that over the samples.
     """
     run.tick(run.step, Phase.COLLECTIVE)
     ordered = float(run.clock.order() is Order.DRAIN)
@@ -155,6 +156,7 @@ def job_scalars(run: Training) -> dict[str, Any]:
         "dataset": run.dataset.content_hash,
         "world_size": run.task.world_size,
         "data_parallel_size": run.layout.data_parallel_size,
+        "sequence_parallel_size": run.layout.sequence_parallel_size,
         "precision": run.engine.precision.value,
         "evaluation_before": run.evaluation_before,
         **run.engine.state.counters(),

@@ -68,6 +68,7 @@ class JobSpec:
         warmup, steps = self.optimizer.warmup_steps, self.training.max_steps
         require(warmup < steps, "optimizer.warmup_steps", warmup, f"less than training.max_steps={steps}")
         self._check_clipping()
+        self._check_sequences()
         if self.optimizer.schedule is Schedule.wsd:
             share = self.optimizer.decay_share
             allowed = f"at most {1 - warmup / steps:.3g}, what optimizer.warmup_steps={warmup} leaves of training.max_steps={steps}"
@@ -75,6 +76,19 @@ class JobSpec:
         if self.name:
             ok = re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", self.name) is not None
             require(ok, "name", self.name, "up to 40 of a-z, 0-9 and '-'")
+
+    def _check_sequences(self) -> None:
+        """The ranks of a sequence get as many positions each, and as many heads. Where the options do not say, the ranks check."""
+        size, together = self.parallelism.sequence_parallel_size, self.parallelism.tensor_parallel_size
+        if size == 1:
+            return
+        for group, name, among in (("data", "block_size", 1), ("model", "num_heads", together)):
+            count = getattr(self, group).options.get(name)
+            if isinstance(count, int) and count > 0:
+                divisors = [n for n in range(1, count + 1) if count % (n * among) == 0] or [1]
+                shared = f" / parallelism.tensor_parallel_size={among}" if among > 1 else ""
+                allowed = f"a divisor of {group}.options.{name}={count}{shared}: {', '.join(map(str, divisors))}"
+                require(size in divisors, "parallelism.sequence_parallel_size", size, allowed)
 
     def _check_clipping(self) -> None:
         """DeepSpeed's optimizer for 16 bits at ZeRO 0 leaves the other tensor ranks' gradients out of the norm that it clips by, and a

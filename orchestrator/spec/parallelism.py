@@ -26,11 +26,10 @@ STAGES = {
 
 APART = {
     ("tensor_parallel_size", "pipeline_parallel_size"): "DeepSpeed finds no tensor-parallel plan in a pipeline's layers",
-    ("tensor_parallel_size", "sequence_parallel_size"): "DeepSpeed divides the heads of an attention once",
     ("tensor_parallel_size", "expert_parallel_size"): "DeepSpeed has no plan for dividing experts further",
-    ("pipeline_parallel_size", "sequence_parallel_size"): "DeepSpeed's pipeline has no groups for parts of a sequence",
+    ("pipeline_parallel_size", "sequence_parallel_size"): "a pipeline has no model whose attention could be exchanged",
     ("pipeline_parallel_size", "expert_parallel_size"): "a pipeline's last stage does not see the experts' balancing loss",
-    ("sequence_parallel_size", "expert_parallel_size"): "the experts' groups would cut through sequences",
+    ("sequence_parallel_size", "expert_parallel_size"): "it has not been tried to route slices of sequences",
 }
 """Sizes of which one must be 1, and why."""
 

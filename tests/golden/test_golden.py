@@ -74,6 +74,12 @@ def tensor_parallel_gpt() -> str:
     return as_yaml({f"{x.world_size} ranks": deepspeed_config(spec, x, Precision.bf16) for x in legal(spec)[:2]})
 
 
+def sequence_parallel_gpt() -> str:
+    flags = ["resources.num_workers=4", "model.options.num_heads=4", "parallelism.sequence_parallel_size=4"]
+    spec = load_job_spec(["workload=gpt", *flags])
+    return as_yaml({f"{x.world_size} ranks": deepspeed_config(spec, x, Precision.bf16) for x in legal(spec)[:2]})
+
+
 def zero_stages_of_gpt(optimizer: str) -> list[JobSpec]:
     spec = load_job_spec(["workload=gpt", f"optimizer={optimizer}", "resources.num_workers=2"])
     return [dataclasses.replace(spec, parallelism=ParallelismSpec(zero_stage=stage)) for stage in range(4)]
@@ -101,6 +107,7 @@ GOLDEN: dict[str, Callable[[], str]] = {
     "deepspeed-gpt.yaml": deepspeed_of_gpt,
     "deepspeed-offload.yaml": offloaded_gpt,
     "deepspeed-tensor-parallel.yaml": tensor_parallel_gpt,
+    "deepspeed-sequence-parallel.yaml": sequence_parallel_gpt,
     "legal-gpt.txt": legal_of_gpt,
     "help.txt": help_text,
 }

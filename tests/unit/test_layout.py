@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 
 import pytest
@@ -121,6 +122,21 @@ def test_tensor_parallel_ranks_multiply_the_world_and_share_their_samples(batch_
         assert layout.global_batch_size == whole.global_batch_size
         places = [(layout.data_parallel_rank(rank), layout.tensor_parallel_rank(rank)) for rank in range(layout.world_size)]
         assert places == [(share, part) for share in range(layout.data_parallel_size) for part in range(together)]
+
+
+@settings(deadline=None)
+@given(batches, st.integers(1, 4), st.integers(1, 3))
+def test_ranks_of_a_sequence_are_neighbours_with_the_same_samples(batch_and_micro: tuple[int, int], size: int, together: int) -> None:
+    asked = ParallelismSpec(sequence_parallel_size=size, tensor_parallel_size=together)
+    spec = dataclasses.replace(job(*batch_and_micro), parallelism=asked)
+    for layout in legal(spec):
+        assert layout.sequence_data_parallel_size * together == layout.world_size
+        ranks = range(layout.world_size)
+        places = [(layout.data_parallel_rank(r), layout.sequence_parallel_rank(r), layout.tensor_parallel_rank(r)) for r in ranks]
+        assert places == list(itertools.product(range(layout.data_parallel_size), range(size), range(together)))
+        assert [layout.sequence_data_parallel_rank(rank) for rank in ranks] == [rank // together for rank in ranks]
+        config = deepspeed_config(spec, layout, Precision.fp32)  # to DeepSpeed a slice is a sample
+        assert config["train_batch_size"] == layout.micro_batch_size * layout.gradient_accumulation_steps * layout.world_size // together
 
 
 def test_a_tensor_parallel_size_that_does_not_divide_the_workers_is_refused() -> None:

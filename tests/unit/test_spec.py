@@ -84,6 +84,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     "resources.max_workers_per_node": ([0, 1], [-1], "0 or more"),
     "parallelism.zero_stage": ([0, 1, 2, 3], [-1, 4], "0, 1, 2 or 3"),
     "parallelism.tensor_parallel_size": ([1, 2, 8], [0, -1], "at least 1"),
+    "parallelism.sequence_parallel_size": ([1, 2, 8], [0, -1], "at least 1"),
     "optimizer.lr": ([1e-9, 10.0], [0.0, -1e-3, float("nan")], "more than 0"),
     "optimizer.betas": ([(0.0, 0.0), (0.9, 0.999)], [(0.9,), (0.9, 1.0), (-0.1, 0.9), (0.9, 0.9, 0.9), ()], "two numbers in [0, 1)"),
     "optimizer.warmup_steps": ([0, 9], [-1], "0 or more"),
@@ -186,6 +187,30 @@ def test_tensor_parallelism_is_refused_where_its_state_or_its_norm_would_be_wron
             continue
         with pytest.raises(ConfigError, match=r"^parallelism\.tensor_parallel_size=2 .* 16 bits at parallelism\.zero_stage=0"):
             from_dict(JobSpec, values)
+
+
+@pytest.mark.parametrize(
+    ("size", "together", "said"),
+    [
+        (4, 1, "a divisor of model.options.num_heads=6: 1, 2, 3, 6."),
+        (3, 1, "a divisor of data.options.block_size=16: 1, 2, 4, 8, 16."),
+        (2, 2, "a divisor of model.options.num_heads=6 / parallelism.tensor_parallel_size=2: 1, 3."),
+    ],
+)
+def test_positions_and_heads_must_be_shared_evenly(size: int, together: int, said: str) -> None:
+    def asked(size: int) -> JobSpec:
+        options = {"model": {"name": "m", "options": {"num_heads": 6}}, "data": {"name": "d", "options": {"block_size": 16}}}
+        return from_dict(JobSpec, smallest(parallelism={"sequence_parallel_size": size, "tensor_parallel_size": together}, **options))
+
+    with pytest.raises(ConfigError, match=rf"^parallelism\.sequence_parallel_size={size} is not possible: allowed is {re.escape(said)}$"):
+        asked(size)
+    asked(1)
+
+
+@pytest.mark.parametrize("other", ["pipeline_parallel_size", "expert_parallel_size"])
+def test_sequence_parallelism_stands_apart_from_pipelines_and_experts(other: str) -> None:
+    with pytest.raises(ConfigError, match=r"^parallelism\.\w+=2 is not possible: allowed is 1 at parallelism\.\w+=2, because "):
+        ParallelismSpec(**{"sequence_parallel_size": 2, other: 2})
 
 
 def test_the_decay_of_wsd_begins_after_the_warm_up() -> None:
@@ -293,6 +318,7 @@ job_specs = st.builds(
     ),
     parallelism=st.builds(ParallelismSpec, zero_stage=st.integers(0, 3))
     | st.builds(ParallelismSpec, zero_stage=st.integers(1, 2), tensor_parallel_size=counts)
+    | st.builds(ParallelismSpec, zero_stage=st.integers(1, 2), tensor_parallel_size=counts, sequence_parallel_size=counts)
     | st.builds(
         ParallelismSpec, zero_stage=st.just(3), offload_optimizer=st.sampled_from(Offload), offload_parameters=st.sampled_from(Offload)
     ),

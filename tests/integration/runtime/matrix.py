@@ -34,7 +34,7 @@ from orchestrator.spec import JobSpec, from_dict  # noqa: E402
 from orchestrator.storage import DirectoryStore  # noqa: E402
 from workloads.layers import decoder_layers  # noqa: E402
 
-BATCH, STEPS = 12, {"net": 6, "llama": 20}
+BATCH, STEPS = 12, {"net": 6}  # of other models 20
 
 
 class Cell(NamedTuple):
@@ -50,10 +50,13 @@ class Cell(NamedTuple):
     """`net`, `llama` with a tied head, or `llama-untied`."""
     stages: int = 1
     """Pipeline-parallel size."""
+    """`net`, `llama` with a tied head, `llama-untied`, or one that `sequences.py` adds."""
+    shared: int = 1
+    """Sequence-parallel size."""
 
     @property
     def steps(self):
-        return STEPS[self.model.removesuffix("-untied")]
+        return STEPS.get(self.model, 20)
 
 
 SAME = [Cell(stage, world) for stage in range(4) for world in (1, 2, 3)]
@@ -155,6 +158,12 @@ def llama(tied):
     return LlamaForCausalLM(LlamaConfig(vocab_size=13, tie_word_embeddings=tied, use_cache=False, **shape))
 
 
+MODELS = {"net": Net, "llama": lambda: llama(tied=True), "llama-untied": lambda: llama(tied=False)}
+LENGTHS = {}
+"""Positions of a sequence where they are not 6."""
+"""(world, tensor-parallel size, sequence-parallel size): a process makes DeepSpeed's groups once."""
+
+
 def loss(model, batch):
     if "input_ids" in batch:
         return nn.functional.cross_entropy(model(input_ids=batch["input_ids"]).logits.flatten(0, 1).float(), batch["target"].flatten())
@@ -167,8 +176,8 @@ def main(folder, model):
         worlds = {}  # a process makes DeepSpeed's groups once
         for cell in todo:
             at = cell if phase == "calm" else cell[1]
-            worlds.setdefault((at.world, at.together, at.stages), []).append(cell)
-        for (world, _, _), cells in worlds.items():
+            worlds.setdefault((at.world, at.together, at.stages, at.shared), []).append(cell)
+        for (world, *_), cells in worlds.items():
             in_world(world, folder, phase, cells)
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     (folder / "result.json").write_text(json.dumps(found))
@@ -245,13 +254,15 @@ def build(cell, seed=1):
         "workload": {"name": "net", "entrypoint": "net:Net"}, "model": {"name": "net"}, "data": {"name": "net"},
         "training": {"max_steps": cell.steps, "global_batch_size": BATCH, "micro_batch_size": 2, "precision": cell.precision},
         "resources": {"num_workers": cell.world}, "optimizer": {"name": cell.optimizer, "lr": 0.01},
-        "parallelism": {"zero_stage": cell.zero_stage, "tensor_parallel_size": cell.together, "pipeline_parallel_size": cell.stages, **on_cpu},
+        "parallelism": {"zero_stage": cell.zero_stage, "tensor_parallel_size": cell.together, "pipeline_parallel_size": cell.stages,
+                        "sequence_parallel_size": cell.shared, **on_cpu},
     }  # fmt: skip
     spec = from_dict(JobSpec, values)
     torch.manual_seed(seed)
-    model = Net() if cell.model == "net" else llama(tied=cell.model == "llama")
+    fields = {"input_ids": 0, "target": 0}
     layers = Net.layers if cell.model == "net" else lambda model: decoder_layers(model, lambda batch: batch["input_ids"])
-    return Engine(model, loss, spec, layout_for(spec), torch.device("cpu"), layers), layout_for(spec)
+    engine = Engine(MODELS[cell.model](), loss, spec, layout_for(spec), torch.device("cpu"), layers=layers, sequence_fields=fields)
+    return engine, layout_for(spec)
 
 
 def step(engine, layout, number, rank, cell):
@@ -268,7 +279,7 @@ def micro_batches(layout, number, rank, model):
     generator = torch.Generator().manual_seed(number)
     tokens = torch.randint(0, 13, (BATCH // 2, 2), generator=generator)
     for index in range(layout.data_parallel_rank(rank), BATCH // 2, layout.data_parallel_size):
-        line = (tokens[index][:, None] + 3 * torch.arange(7)) % 13
+        line = (tokens[index][:, None] + 3 * torch.arange(1 + LENGTHS.get(model, 6))) % 13
         if model == "net":
             yield {"tokens": tokens[index], "target": (tokens[index] * 3 + 1) % 13}
         else:

@@ -20,9 +20,9 @@ def llama(tmp_path_factory):
     return run_matrix(tmp_path_factory.mktemp("llama"), "llama")
 
 
-def run_matrix(folder, model):
+def run_matrix(folder, model, script="matrix.py"):
     """Rows of the calm runs by cell, of the resumed ones by (source, target)."""
-    command = [sys.executable, str(Path(__file__).with_name("matrix.py")), str(folder), model]
+    command = [sys.executable, str(Path(__file__).with_name(script)), str(folder), model]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-5000:]
     found = json.loads((folder / "result.json").read_text())

@@ -21,12 +21,12 @@ import numpy as np
 import tokenizers
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.nn import functional
 
 from orchestrator.errors import DataError
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.workload import DatasetSink, DatasetView
 
+from .chunked_loss import allow_chunks, cross_entropy
 from .decoder import Decoder, decoder_of
 from .layers import decoder_layers
 from .requirements import require
@@ -60,8 +60,11 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """`workload.options`: the text that is shown at the end."""
+class Options:
+    """`workload.options`: how the loss is computed, and the text that is shown at the end."""
+
+    loss_chunk_tokens: int = 1024
+    """The loss is computed from the logits of so many tokens at a time; 0: from those of the whole micro batch."""
 
     prompt: str = "def "
     new_tokens: int = 120
@@ -70,6 +73,7 @@ class Sampling:
     sample_seed: int = 0
 
     def __post_init__(self) -> None:
+        require(self.loss_chunk_tokens >= 0, "workload.options.loss_chunk_tokens", self.loss_chunk_tokens, "0 (all at once) or more")
         require(self.prompt != "", "workload.options.prompt", "''", "a text of at least one character")
         require(self.new_tokens >= 1, "workload.options.new_tokens", self.new_tokens, "at least 1")
         require(self.temperature >= 0, "workload.options.temperature", self.temperature, "0 or more")
@@ -81,7 +85,7 @@ class GPT:
     def __init__(self, spec: JobSpec) -> None:
         self.recipe: Recipe = from_dict(Recipe, spec.data.options, "data.options.")
         self.decoder: Decoder = decoder_of(spec.model.options)
-        self.sampling: Sampling = from_dict(Sampling, spec.workload.options, "workload.options.")
+        self.options: Options = from_dict(Options, spec.workload.options, "workload.options.")
         self.root = Path(self.recipe.root or sysconfig.get_paths()["stdlib"])
 
     @property
@@ -117,7 +121,10 @@ class GPT:
                 sink.write(split, records)
 
     def build_model(self, dataset: DatasetView) -> torch.nn.Module:
-        return self.decoder.build(_tokenizer(dataset).get_vocab_size(), self.recipe.block_size)
+        model = self.decoder.build(_tokenizer(dataset).get_vocab_size(), self.recipe.block_size)
+        if self.options.loss_chunk_tokens:
+            allow_chunks(model)
+        return model
 
     def loss(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self._cross_entropy(model, batch, "mean")
@@ -138,17 +145,17 @@ class GPT:
         tokenizer = _tokenizer(dataset)
         end = self._end(tokenizer)
         device = next(model.parameters()).device
-        tokens = torch.tensor([[end, *tokenizer.encode(self.sampling.prompt, add_special_tokens=False).ids]], device=device)
+        tokens = torch.tensor([[end, *tokenizer.encode(self.options.prompt, add_special_tokens=False).ids]], device=device)
         tokens = self._continue(model, tokens)
         written = tokens[0, 1:].tolist()
         written = written[: written.index(end)] if end in written else written
         return str(tokenizer.decode(written))
 
     def _continue(self, model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(self.sampling.sample_seed)
+        generator = torch.Generator().manual_seed(self.options.sample_seed)
         was_training = model.training
         model.eval()
-        for _ in range(self.sampling.new_tokens):  # a fixed count: ranks that share a model's parameters stay in step
+        for _ in range(self.options.new_tokens):  # a fixed count: ranks that share a model's parameters stay in step
             with torch.no_grad():
                 logits = model(input_ids=tokens[:, -self.recipe.block_size :]).logits[0, -1].float().cpu()
             tokens = torch.cat([tokens, self._choose(logits, generator).to(tokens.device).view(1, 1)], dim=1)
@@ -156,14 +163,13 @@ class GPT:
         return tokens
 
     def _choose(self, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        if self.sampling.temperature == 0:
+        if self.options.temperature == 0:
             return logits.argmax()
-        return torch.multinomial(torch.softmax(logits / self.sampling.temperature, -1), 1, generator=generator)
+        return torch.multinomial(torch.softmax(logits / self.options.temperature, -1), 1, generator=generator)
 
     def _cross_entropy(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], reduction: str) -> torch.Tensor:
         tokens = batch["tokens"]
-        logits = model(input_ids=tokens[:, :-1]).logits
-        return functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction=reduction)
+        return cross_entropy(model, {"input_ids": tokens[:, :-1]}, tokens[:, 1:], reduction, self.options.loss_chunk_tokens)
 
     def _given_or_trained(self, sink: DatasetSink, texts: list[str]) -> Tokenizer:
         """The tokenizer of a pretrained model's folder, else one that is trained on `texts`."""

@@ -1,0 +1,37 @@
+"""What saves time or memory changes no loss: real gloo ranks, every option beside the plain way at the same layout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """What `variants.py` found, by variant, as (zero stage, world, tensor-parallel size, tied, chunk, precision)."""
+    folder = tmp_path_factory.mktemp("variants")
+    command = [sys.executable, str(Path(__file__).with_name("variants.py")), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return {tuple(row["variant"]): row for row in json.loads((folder / "result.json").read_text())}
+
+
+@pytest.mark.slow
+def test_the_loss_in_chunks_trains_as_the_loss_of_all_logits(rows):
+    chunked = {variant: row for variant, row in rows.items() if variant[4]}
+    assert len(chunked) == 7
+    for variant, row in chunked.items():
+        plain = rows[(*variant[:4], 0, *variant[5:])]
+        tolerance = {"abs": 1e-6, "rel": 1e-5} if variant[5] == "fp32" else {"rel": 2e-2}
+        for own, other in zip(row["losses"], plain["losses"], strict=True):
+            assert own == pytest.approx(other, **tolerance), variant
+        assert plain["losses"][0][0] - plain["losses"][-1][0] > 0.02
+        assert row["names"] == plain["names"]
+        divided = variant[2] == 2 and not variant[3]  # then the plain way is taken
+        assert row["chunked"] == (not divided) and not plain["chunked"]

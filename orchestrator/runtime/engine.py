@@ -17,6 +17,7 @@ from orchestrator.runtime.link import Phase
 from orchestrator.runtime.lion import Lion
 from orchestrator.runtime.pipeline import Pipeline, Sums
 from orchestrator.runtime.sequence_parallel import SequenceShare
+from orchestrator.runtime.recompute import checkpoint_activations
 from orchestrator.runtime.state import EngineState
 from orchestrator.runtime.tensor_parallel import gather, gradient_norm, make_groups, parts_of, shapes_of
 from orchestrator.spec import JobSpec, OptimizerName, OptimizerSpec, Precision
@@ -70,6 +71,7 @@ class Engine:
         self._loss = loss
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
+        checkpoint_activations(model, spec.training.activation_checkpointing)
         shapes, groups = shapes_of(model), make_groups(model, layout)
         self._pipeline = _pipeline(model, layers, self._checked_loss, layout)
         trained = self._pipeline.module if self._pipeline else model

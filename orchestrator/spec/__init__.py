@@ -15,6 +15,7 @@ from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySp
 from orchestrator.spec.parallelism import SIZES, Offload, ParallelismSpec
 from orchestrator.spec.training import (
     WHY_NO_OPTIMIZER,
+    ActivationCheckpointing,
     OptimizerName,
     OptimizerSpec,
     Precision,
@@ -26,6 +27,7 @@ from orchestrator.spec.training import (
 __all__ = [
     "SIZES",
     "WHY_NO_OPTIMIZER",
+    "ActivationCheckpointing",
     "CheckpointSpec",
     "ClusterSpec",
     "DataSpec",

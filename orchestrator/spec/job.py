@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from orchestrator.spec.checks import Options, require
 from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
 from orchestrator.spec.parallelism import ParallelismSpec
-from orchestrator.spec.training import OptimizerSpec, Precision, Schedule, TrainingSpec
+from orchestrator.spec.training import ActivationCheckpointing, OptimizerSpec, Precision, Schedule, TrainingSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,7 @@ class JobSpec:
         require(warmup < steps, "optimizer.warmup_steps", warmup, f"less than training.max_steps={steps}")
         self._check_clipping()
         self._check_sequences()
+        self._check_recomputation()
         if self.optimizer.schedule is Schedule.wsd:
             share = self.optimizer.decay_share
             allowed = f"at most {1 - warmup / steps:.3g}, what optimizer.warmup_steps={warmup} leaves of training.max_steps={steps}"
@@ -102,3 +103,10 @@ class JobSpec:
         allowed = "1 in 16 bits at parallelism.zero_stage=0, where the gradient's norm would be wrong; choose ZeRO 1 or 2, or fp32"
         ok = parts.tensor_parallel_size == 1 or parts.zero_stage > 0 or not narrow
         require(ok, "parallelism.tensor_parallel_size", parts.tensor_parallel_size, allowed)
+
+    def _check_recomputation(self) -> None:
+        """What is kept of a product must stay as it was."""
+        size, how = self.parallelism.tensor_parallel_size, self.training.activation_checkpointing
+        ok = size == 1 or how is not ActivationCheckpointing.selective
+        allowed = f"none or full at parallelism.tensor_parallel_size={size}, where DeepSpeed adds up the ranks' products in place"
+        require(ok, "training.activation_checkpointing", how.value, allowed)

@@ -18,6 +18,14 @@ class Precision(enum.Enum):
     fp16 = "fp16"
 
 
+class ActivationCheckpointing(enum.Enum):
+    """What the backward pass computes again instead of finding it in memory."""
+
+    none = "none"
+    full = "full"  # everything inside a block; about a third more computation
+    selective = "selective"  # everything inside a block but products of matrices and attention
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpec:
     """How long and in what portions to train. A step is an optimizer step."""
@@ -30,6 +38,8 @@ class TrainingSpec:
     precision: Precision = Precision.auto
     gradient_clipping: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
+    """For a model made of blocks, such as a transformer: less memory for more computation. The losses stay the same."""
     eval_interval_steps: int = 0
     """Evaluate every so many steps; 0: only before the first and after the last."""
     eval_samples: int = 0

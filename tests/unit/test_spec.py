@@ -213,6 +213,15 @@ def test_sequence_parallelism_stands_apart_from_pipelines_and_experts(other: str
         ParallelismSpec(**{"sequence_parallel_size": 2, other: 2})
 
 
+def test_products_that_are_added_up_in_place_cannot_be_kept() -> None:
+    values = {"parallelism": {"tensor_parallel_size": 2}}
+    for how in ("none", "full"):
+        from_dict(JobSpec, smallest(**values, training={**SMALLEST["training"], "activation_checkpointing": how}))
+    said = r"^training\.activation_checkpointing=selective is not possible: allowed is none or full at parallelism\.tensor_parallel_size=2"
+    with pytest.raises(ConfigError, match=said):
+        from_dict(JobSpec, smallest(**values, training={**SMALLEST["training"], "activation_checkpointing": "selective"}))
+
+
 def test_the_decay_of_wsd_begins_after_the_warm_up() -> None:
     values = {"schedule": "wsd", "warmup_steps": 4, "decay_share": 0.7}
     said = r"optimizer\.decay_share=0.7 is not possible: allowed is at most 0.6, what optimizer.warmup_steps=4 leaves"

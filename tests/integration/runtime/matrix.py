@@ -161,7 +161,6 @@ def llama(tied):
 MODELS = {"net": Net, "llama": lambda: llama(tied=True), "llama-untied": lambda: llama(tied=False)}
 LENGTHS = {}
 """Positions of a sequence where they are not 6."""
-"""(world, tensor-parallel size, sequence-parallel size): a process makes DeepSpeed's groups once."""
 
 
 def loss(model, batch):

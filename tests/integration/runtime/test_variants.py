@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parent))
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """What `variants.py` found, by variant, as (zero stage, world, tensor-parallel size, tied, chunk, precision)."""
+    """What `variants.py` found, by variant, as (zero stage, world, tensor-parallel size, tied, chunk, precision, recompute)."""
     folder = tmp_path_factory.mktemp("variants")
     command = [sys.executable, str(Path(__file__).with_name("variants.py")), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
@@ -35,3 +35,14 @@ def test_the_loss_in_chunks_trains_as_the_loss_of_all_logits(rows):
         assert row["names"] == plain["names"]
         divided = variant[2] == 2 and not variant[3]  # then the plain way is taken
         assert row["chunked"] == (not divided) and not plain["chunked"]
+
+
+@pytest.mark.slow
+def test_activations_computed_again_change_no_bit(rows):
+    recomputed = {variant: row for variant, row in rows.items() if variant[6] != "none"}
+    assert len(recomputed) == 8
+    for variant, row in recomputed.items():
+        plain = rows[(*variant[:6], "none")]
+        assert row["losses"] == plain["losses"], variant
+        assert row["names"] == plain["names"]
+        assert row["norms"] == 2 * plain["norms"] > 0, variant

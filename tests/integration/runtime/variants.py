@@ -39,11 +39,15 @@ class Variant(NamedTuple):
     tied: bool = True
     chunk: int = 0
     precision: str = "fp32"
+    recompute: str = "none"
 
 
 PLAIN = [Variant(stage) for stage in (0, 2, 3)] + [Variant(3, tied=False), Variant(2, precision="bf16")]
 PLAIN += [Variant(1, together=2), Variant(1, together=2, tied=False)]
-VARIANTS = [*PLAIN, *(plain._replace(chunk=5) for plain in PLAIN)]
+CHUNKED = [plain._replace(chunk=5) for plain in PLAIN]
+RECOMPUTED = [Variant(stage, recompute=how) for stage in (0, 2, 3) for how in ("full", "selective")]
+RECOMPUTED += [Variant(1, together=2, recompute="full"), Variant(2, precision="bf16", recompute="selective")]
+VARIANTS = [*PLAIN, *CHUNKED, *RECOMPUTED]
 
 
 def main(folder):
@@ -92,7 +96,7 @@ def as_rank(rank, world, port, folder, variants):
 
 def trained(variant, rank):
     engine, layout = build(variant)
-    losses = []
+    losses, norms = [], count_norms(engine.module)
     for number in range(1, STEPS + 1):
         report = engine.step(micro_batches(layout, number, rank), 0.01)
         total = report.loss.clone()
@@ -100,13 +104,21 @@ def trained(variant, rank):
         losses.append([float(total) / layout.world_size, float(report.grad_norm)])
     heads = [type(module) for module in engine.module.modules() if isinstance(module, ChunkedHead)]
     names = sorted({piece.name for piece in engine.state.wanted_pieces()})
-    return {"losses": losses, "names": names, "chunked": bool(heads)}
+    return {"losses": losses, "names": names, "chunked": bool(heads), "norms": len(norms)}
+
+
+def count_norms(model):
+    """Grows by one whenever the first block's norm computes, also where it computes again."""
+    calls = []
+    model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+    return calls
 
 
 def build(variant):
     values = {
         "workload": {"name": "llama", "entrypoint": "llama:Llama"}, "model": {"name": "llama"}, "data": {"name": "none"},
-        "training": {"max_steps": STEPS, "global_batch_size": BATCH, "micro_batch_size": 2, "precision": variant.precision},
+        "training": {"max_steps": STEPS, "global_batch_size": BATCH, "micro_batch_size": 2, "precision": variant.precision,
+                     "activation_checkpointing": variant.recompute},
         "resources": {"num_workers": variant.world}, "optimizer": {"lr": 0.01},
         "parallelism": {"zero_stage": variant.zero_stage, "tensor_parallel_size": variant.together},
     }  # fmt: skip

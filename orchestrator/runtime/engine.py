@@ -15,9 +15,10 @@ from orchestrator.errors import ConfigError, WorkloadError
 from orchestrator.layout import Layout, deepspeed_config
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.lion import Lion
+from orchestrator.runtime.muon import Muon, hidden_matrices
 from orchestrator.runtime.pipeline import Pipeline, Sums
-from orchestrator.runtime.sequence_parallel import SequenceShare
 from orchestrator.runtime.recompute import checkpoint_activations
+from orchestrator.runtime.sequence_parallel import SequenceShare
 from orchestrator.runtime.state import EngineState
 from orchestrator.runtime.tensor_parallel import gather, gradient_norm, make_groups, parts_of, shapes_of
 from orchestrator.spec import JobSpec, OptimizerName, OptimizerSpec, Precision
@@ -80,7 +81,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=trained,
             model_parameters=_parameter_groups(trained),
-            optimizer=_own_optimizer(spec.optimizer),
+            optimizer=own_optimizer(spec.optimizer, trained),
             config=deepspeed_config(spec, layout, self.precision),
             mpu=groups,
             dist_init_required=False,
@@ -207,11 +208,17 @@ def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _own_optimizer(asked: OptimizerSpec) -> Callable[[Any], torch.optim.Optimizer] | None:
+def own_optimizer(asked: OptimizerSpec, model: torch.nn.Module) -> Callable[[Any], torch.optim.Optimizer] | None:
     """What makes an optimizer of parameter groups, where DeepSpeed does not make it from its config."""
-    if asked.name is not OptimizerName.lion:
-        return None
-    return partial(Lion, lr=asked.lr, betas=asked.betas, weight_decay=asked.weight_decay)
+    shared: dict[str, Any] = {"lr": asked.lr, "weight_decay": asked.weight_decay}
+    if asked.name is OptimizerName.lion:
+        return partial(Lion, betas=asked.betas, **shared)
+    if asked.name is OptimizerName.muon:
+        hidden = hidden_matrices(model)
+        return partial(Muon, hidden=hidden, betas=asked.betas, eps=asked.eps, momentum=asked.momentum, **shared)
+    if asked.name is OptimizerName.adafactor:
+        return partial(torch.optim.Adafactor, **shared)
+    return None
 
 
 def _match_running_statistics(model: torch.nn.Module, dtype: torch.dtype) -> None:

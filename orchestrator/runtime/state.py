@@ -24,6 +24,7 @@ from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.errors import ConfigError
 from orchestrator.layout import Layout
 from orchestrator.runtime.lion import Lion
+from orchestrator.runtime.muon import Held, Matrix, Muon, Placement, owners
 from orchestrator.runtime.pipeline import Pipeline
 from orchestrator.runtime.tensor_parallel import Part, Parts
 
@@ -68,6 +69,8 @@ class EngineState:
         self._incoming: list[tuple[StatePiece, torch.Tensor]] = []
         if isinstance(self._optimizer, FP16_UnfusedOptimizer):
             self._undo_first_step()
+        if isinstance(self._torch_optimizer, Muon):
+            self._torch_optimizer.place(_placements(self._optimizer, self._torch_optimizer.hidden, parts, layout))
 
     def owned_pieces(self) -> list[StatePiece]:
         """What this rank saves: over all ranks every element once."""
@@ -146,6 +149,11 @@ class EngineState:
         for fragment in flat.fragments:
             for role, tensor in tensors.items() if with_lent or not fragment.part.lent else ():
                 yield _piece(fragment.part, role, fragment.start, tensor[fragment.offset : fragment.offset + fragment.length])
+        if isinstance(self._torch_optimizer, torch.optim.Adafactor):
+            (fragment,) = flat.fragments  # ZeRO 0
+            for role, tensor in self._torch_optimizer.state[flat.key].items():
+                if role in ("row_var", "col_var") and tensor.shape != flat.key.shape:
+                    yield _piece(Part(fragment.part.name, tuple(tensor.shape)), role, 0, tensor.view(-1))
 
     def _unoptimized(self, with_lent: bool = True) -> Iterator[tuple[StatePiece, torch.Tensor, bool]]:
         """(copy, what it was copied from, replicated) of frozen parameters and persistent buffers; fractions as fp32."""
@@ -256,6 +264,26 @@ def _flats_of_zero_3(optimizer: Any, parts: Parts, data_rank: int) -> Iterator[_
         yield _Flat(master, tuple(fragments), replicated=False)
 
 
+def _placements(optimizer: Any, hidden: frozenset[int], parts: Parts, layout: Layout) -> dict[torch.Tensor, Placement]:
+    """Where the parts of Muon's matrices lie, by the tensor of masters that this rank holds some of."""
+    names = {parts[key].name for key in hidden}
+    by_rank = [list(_flats(optimizer, parts, rank)) for rank in range(layout.data_parallel_size)]
+    placed = {}
+    for flats in zip(*by_rank, strict=True):
+        ranks, group = (flats[:1], None) if flats[0].replicated else (flats, optimizer.dp_process_group)
+        held: dict[str, list[Held]] = {}
+        shapes = {}
+        for rank, flat in enumerate(ranks):
+            for x in flat.fragments:
+                held.setdefault(x.part.name, []).append(Held(rank, x.offset, x.start, x.length))
+                shapes[x.part.name] = x.part.shape
+        if names.issuperset(held):
+            chosen = owners([{part.rank: part.length for part in some} for some in held.values()])
+            matrices = [Matrix(shapes[name], tuple(held[name]), owner) for name, owner in zip(held, chosen, strict=True)]
+            placed[flats[0].key] = Placement(tuple(matrices), group)
+    return placed
+
+
 def _partition(parameter: Any, data_rank: int) -> tuple[int, int]:
     """(first element, number of elements without padding) of a ZeRO 3 parameter that a rank holds."""
     size = parameter.partition_numel()
@@ -268,7 +296,7 @@ def _ensure_state(optimizer: torch.optim.Optimizer, master: torch.Tensor) -> Non
     state = optimizer.state[master]
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)  # where the fused one counts
             state["exp_avg"] = torch.zeros_like(master.detach())
             state["exp_avg_sq"] = torch.zeros_like(master.detach())
     elif isinstance(optimizer, torch.optim.SGD):
@@ -277,8 +305,23 @@ def _ensure_state(optimizer: torch.optim.Optimizer, master: torch.Tensor) -> Non
     elif isinstance(optimizer, Lion):
         if not state:
             state["exp_avg"] = torch.zeros_like(master.detach())
+    elif isinstance(optimizer, Muon):
+        optimizer.ensure_state(master)
+    elif isinstance(optimizer, torch.optim.Adafactor):
+        if not state:
+            _begin_adafactor(state, master)
     else:
         raise ConfigError(f"the optimizer {type(optimizer).__name__} is not supported: its state cannot be cut.")
+
+
+def _begin_adafactor(state: dict[str, Any], master: torch.Tensor) -> None:
+    """Mean squares of the rows and columns of the last two dimensions; of a vector, of each element."""
+    state["step"] = torch.zeros((), dtype=torch.float32)
+    if master.dim() > 1:
+        state["row_var"] = master.new_zeros((*master.shape[:-1], 1), requires_grad=False)
+        state["col_var"] = master.new_zeros((*master.shape[:-2], 1, master.shape[-1]), requires_grad=False)
+    else:
+        state["variance"] = torch.zeros_like(master.detach())
 
 
 def _element_wise(state: Mapping[str, Any], master: torch.Tensor) -> dict[str, torch.Tensor]:

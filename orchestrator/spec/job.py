@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from orchestrator.spec.checks import Options, require
 from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
-from orchestrator.spec.parallelism import ParallelismSpec
-from orchestrator.spec.training import ActivationCheckpointing, OptimizerSpec, Precision, Schedule, TrainingSpec
+from orchestrator.spec.parallelism import SIZES, Offload, ParallelismSpec
+from orchestrator.spec.training import ActivationCheckpointing, OptimizerName, OptimizerSpec, Precision, Schedule, TrainingSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,7 @@ class JobSpec:
         self._check_clipping()
         self._check_sequences()
         self._check_recomputation()
+        self._check_whole_matrices()
         if self.optimizer.schedule is Schedule.wsd:
             share = self.optimizer.decay_share
             allowed = f"at most {1 - warmup / steps:.3g}, what optimizer.warmup_steps={warmup} leaves of training.max_steps={steps}"
@@ -90,6 +91,22 @@ class JobSpec:
                 shared = f" / parallelism.tensor_parallel_size={among}" if among > 1 else ""
                 allowed = f"a divisor of {group}.options.{name}={count}{shared}: {', '.join(map(str, divisors))}"
                 require(size in divisors, "parallelism.sequence_parallel_size", size, allowed)
+
+    def _check_whole_matrices(self) -> None:
+        name, parts = self.optimizer.name, self.parallelism
+        if name not in (OptimizerName.muon, OptimizerName.adafactor):
+            return
+        for size in SIZES:
+            allowed = f"1 with optimizer.name={name.value}, which looks at whole matrices"
+            require(getattr(parts, size) == 1, f"parallelism.{size}", getattr(parts, size), allowed)
+        if name is OptimizerName.adafactor:
+            allowed = (
+                f"adamw, sgd, lion, muon at parallelism.zero_stage={parts.zero_stage}, because ZeRO cuts a matrix anywhere and Adafactor "
+                "keeps sums over its rows and columns; for adafactor choose parallelism.zero_stage=0"
+            )
+            require(parts.zero_stage == 0, "optimizer.name", name.value, allowed)
+        allowed = "none with optimizer.name=muon, which puts its matrices together on the devices; muon keeps a third less than adamw"
+        require(parts.offload_optimizer is Offload.none, "parallelism.offload_optimizer", parts.offload_optimizer.value, allowed)
 
     def _check_clipping(self) -> None:
         """DeepSpeed's optimizer for 16 bits at ZeRO 0 leaves the other tensor ranks' gradients out of the norm that it clips by, and a

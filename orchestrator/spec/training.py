@@ -68,13 +68,11 @@ class OptimizerName(enum.Enum):
     adamw = "adamw"
     sgd = "sgd"
     lion = "lion"
+    muon = "muon"
+    adafactor = "adafactor"
 
 
-WHY_NO_OPTIMIZER = {
-    "adafactor": "Adafactor keeps sums over the rows and columns of a matrix, and ZeRO cuts a matrix anywhere.",
-    "lamb": "LAMB scales each layer by the norm of all its weights, of which a rank holds a part under ZeRO.",
-    "muon": "Muon needs whole matrices, and ZeRO cuts a matrix anywhere.",
-}
+WHY_NO_OPTIMIZER = {"lamb": "LAMB scales each layer by the norm of all its weights, of which a rank holds a part under ZeRO."}
 """Optimizers that people ask for, and why their state cannot go from one ZeRO stage or world size to another."""
 
 
@@ -86,6 +84,7 @@ def why_no_optimizer(name: str) -> str:
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSpec:
     name: OptimizerName = OptimizerName.adamw
+    """muon and adafactor look at whole matrices: neither can be divided but by ZeRO, adafactor not even by that."""
     lr: float = 1e-3
     """Learning rate after warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -93,7 +92,7 @@ class OptimizerSpec:
     weight_decay: float = 0.1
     """Decoupled; not applied to parameters of one dimension (norms, biases)."""
     momentum: float = 0.9
-    """Of sgd."""
+    """Of sgd and of muon."""
     schedule: Schedule = Schedule.cosine
     warmup_steps: int = 0
     min_lr_ratio: float = 0.1

@@ -51,7 +51,7 @@ def deepspeed_of_gpt() -> str:
     return as_yaml(
         {
             f"{optimizer} zero{spec.parallelism.zero_stage} {precision.value}": deepspeed_config(spec, layout_for(spec), precision)
-            for optimizer in ("adamw", "sgd", "lion")
+            for optimizer in ("adamw", "sgd", "lion", "muon")
             for spec in zero_stages_of_gpt(optimizer)
             for precision in precisions
         }

@@ -222,6 +222,25 @@ def test_products_that_are_added_up_in_place_cannot_be_kept() -> None:
         from_dict(JobSpec, smallest(**values, training={**SMALLEST["training"], "activation_checkpointing": "selective"}))
 
 
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_what_looks_at_whole_matrices_is_refused_where_they_are_cut(name: str) -> None:
+    def asked(**parallelism: Any) -> JobSpec:
+        return from_dict(JobSpec, smallest(optimizer={"name": name}, parallelism=parallelism))
+
+    assert asked(zero_stage=0)
+    with pytest.raises(ConfigError, match=rf"^parallelism\.tensor_parallel_size=2 .* 1 with optimizer\.name={name}, which looks at whole"):
+        asked(zero_stage=0, tensor_parallel_size=2)
+    if name == "muon":
+        assert asked(zero_stage=3, offload_parameters="cpu")
+        with pytest.raises(ConfigError, match=r"^parallelism\.offload_optimizer=cpu .* none with optimizer\.name=muon, "):
+            asked(zero_stage=2, offload_optimizer="cpu")
+        return
+    for stage in (1, 2, 3):
+        said = rf"^optimizer\.name=adafactor .* muon at parallelism\.zero_stage={stage}, .*choose parallelism\.zero_stage=0\.$"
+        with pytest.raises(ConfigError, match=said):
+            asked(zero_stage=stage)
+
+
 def test_the_decay_of_wsd_begins_after_the_warm_up() -> None:
     values = {"schedule": "wsd", "warmup_steps": 4, "decay_share": 0.7}
     said = r"optimizer\.decay_share=0.7 is not possible: allowed is at most 0.6, what optimizer.warmup_steps=4 leaves"
@@ -264,10 +283,11 @@ def test_every_part_is_a_group_of_the_job() -> None:
         ("training.precision", None, "training.precision=None is not possible: allowed is auto, fp32, bf16, fp16."),
         ("parallelism.offload_optimizer", "gpu", "parallelism.offload_optimizer=gpu is not possible: allowed is none, cpu. "
                                                  "Did you mean 'cpu'?"),
-        ("optimizer.name", "adam", "optimizer.name=adam is not possible: allowed is adamw, sgd, lion. Did you mean 'adamw'?"),
-        ("optimizer.name", "zzz", "optimizer.name=zzz is not possible: allowed is adamw, sgd, lion."),
-        ("optimizer.name", "Muon", "optimizer.name=Muon is not possible: allowed is adamw, sgd, lion. Muon needs whole matrices, and ZeRO "
-                                   "cuts a matrix anywhere."),
+        ("optimizer.name", "adam", "optimizer.name=adam is not possible: allowed is adamw, sgd, lion, muon, adafactor. "
+                                   "Did you mean 'adamw'?"),
+        ("optimizer.name", "zzz", "optimizer.name=zzz is not possible: allowed is adamw, sgd, lion, muon, adafactor."),
+        ("optimizer.name", "LAMB", "optimizer.name=LAMB is not possible: allowed is adamw, sgd, lion, muon, adafactor. LAMB scales each "
+                                   "layer by the norm of all its weights, of which a rank holds a part under ZeRO."),
         ("optimizer.schedule", "cosin", "optimizer.schedule=cosin is not possible: allowed is constant, linear, cosine, wsd. "
                                         "Did you mean 'cosine'?"),
     ],
@@ -332,7 +352,8 @@ job_specs = st.builds(
         ParallelismSpec, zero_stage=st.just(3), offload_optimizer=st.sampled_from(Offload), offload_parameters=st.sampled_from(Offload)
     ),
     optimizer=st.builds(
-        OptimizerSpec, name=st.sampled_from(OptimizerName), lr=positive, betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
+        OptimizerSpec, name=st.sampled_from([OptimizerName.adamw, OptimizerName.sgd, OptimizerName.lion]), lr=positive,
+        betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
         schedule=st.sampled_from(Schedule), warmup_steps=st.integers(0, 99), min_lr_ratio=st.floats(0, 1),
     ),
     checkpoint=st.builds(CheckpointSpec, interval_steps=counts, keep_last=zero_or_more),

@@ -66,6 +66,12 @@ CROSS = [(Cell(s, 1 + (s + t) % 3), Cell(t, 1 + (s + 2 * t + 1) % 3)) for s in r
 CROSS += [(Cell(s, 2, "bf16"), Cell((s + 1) % 4, 2, "bf16")) for s in range(4)]
 CROSS += [(Cell(0, 2, optimizer="sgd"), Cell(3, 2, optimizer="sgd")), (Cell(3, 2, optimizer="sgd"), Cell(1, 2, optimizer="sgd"))]
 CROSS += [(Cell(s, 2, optimizer="lion"), Cell((s + 1) % 4, 1 + s % 3, optimizer="lion")) for s in range(4)]
+MUON = [Cell(stage, world, optimizer="muon") for stage, world in ((0, 1), (0, 2), (1, 2), (1, 3), (2, 2), (3, 2), (3, 3))]
+MUON += [Cell(stage, 2, "bf16", "muon") for stage in (0, 1, 3)]
+ADAFACTOR = [Cell(0, world, optimizer="adafactor") for world in (1, 2)] + [Cell(0, 2, "bf16", "adafactor")]
+SAME += MUON + ADAFACTOR
+CROSS += [(source, target) for source, target in zip(MUON[1:7], MUON[2:7] + MUON[:1], strict=True)]
+CROSS += [(Cell(0, 1, optimizer="adafactor"), Cell(0, 2, optimizer="adafactor"))]
 OFFLOADED = [Cell(stage, 2, offload="optimizer") for stage in (1, 2, 3)] + [
     Cell(3, 2, offload="parameters"), Cell(3, 2, offload="optimizer_parameters"), Cell(1, 2, optimizer="sgd", offload="optimizer"),
     Cell(2, 2, optimizer="lion", offload="optimizer"), Cell(1, 2, "bf16", offload="optimizer"),

@@ -35,11 +35,11 @@ def run_matrix(folder, model, script="matrix.py"):
 def test_the_same_layout_goes_on_bit_for_bit(results):
     calm, resumed = results
     same = {source: row for (source, target), row in resumed.items() if source == target}
-    assert len(same) == 34
+    assert len(same) == 47
     for layout, row in same.items():
         assert row["losses"] == calm[layout]["losses"][3:], layout
         assert row["digest"] == calm[layout]["digest"], layout
-        assert row["steps"] == calm[layout]["steps"] == (6 if layout[3] == "adamw" else 0)
+        assert row["steps"] == calm[layout]["steps"] == (0 if layout[3] in ("sgd", "lion") else 6)
 
 
 @pytest.mark.slow
@@ -60,6 +60,18 @@ def test_training_moves_the_loss_enough_for_these_tests_to_fail(results):
     for row in calm.values():
         first, last = row["losses"][3][0], row["losses"][5][0]
         assert abs(first - last) > 1e-3
+
+
+@pytest.mark.slow
+def test_muon_and_adafactor_train_on_many_ranks_as_on_one(results):
+    calm, _ = results
+    for name, count in (("muon", 10), ("adafactor", 3)):
+        cells = {cell: row for cell, row in calm.items() if cell[3] == name}
+        assert len(cells) == count
+        for (_, _, precision, *_), row in cells.items():
+            one = calm[(0, 1 if precision == "fp32" else 2, precision, name, "", 1, "net")]
+            found, expected = ([loss for loss, _ in some["losses"]] for some in (row, one))
+            assert found == pytest.approx(expected, abs=1e-5 if precision == "fp32" else 1e-2)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ class StatePiece:
     name: str
     """Fully qualified parameter or buffer name."""
     role: str
-    """`param` (fp32 master where there is one), `buffer`, or the optimizer's own key: `exp_avg`, `exp_avg_sq`, `momentum_buffer`."""
+    """`param` (fp32 master where there is one), `buffer`, `ema`, or the optimizer's own key: `exp_avg`, `momentum_buffer` ..."""
     global_shape: tuple[int, ...]
     start: int
     """First element of the interval in the flattened block."""

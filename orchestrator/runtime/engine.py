@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from orchestrator.errors import ConfigError, WorkloadError
 from orchestrator.layout import Layout, deepspeed_config
+from orchestrator.runtime.ema import WeightAverage
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.lion import Lion
 from orchestrator.runtime.muon import Muon, hidden_matrices
@@ -89,6 +90,7 @@ class Engine:
         _match_running_statistics(self.module, _DTYPES[self.precision])
         self._parts = self._pipeline.parts if self._pipeline else parts_of(shapes, self.module, layout)
         self.state = EngineState(self._engine, self._parts, layout, self._pipeline)
+        self.average = WeightAverage(self.state, spec.training.ema_decay, spec.training.evaluate_ema)
         if self._pipeline:
             self._pipeline.start(self._engine, self.to_device)
         self._plain_optimizer = isinstance(self._engine.optimizer, torch.optim.Optimizer)
@@ -114,9 +116,14 @@ class Engine:
     def step(self, micro_batches: Iterable[Batch], lr: float, tick: Callable[[Phase], None] = lambda phase: None) -> StepReport:
         """One optimizer step over `gradient_accumulation_steps` micro batches. `tick` is told where it is."""
         self._set_lr(lr)
-        if self._pipeline:
-            loss, norm = self._pipeline.step(micro_batches, tick)
-            return StepReport(loss=loss, grad_norm=norm)
+        skipped = self.skipped_steps
+        loss, norm = self._pipeline.step(micro_batches, tick) if self._pipeline else self._step(micro_batches, tick)
+        if self.skipped_steps == skipped:
+            self.average.update()
+        return StepReport(loss=loss, grad_norm=norm)
+
+    def _step(self, micro_batches: Iterable[Batch], tick: Callable[[Phase], None]) -> tuple[torch.Tensor, Any]:
+        """(mean loss, gradient norm) where DeepSpeed steps by forward, backward, step."""
         losses = []
         for batch in micro_batches:
             tick(Phase.FORWARD)
@@ -131,7 +138,7 @@ class Engine:
         norm = self._clip() if self._plain_optimizer else None
         self._engine.step()
         mean = torch.stack(losses).double().mean()
-        return StepReport(loss=mean, grad_norm=self._engine.get_global_grad_norm() if norm is None else norm)
+        return mean, self._engine.get_global_grad_norm() if norm is None else norm
 
     def evaluate(self, evaluate: Callable[[torch.nn.Module, Batch], Sums], batch: Batch) -> Sums:
         """The workload's sums over a batch, which all ranks of a data-parallel rank have. In a pipeline only its last stage gets them."""

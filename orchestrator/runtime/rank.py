@@ -155,11 +155,12 @@ def _write_artifacts(run: Training) -> None:
     sample = getattr(run.workload, "sample", None)
     if sample is None:
         return
-    module = run.engine.whole_module(lambda: run.workload.build_model(run.dataset), mine)
-    if module is not None:
-        module.eval()
-        with torch.no_grad():
-            _put(run, "sample.txt", sample(module, run.dataset).encode())
+    with run.engine.average.swapped_in():
+        module = run.engine.whole_module(lambda: run.workload.build_model(run.dataset), mine)
+        if module is not None:
+            module.eval()
+            with torch.no_grad():
+                _put(run, "sample.txt", sample(module, run.dataset).encode())
 
 
 def _put(run: Training, name: str, content: bytes) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.manifest import Manifest
+from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.checkpoints.restore import restore
 from orchestrator.errors import CheckpointError, ConfigError, CorruptObject, DataError, ObjectNotFound
 from orchestrator.paths import JobKeys
+from orchestrator.runtime import ema
 from orchestrator.runtime.collective import all_agree
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.seeding import seed_rank, set_random_states
@@ -36,11 +38,20 @@ def _try(run: Training, key: str) -> Manifest | None:
     try:
         manifest = log.load_manifest(log.read(key))
         _check_same_job(run, manifest)
-        restore(run.store, manifest, run.engine.state.wanted_pieces())
+        restore(run.store, manifest, _held(manifest, run.engine.state.wanted_pieces()))
     except (CorruptObject, ObjectNotFound) as error:
         run.link.send("suspect", commit=key, message=str(error))
         return None
     return manifest
+
+
+def _held(manifest: Manifest, wanted: list[StatePiece]) -> list[StatePiece]:
+    """Without the average of the weights, if the job has kept one only since."""
+    return wanted if _has_average(manifest) else [piece for piece in wanted if piece.role != ema.ROLE]
+
+
+def _has_average(manifest: Manifest) -> bool:
+    return any(piece.role == ema.ROLE for piece in manifest.slices)
 
 
 def _check_same_job(run: Training, manifest: Manifest) -> None:
@@ -58,6 +69,8 @@ def _check_same_job(run: Training, manifest: Manifest) -> None:
 def _go_on(run: Training, manifest: Manifest) -> None:
     scalars = manifest.job_scalars
     run.engine.state.after_restore()
+    if not _has_average(manifest):
+        run.engine.average.begin()
     run.engine.state.set_counters(scalars)
     run.step = run.saved_step = int(scalars["step"])
     run.position = int(scalars["position"])

@@ -8,7 +8,7 @@ Call only at an optimizer step's boundary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,6 +67,8 @@ class EngineState:
         self._optimizer = engine.optimizer
         self._torch_optimizer = getattr(self._optimizer, "optimizer", self._optimizer)
         self._incoming: list[tuple[StatePiece, torch.Tensor]] = []
+        self.beside: dict[str, dict[int, torch.Tensor]] = {}
+        """By role: what else is saved and restored for each tensor of `masters`, of its shape, under its key."""
         if isinstance(self._optimizer, FP16_UnfusedOptimizer):
             self._undo_first_step()
         if isinstance(self._torch_optimizer, Muon):
@@ -86,15 +88,23 @@ class EngineState:
         held = [piece for flat in self._flats() for piece in self._pieces(flat)]
         return [piece for piece in held if piece.data.numel()] + [piece for piece, _ in self._incoming]
 
-    @torch.no_grad()
+    def masters(self) -> dict[int, torch.Tensor]:
+        """The fp32 weights that this rank holds, flat and with their padding, by the id of what the optimizer keeps their state under."""
+        return {id(flat.key): flat.data for flat in _flats(self._optimizer, self._parts, self._data_rank)}
+
     def after_restore(self) -> None:
-        """Refresh the weights that the model computes with. All ranks together."""
+        """What `wanted_pieces` was filled with goes to where the model computes with it. All ranks together."""
+        incoming, self._incoming = self._incoming, []
+        self.refresh(incoming)
+
+    @torch.no_grad()
+    def refresh(self, incoming: Sequence[tuple[StatePiece, torch.Tensor]] = ()) -> None:
+        """Masters -> the weights that the model computes with. All ranks together."""
         sharded = isinstance(self._optimizer, DeepSpeedZeroOptimizer_Stage3)
         if sharded:
             self._optimizer.checkpoint_event_prologue()  # weights that are kept whole are taken apart
-        for piece, target in self._incoming:
+        for piece, target in incoming:
             target.copy_(piece.data.view(target.shape))
-        self._incoming = []
         _refresh(self._optimizer)
         if sharded:
             self._optimizer.checkpoint_event_epilogue()
@@ -146,6 +156,7 @@ class EngineState:
 
     def _pieces(self, flat: _Flat, with_lent: bool = True) -> Iterator[StatePiece]:
         tensors = {"param": flat.data, **_element_wise(self._torch_optimizer.state[flat.key], flat.key)}
+        tensors |= {role: held[id(flat.key)] for role, held in self.beside.items()}
         for fragment in flat.fragments:
             for role, tensor in tensors.items() if with_lent or not fragment.part.lent else ():
                 yield _piece(fragment.part, role, fragment.start, tensor[fragment.offset : fragment.offset + fragment.length])

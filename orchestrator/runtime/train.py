@@ -126,7 +126,8 @@ def _evaluation_is_due(run: Training) -> bool:
 def _evaluate(run: Training) -> Evaluation:
     tick = partial(run.tick, run.step, Phase.EVALUATION)
     tick()
-    run.last_evaluation = evaluate(run.engine, run.workload, run.dataset, run.spec, run.step, tick)
+    with run.engine.average.swapped_in():
+        run.last_evaluation = evaluate(run.engine, run.workload, run.dataset, run.spec, run.step, tick)
     if run.task.rank == 0:
         run.link.send("evaluated", step=run.step, values=run.last_evaluation.values)
     return run.last_evaluation

@@ -3,6 +3,8 @@ has imported all.
 
 Each cell (a layout) trains `STEPS` steps and saves after half of them; then each pair (source, target) loads the source's state at the
 target's layout and trains the other half. Losses and a digest of all weights go to `FOLDER/result.json`.
+
+Every cell keeps an average of its weights, which is compared with one by hand after each step, and computes the last batch's loss with it.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from orchestrator.spec import JobSpec, from_dict  # noqa: E402
 from orchestrator.storage import DirectoryStore  # noqa: E402
 from workloads.layers import decoder_layers  # noqa: E402
 
-BATCH, STEPS = 12, {"net": 6}  # of other models 20
+BATCH, STEPS, DECAY = 12, {"net": 6}, 0.75  # of other models 20 steps
 
 
 class Cell(NamedTuple):
@@ -232,10 +234,15 @@ def calm(folder, cell, rank):
     """Train through, saving on the way."""
     engine, layout = build(cell)
     half = cell.steps // 2
-    losses = [step(engine, layout, number, rank, cell) for number in range(1, half + 1)]
-    save(folder, name_of(cell), engine, cell, rank)
-    losses += [step(engine, layout, number, rank, cell) for number in range(half + 1, cell.steps + 1)]
-    return found_of(engine, losses)
+    expected = by_hand(engine, {})
+    losses = []
+    for number in range(1, cell.steps + 1):
+        losses.append(step(engine, layout, number, rank, cell))
+        expected = by_hand(engine, expected)
+        if number == half:
+            save(folder, name_of(cell), engine, cell, rank)
+            end_of(engine, layout, rank, cell)  # training goes on as if it had not been
+    return {"losses": losses, **end_of(engine, layout, rank, cell)}
 
 
 def resumed(folder, source, target, rank):
@@ -246,18 +253,66 @@ def resumed(folder, source, target, rank):
     restore(DirectoryStore(folder / "store"), manifest, engine.state.wanted_pieces())
     engine.state.after_restore()
     engine.state.set_counters(manifest.job_scalars)
-    return found_of(engine, [step(engine, layout, number, rank, target) for number in range(target.steps // 2 + 1, target.steps + 1)])
+    losses = [step(engine, layout, number, rank, target) for number in range(target.steps // 2 + 1, target.steps + 1)]
+    return {"losses": losses, **end_of(engine, layout, rank, target)}
 
 
-def found_of(engine, losses):
-    return {"losses": losses, "digest": digest(engine), "steps": engine.state.counters()["optimizer_steps"]["default"]}
+def end_of(engine, layout, rank, cell):
+    steps = engine.state.counters()["optimizer_steps"]["default"]
+    if cell.stages > 1:  # no module of its own to look at
+        return {"digest": digest(engine), "steps": steps}
+    return {"digest": digest(engine), "steps": steps, "averaged": averaged_loss(engine, layout, rank, cell)}
+
+
+def by_hand(engine, before):
+    """The averages after a step; those of the engine must be these."""
+    pieces = {(piece.role, piece.name, piece.start): piece.data for piece in engine.state.wanted_pieces()}
+    own = {key[1:]: data for key, data in pieces.items() if key[0] == "ema"}
+    masters = {key: pieces["param", *key] for key in own}
+    averages = {key: DECAY * before.get(key, master) + (1 - DECAY) * master for key, master in masters.items()}
+    torch.testing.assert_close(own, averages, rtol=1e-6, atol=1e-6)
+    return averages
+
+
+def averaged_loss(engine, layout, rank, cell):
+    """The last step's loss by the average of the weights, which then have every bit back; and by the weights themselves."""
+    before = held(engine)
+    with engine.average.swapped_in():
+        averaged = forward_loss(engine, layout, rank, cell)
+    for name, value in held(engine).items():
+        assert torch.equal(value, before[name]), name
+    return averaged, forward_loss(engine, layout, rank, cell)
+
+
+def held(engine):
+    """Copies of all that is saved, and of the weights that this rank computes with."""
+    found = {(piece.role, piece.name, piece.start): piece.data.clone() for piece in engine.state.wanted_pieces()}
+    return found | {name: without_padding(p).detach().clone() for name, p in engine.module.named_parameters()}
+
+
+def without_padding(parameter):
+    """What fills a ZeRO 3 partition up was never set."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter
+    size = parameter.partition_numel()
+    return parameter.ds_tensor[: max(0, min(size, parameter.ds_numel - dist.get_rank() * size))]
+
+
+def forward_loss(engine, layout, rank, cell):
+    engine.module.eval()
+    with torch.no_grad():
+        losses = [loss(engine.module, engine.to_device(batch)) for batch in micro_batches(layout, cell.steps, rank, cell.model)]
+    engine.module.train()
+    total = torch.stack(losses).double().mean()
+    dist.all_reduce(total)
+    return float(total / layout.world_size)
 
 
 def build(cell, seed=1):
     on_cpu = {f"offload_{part}": "cpu" for part in cell.offload.split("_") if part}
     values = {
         "workload": {"name": "net", "entrypoint": "net:Net"}, "model": {"name": "net"}, "data": {"name": "net"},
-        "training": {"max_steps": cell.steps, "global_batch_size": BATCH, "micro_batch_size": 2, "precision": cell.precision},
+        "training": {"max_steps": cell.steps, "global_batch_size": BATCH, "micro_batch_size": 2, "precision": cell.precision, "ema_decay": DECAY},
         "resources": {"num_workers": cell.world}, "optimizer": {"name": cell.optimizer, "lr": 0.01},
         "parallelism": {"zero_stage": cell.zero_stage, "tensor_parallel_size": cell.together, "pipeline_parallel_size": cell.stages,
                         "sequence_parallel_size": cell.shared, **on_cpu},

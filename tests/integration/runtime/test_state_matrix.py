@@ -69,7 +69,7 @@ def test_muon_and_adafactor_train_on_many_ranks_as_on_one(results):
         cells = {cell: row for cell, row in calm.items() if cell[3] == name}
         assert len(cells) == count
         for (_, _, precision, *_), row in cells.items():
-            one = calm[(0, 1 if precision == "fp32" else 2, precision, name, "", 1, "net")]
+            one = calm[(0, 1 if precision == "fp32" else 2, precision, name, "", 1, "net", 1, 1)]
             found, expected = ([loss for loss, _ in some["losses"]] for some in (row, one))
             assert found == pytest.approx(expected, abs=1e-5 if precision == "fp32" else 1e-2)
 
@@ -111,3 +111,18 @@ def test_tensor_parallel_state_goes_on_bit_for_bit_and_into_other_layouts_within
             assert (row["losses"], row["digest"]) == (expected, calm[source]["digest"]), source
         tolerance = 1e-5 if source[2] == "fp32" else 1e-2
         assert [loss for loss, _ in row["losses"]] == pytest.approx([loss for loss, _ in expected], abs=tolerance), (source, target)
+
+
+@pytest.mark.slow
+def test_the_average_of_the_weights_goes_with_the_state_everywhere(results, llama):
+    """That it is the average, and that the weights come back from under it, each cell has checked itself."""
+    for calm, resumed in (results, llama):
+        for cell, row in calm.items():
+            averaged, now = row["averaged"]
+            assert abs(averaged - now) > (1e-3 if cell[2] == "fp32" else 1e-4), cell
+        for (source, target), row in resumed.items():
+            expected = calm[source]["averaged"]
+            if source == target:
+                assert row["averaged"] == expected, source
+            tolerance = 1e-5 if source[2] == "fp32" else 1e-2
+            assert row["averaged"] == pytest.approx(expected, abs=tolerance), (source, target)

@@ -5,7 +5,6 @@ Both are `model.options`: `decoder_of` tells them apart by `pretrained`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,15 +13,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from orchestrator.errors import DataError
 from orchestrator.spec import from_dict
 
+from .model_folder import FLAG, TOKENIZER_FILE, check_fit, check_folder, load_model, read_config, read_json
 from .requirements import require
 
-_FLAG = "model.options.pretrained"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _ROPE_TYPES = ("linear", "yarn")
 
 
@@ -93,9 +91,7 @@ class Pretrained:
     """The folder. Every node must see it. Pickled weights and code in the folder are refused: loading them can run anything."""
 
     def __post_init__(self) -> None:
-        if not self._folder.is_dir():
-            raise DataError(f"{_FLAG}={self.pretrained} is not a folder.")
-        _check_weights(self._folder)
+        check_folder(self._folder)
 
     @property
     def _folder(self) -> Path:
@@ -103,10 +99,10 @@ class Pretrained:
 
     def tokenizer(self) -> tuple[bytes, int] | None:
         """Content of the folder's `tokenizer.json` and the id of the token that ends a text; None where there is no such file."""
-        path = self._folder / "tokenizer.json"
+        path = self._folder / TOKENIZER_FILE
         if not path.is_file():
             return None
-        end = _read_json(self._folder / "config.json").get("eos_token_id")
+        end = read_json(self._folder / "config.json").get("eos_token_id")
         end = end[0] if isinstance(end, list) and end else end
         if not isinstance(end, int):
             raise DataError(f"{self._folder / 'config.json'} has no eos_token_id, which must stand between texts.")
@@ -114,15 +110,11 @@ class Pretrained:
 
     def build(self, vocab_size: int, block_size: int) -> nn.Module:
         """The stored weights in fp32. Raises DataError where the folder's model cannot take such tokens, or lacks weights."""
-        config = _config(self._folder)
-        _check_fit(config, vocab_size, block_size)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            self._folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-            ignore_mismatched_sizes=True, output_loading_info=True,
-        )  # fmt: skip
-        _check_loaded(self._folder, missing=sorted(found["missing_keys"]), misshaped=sorted(key[0] for key in found["mismatched_keys"]))
-        module: nn.Module = model
-        return module
+        config = read_config(self._folder)
+        config.use_cache = False
+        check_fit(config, vocab_size)
+        _check_length(config, block_size)
+        return load_model(AutoModelForCausalLM, self._folder, config)
 
 
 Decoder = Architecture | Pretrained
@@ -149,55 +141,7 @@ def _scale_residual_projections(model: nn.Module, factor: float) -> None:
                 parameter.mul_(factor)
 
 
-def _check_weights(folder: Path) -> None:
-    """Raises DataError that names the first file that is missing or refused."""
-    if not (folder / "config.json").is_file():
-        raise DataError(f"{_FLAG}={folder} has no config.json.")
-    if (folder / "model.safetensors").is_file():
-        return
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
-        why = f" {pickles[0]} is refused: it is a pickle, and loading a pickle can run any code. Save it as safetensors." if pickles else ""
-        raise DataError(f"{_FLAG}={folder} has no model.safetensors (or model.safetensors.index.json).{why}")
-    for name in sorted(set(_read_json(index).get("weight_map", {}).values())):
-        if not (folder / name).is_file():
-            raise DataError(f"{_FLAG}={folder} has no {name}, which model.safetensors.index.json names.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} is not a JSON object.")
-    return found
-
-
-def _config(folder: Path) -> Any:
-    if "auto_map" in _read_json(folder / "config.json"):
-        raise DataError(f"{folder / 'config.json'} names code of its own (auto_map), which is not run: allowed are transformers' models.")
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, OSError) as error:
-        raise DataError(f"{folder / 'config.json'} is no model that transformers knows: {str(error).splitlines()[0]}") from error
-    config.use_cache = False
-    return config
-
-
-def _check_loaded(folder: Path, missing: list[str], misshaped: list[str]) -> None:
-    for names, what in ((missing, "lack"), (misshaped, "have another shape for")):
-        if names:
-            raise DataError(f"{_FLAG}={folder}: the weights {what} {', '.join(names[:3])} ({len(names)} in all) of config.json's model.")
-
-
-def _check_fit(config: Any, vocab_size: int, block_size: int) -> None:
-    if vocab_size > config.vocab_size:
-        raise DataError(
-            f"the tokenizer has {vocab_size} tokens, the model of {_FLAG} only {config.vocab_size}: "
-            "give the folder its tokenizer.json, or a smaller data.options.vocab_size."
-        )
+def _check_length(config: Any, block_size: int) -> None:
     longest = getattr(config, "max_position_embeddings", None)
     ok = longest is None or block_size <= longest
-    require(ok, "data.options.block_size", block_size, f"at most {longest}, as config.json of {_FLAG} says")
+    require(ok, "data.options.block_size", block_size, f"at most {longest}, as config.json of {FLAG} says")

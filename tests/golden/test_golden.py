@@ -104,6 +104,8 @@ def as_yaml(values: dict[str, Any]) -> str:
 GOLDEN: dict[str, Callable[[], str]] = {
     "spec-gpt.yaml": lambda: spec_of("gpt"),
     "spec-resnet.yaml": lambda: spec_of("resnet"),
+    "spec-text-classifier.yaml": lambda: spec_of("text-classifier"),
+    "spec-bert.yaml": lambda: spec_of("bert"),
     "deepspeed-gpt.yaml": deepspeed_of_gpt,
     "deepspeed-offload.yaml": offloaded_gpt,
     "deepspeed-tensor-parallel.yaml": tensor_parallel_gpt,

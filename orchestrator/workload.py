@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from orchestrator.spec import JobSpec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import torch
 
@@ -106,6 +108,12 @@ class OffersReport(Protocol):
     """Optional: `report(sums, dataset)` -> files by name (JSON, PNG, text) that show the final evaluation."""
 
     def report(self, sums: Mapping[str, np.ndarray[Any, Any]], dataset: DatasetView) -> Mapping[str, bytes]: ...
+
+
+class OffersExport(Protocol):
+    """Optional: `export(model, dataset, folder)` writes the model as files that other programs read, for `orchestrator export`."""
+
+    def export(self, model: torch.nn.Module, dataset: DatasetView, folder: Path) -> None: ...
 
 
 class OffersFlops(Protocol):

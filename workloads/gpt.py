@@ -29,10 +29,10 @@ from orchestrator.workload import DatasetSink, DatasetView
 from .chunked_loss import allow_chunks, cross_entropy
 from .decoder import Decoder, decoder_of
 from .layers import decoder_layers
+from .model_folder import TOKENIZER_FILE, save_folder
 from .requirements import require
 
 END_OF_TEXT = "<|endoftext|>"
-TOKENIZER_FILE = "tokenizer.json"
 _FORMAT = 1  # of the recipe: a change here makes every data set anew
 
 
@@ -150,6 +150,12 @@ class GPT:
         written = tokens[0, 1:].tolist()
         written = written[: written.index(end)] if end in written else written
         return str(tokenizer.decode(written))
+
+    def export(self, model: torch.nn.Module, dataset: DatasetView, folder: Path) -> None:
+        """A folder for `model=gpt-pretrained` and transformers."""
+        tokenizer = _tokenizer(dataset)
+        model.config.eos_token_id = self._end(tokenizer)
+        save_folder(model, folder, tokenizer)
 
     def _continue(self, model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.options.sample_seed)

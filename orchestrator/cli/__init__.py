@@ -21,6 +21,7 @@ Look
   status JOB                   one job and its events
   logs JOB [-f] [--rank N]     what its ranks printed, over all restarts
   dashboard                    open MLflow on this machine's runs
+  export JOB FOLDER            write the model of its newest checkpoint as a folder that transformers reads
 
 Stop
   cancel JOB [--now]           save a checkpoint and stop (--now: at once)
@@ -62,9 +63,14 @@ def _verbs() -> dict[str, Callable[[], Verb]]:
 
         return completion.completion
 
+    def export() -> Verb:
+        from orchestrator.cli.export import export
+
+        return export
+
     found = {name: hydra(name) for name in ("train", "submit")}
     found |= {name: jobs(f"{name}_") for name in ("resume", "list", "status", "logs", "cancel", "dashboard", "down", "version")}
-    return {**found, "completion": completion}
+    return {**found, "export": export, "completion": completion}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

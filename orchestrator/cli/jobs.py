@@ -27,13 +27,13 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}\n{self.format_usage().strip()}")
 
 
-def _parser(verb: str, about: str) -> _Parser:
+def parser_for(verb: str, about: str) -> _Parser:
     parser = _Parser(prog=f"orchestrator {verb}", description=about)
     parser.add_argument("--home", default="", help="folder of the control plane's state; default: $ORCHESTRATOR_HOME, else ~/.orchestrator")
     return parser
 
 
-def _client(home: str, job: str) -> Client:
+def client_for(home: str, job: str) -> Client:
     found = Home.find(home)
     if not found.jobs_db.exists():
         raise JobNotFound(f"no job is named '{job}': there are no jobs in {found.root}; `orchestrator train` starts one")
@@ -41,7 +41,7 @@ def _client(home: str, job: str) -> Client:
 
 
 def list_(arguments: list[str]) -> int:
-    parser = _parser("list", "All jobs, oldest first.")
+    parser = parser_for("list", "All jobs, oldest first.")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
     home = Home.find(asked.home)
@@ -57,11 +57,11 @@ def list_(arguments: list[str]) -> int:
 
 
 def status_(arguments: list[str]) -> int:
-    parser = _parser("status", "One job and its events.")
+    parser = parser_for("status", "One job and its events.")
     parser.add_argument("job")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
-    client = _client(asked.home, asked.job)
+    client = client_for(asked.home, asked.job)
     job = client.job(asked.job)
     events = client.events(job.id)
     if asked.json:
@@ -78,12 +78,12 @@ def status_(arguments: list[str]) -> int:
 
 
 def logs_(arguments: list[str]) -> int:
-    parser = _parser("logs", "What the ranks printed, over all restarts.")
+    parser = parser_for("logs", "What the ranks printed, over all restarts.")
     parser.add_argument("job")
     parser.add_argument("-f", "--follow", action="store_true", help="until the job has ended")
     parser.add_argument("--rank", type=int, default=None)
     asked = parser.parse_args(arguments)
-    client = _client(asked.home, asked.job)
+    client = client_for(asked.home, asked.job)
     job = client.job(asked.job)
     store = open_store(job.spec.storage)
     seen: set[str] = set()
@@ -140,11 +140,11 @@ def _pieces(store: ObjectStore, keys: JobKeys, only: int | None, seen: set[str])
 
 
 def cancel_(arguments: list[str]) -> int:
-    parser = _parser("cancel", "Save a checkpoint and stop a job.")
+    parser = parser_for("cancel", "Save a checkpoint and stop a job.")
     parser.add_argument("job")
     parser.add_argument("--now", action="store_true", help="at once, without a checkpoint")
     asked = parser.parse_args(arguments)
-    client = _client(asked.home, asked.job)
+    client = client_for(asked.home, asked.job)
     job = client.request_stop(client.job(asked.job).id, "now" if asked.now else "drain")
     if job.state.terminal:
         print(f"{job.id} has ended already: {job.state.value}")
@@ -160,12 +160,12 @@ def resume_(arguments: list[str]) -> int:
     from orchestrator.config import apply_overrides
     from orchestrator.control.local import ensure_cluster
 
-    parser = _parser("resume", "Go on from the newest good checkpoint.")
+    parser = parser_for("resume", "Go on from the newest good checkpoint.")
     parser.add_argument("job")
     parser.add_argument("overrides", nargs="*", help="for example training.max_steps=2000 resources.num_workers=4")
     parser.add_argument("--detach", action="store_true", help="do not follow it")
     asked = parser.parse_intermixed_args(arguments)
-    client = _client(asked.home, asked.job)
+    client = client_for(asked.home, asked.job)
     job = client.job(asked.job)
     spec = apply_overrides(job.spec, asked.overrides) if asked.overrides else None
     wanted = spec or job.spec
@@ -182,7 +182,7 @@ def resume_(arguments: list[str]) -> int:
 
 
 def dashboard_(arguments: list[str]) -> int:
-    parser = _parser("dashboard", "MLflow's page on this machine's runs.")
+    parser = parser_for("dashboard", "MLflow's page on this machine's runs.")
     parser.add_argument("--port", type=int, default=5000)
     asked = parser.parse_args(arguments)
     folder = Home.find(asked.home).mlflow
@@ -197,7 +197,7 @@ def dashboard_(arguments: list[str]) -> int:
 def down_(arguments: list[str]) -> int:
     from orchestrator.control.local import stop_cluster
 
-    parser = _parser("down", "Stop the local cluster. Jobs that run go on from their last commit when they are resumed.")
+    parser = parser_for("down", "Stop the local cluster. Jobs that run go on from their last commit when they are resumed.")
     asked = parser.parse_args(arguments)
     stopped = stop_cluster(Home.find(asked.home), Screen().say)
     print("the local cluster is stopped" if stopped else "no local cluster runs")

@@ -1,0 +1,63 @@
+"""From masked language modelling to a classifier: real ranks train, the commit becomes a folder, other ranks go on from it."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import BertForMaskedLM
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from ranks import Group, spec_of
+
+from orchestrator.checkpoints.restore import export_tensors
+
+SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_layers": 1, "num_heads": 2, "dropout": 0.0}
+
+
+@pytest.fixture
+def table(tmp_path):
+    draw, path = random.Random(0), tmp_path / "texts.jsonl"
+    kinds = {"animal": ("cat", "dog"), "plant": ("oak", "fern")}
+    with path.open("w") as file:
+        for number in range(300):
+            label = draw.choice(sorted(kinds))
+            file.write(json.dumps({"label": label, "text": f"the {draw.choice(kinds[label])} near road {number}"}) + "\n")
+    return path
+
+
+def job(folder, workers, table, name, entrypoint, model, **changes):
+    data = {"source": "files", "path": str(table), "min_texts": 1, "vocab_size": 300, "length": 12}
+    settings = {"workload__entrypoint": entrypoint, "data__name": name, "data__options": data, "model__options": model}
+    spec = spec_of(folder / "store", resources__num_workers=workers, optimizer__lr=0.02, **settings | changes)
+    return Group(folder, workers, spec, job_id=name)
+
+
+def exported(group, folder):
+    told = json.dumps({"id": group.job_id, "spec": group.spec})
+    command = [sys.executable, "-m", "orchestrator.runtime.export", str(folder)]
+    return subprocess.run(command, input=told, text=True, capture_output=True, check=False)
+
+
+@pytest.mark.slow
+def test_an_encoder_is_pretrained_exported_and_fine_tuned(tmp_path, table):
+    changes = {"training__max_steps": 6, "parallelism__zero_stage": 3}
+    masked = job(tmp_path, 2, table, "masked", "workloads.masked_lm:MaskedLM", SHAPE, **changes).run()
+    done = exported(masked, tmp_path / "encoder")
+    assert (done.returncode, done.stdout) == (0, f"masked at step 6 is in {tmp_path / 'encoder'}\n"), done.stderr
+    stored = export_tensors(masked.store, masked.log.load_manifest(masked.log.chain()[0]))
+    read = dict(BertForMaskedLM.from_pretrained(tmp_path / "encoder").named_parameters())
+    assert read.keys() == stored.keys()
+    assert all(np.array_equal(read[name].detach().numpy(), value) for name, value in stored.items())
+    model = {"pretrained": str(tmp_path / "encoder"), "dropout": 0.0}
+    tuned = job(tmp_path, 1, table, "tuned", "workloads.text_classifier:TextClassifier", model, training__max_steps=30).run()
+    before, after = (row["values"] for row in tuned.of("evaluated"))
+    assert after["accuracy"] > 0.9 > before["accuracy"] and after["loss"] < before["loss"] / 2
+    refused = exported(tuned, tmp_path / "classifier")
+    assert refused.returncode == 2 and "it has no method export" in refused.stderr

@@ -58,7 +58,7 @@ class Pipeline:
         self._stage = _Stage(runs[self._number], is_first=self._number == 0, is_last=self._is_last)
         deepspeed.comm.init_distributed(dist.get_backend(), dist_init_required=False)
         self.module = _Module(self._stage, layout, self._loss_of)
-        self.module.ties = self._ties()
+        self._ties = self._make_ties()
         self.parts: Parts = self._mark()
         """What this rank holds of which parameter."""
 
@@ -66,7 +66,8 @@ class Pipeline:
         """`engine`: DeepSpeed's, made of `module`."""
         self._engine, self._to_device = engine, to_device
         self._plain_optimizer = isinstance(engine.optimizer, torch.optim.Optimizer)
-        engine._INSTRUCTION_MAP = {kind: self._told(kind, execute) for kind, execute in engine._INSTRUCTION_MAP.items()}
+        instructions = engine._INSTRUCTION_MAP | {schedule.ReduceTiedGrads: self._add_up_ties}
+        engine._INSTRUCTION_MAP = {kind: self._told(kind, execute) for kind, execute in instructions.items()}
 
     @property
     def data_parallel_group(self) -> Any:
@@ -134,6 +135,17 @@ class Pipeline:
 
         return instruction
 
+    def _add_up_ties(self, engine: Any) -> None:
+        """One sum over all that hold a tied weight, to the last bit the same for each: the copies must not part.
+
+        DeepSpeed would add up between stages, then average over each stage's ranks, in an order that may differ from stage to stage.
+        Its average comes all the same after this, and is then one of equal numbers.
+        """
+        for weight, group in self._ties:
+            gradient = weight._hp_grad if engine.using_bf16_optimizer else weight.grad
+            gradient.div_(self._layout.data_parallel_size)
+            dist.all_reduce(gradient, group=group)
+
     def _gradient_norm(self) -> torch.Tensor:
         """Over all stages, a tied weight once; DeepSpeed keeps no norm for ZeRO 0 in fp32. Scalar."""
         counted = [weight.grad for weight in self._stage.parameters() if weight.grad is not None and not self.parts[id(weight)].lent]
@@ -160,16 +172,14 @@ class Pipeline:
 
     # what lies where
 
-    def _ties(self) -> list[tuple[torch.Tensor, Any]]:
-        """Weights of this stage that other stages hold too, each with the ranks that add up its gradients."""
+    def _make_ties(self) -> list[tuple[Any, Any]]:
+        """Weights of this stage that other stages train too, each with the group of all ranks that hold it."""
         ties, size = [], self._layout.data_parallel_size
         shared = {name: held.stages for name, held in self._held.items() if len(held.stages) > 1}
         for name, stages in shared.items():
-            for data_rank in range(size):
-                ranks = [stage * size + data_rank for stage in stages]
-                group = dist.new_group(ranks)
-                if dist.get_rank() in ranks and self._places[name].tensor.requires_grad:
-                    ties.append((self._places[name].tensor, group))
+            group = dist.new_group([stage * size + data_rank for stage in stages for data_rank in range(size)])
+            if self._number in stages and self._places[name].tensor.requires_grad:
+                ties.append((self._places[name].tensor, group))
         return ties
 
     def _mark(self) -> Parts:
@@ -215,11 +225,6 @@ class _Module(PipelineModule):
         number, count = layout.pipeline_stage(dist.get_rank()), layout.pipeline_parallel_size
         layers = [stage if place == number else _elsewhere for place in range(count)]
         super().__init__(layers, num_stages=count, loss_fn=loss, partition_method="uniform")
-        self.ties: list[tuple[torch.Tensor, Any]] = []
-
-    def get_tied_weights_and_groups(self) -> list[tuple[torch.Tensor, Any]]:
-        """DeepSpeed adds up these gradients before it averages over the data-parallel ranks."""
-        return self.ties
 
 
 def _elsewhere(given: Any) -> Any:

@@ -10,16 +10,22 @@ Every cell keeps an average of its weights, which is compared with one by hand a
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 import os
 import socket
 import sys
+import weakref
 from pathlib import Path
 from typing import NamedTuple
 
 TESTS = Path(__file__).parents[2]
 sys.path[:0] = [str(TESTS.parent)]
 os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME="lo")
+
+from orchestrator.runtime.preload import preload  # noqa: E402
+
+preload()  # here, so that not every rank does it
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
@@ -37,6 +43,8 @@ from orchestrator.storage import DirectoryStore  # noqa: E402
 from workloads.layers import decoder_layers  # noqa: E402
 
 BATCH, STEPS, DECAY = 12, {"net": 6}, 0.75  # of other models 20 steps
+built = []
+"""Weak references to the weights of the newest model."""
 
 
 class Cell(NamedTuple):
@@ -49,10 +57,9 @@ class Cell(NamedTuple):
     together: int = 1
     """Tensor-parallel size."""
     model: str = "net"
-    """`net`, `llama` with a tied head, or `llama-untied`."""
+    """`net`, `llama` with a tied head, `llama-untied`, or one that `sequences.py` adds."""
     stages: int = 1
     """Pipeline-parallel size."""
-    """`net`, `llama` with a tied head, `llama-untied`, or one that `sequences.py` adds."""
     shared: int = 1
     """Sequence-parallel size."""
 
@@ -96,7 +103,8 @@ TENSOR = [
     TWO._replace(model="llama-untied"), TWO._replace(precision="bf16"), TWO._replace(optimizer="sgd"), FOUR._replace(offload="optimizer"),
     TWO._replace(zero_stage=2, offload="optimizer"),
 ]  # fmt: skip
-WHOLE = [ONE, UNTIED, ONE._replace(zero_stage=1, precision="bf16"), ONE._replace(optimizer="sgd"), Cell(3, 2, model="llama")]
+NARROW_ONE = ONE._replace(zero_stage=1, precision="bf16")
+WHOLE = [ONE, UNTIED, NARROW_ONE, ONE._replace(optimizer="sgd"), Cell(3, 2, model="llama")]
 TENSOR_CROSS = [
     (TWO, ONE), (ONE, TWO), (FOUR, Cell(3, 2, model="llama")), (Cell(3, 2, model="llama"), FOUR), (TWO._replace(zero_stage=2), FOUR),
     (FOUR._replace(zero_stage=0), TWO._replace(zero_stage=2)), (FOUR._replace(offload="optimizer"), TWO._replace(zero_stage=0)),
@@ -107,22 +115,22 @@ TENSOR_CROSS = [
 PAIRS = [(layout, layout) for layout in SAME] + [pair for pair in CROSS if pair[0] != pair[1]]
 
 PIPE, ONE_NET = Cell(1, 2, model="llama", stages=2), Cell(0, 1)
-PIPES, NET = PIPE._replace(world=4), Cell(1, 2, stages=2)
+PIPES, THREE, NET = PIPE._replace(world=4), PIPE._replace(world=3, stages=3), Cell(1, 2, stages=2)
+NARROW_PIPE, NARROW_PIPES = PIPE._replace(precision="bf16"), PIPES._replace(zero_stage=0, precision="bf16")
+UNTIED_PIPE, NETS, SHARDED = PIPE._replace(model="llama-untied"), NET._replace(world=4, zero_stage=0), Cell(3, 2, model="llama")
 PIPELINES = [
-    PIPE, PIPE._replace(zero_stage=0), PIPES, PIPES._replace(zero_stage=0), PIPE._replace(world=3, stages=3), PIPE._replace(model="llama-untied"),
-    PIPE._replace(precision="bf16"), PIPE._replace(zero_stage=0, precision="bf16", world=4), PIPE._replace(optimizer="sgd"),
-    PIPE._replace(offload="optimizer"), NET, NET._replace(world=4, zero_stage=0),
+    PIPE, PIPE._replace(zero_stage=0), PIPES, THREE, UNTIED_PIPE, NARROW_PIPE, NARROW_PIPES, PIPE._replace(offload="optimizer"), NET, NETS,
+    PIPE._replace(world=6),
 ]  # fmt: skip
-BF16_PIPES = PIPE._replace(zero_stage=0, precision="bf16", world=4)
 PIPELINES_CROSS = [
-    (PIPE, ONE), (ONE, PIPE), (PIPE, Cell(3, 2, model="llama")), (Cell(3, 2, model="llama"), PIPES), (PIPES, PIPE._replace(world=3, stages=3)),
-    (PIPE._replace(world=3, stages=3), PIPES._replace(zero_stage=0)), (PIPES._replace(zero_stage=0), TWO), (TWO, PIPE),
-    (PIPE._replace(model="llama-untied"), UNTIED), (UNTIED, PIPE._replace(model="llama-untied")), (PIPE._replace(optimizer="sgd"), PIPES._replace(optimizer="sgd")),
-    (PIPE._replace(precision="bf16"), BF16_PIPES), (BF16_PIPES, Cell(2, 2, "bf16", model="llama")), (NET, ONE_NET), (Cell(3, 2), NET._replace(world=4, zero_stage=0)),
-    (PIPE._replace(offload="optimizer"), PIPES),
+    (PIPE, ONE), (ONE, PIPE), (PIPE, SHARDED), (SHARDED, PIPES), (PIPES, THREE), (THREE, PIPE._replace(zero_stage=0)),
+    (UNTIED_PIPE, UNTIED), (TWO, PIPE), (NARROW_PIPE, NARROW_PIPES), (NARROW_PIPES, NARROW_PIPE), (NETS, ONE_NET), (ONE_NET, NET),
 ]  # fmt: skip
 RUNS = {"net": (SAME, PAIRS), "llama": (WHOLE + TENSOR, [(layout, layout) for layout in TENSOR] + TENSOR_CROSS)}
-RUNS["pipeline"] = ([*WHOLE, ONE_NET, Cell(3, 2), TWO, *PIPELINES], [(layout, layout) for layout in PIPELINES] + PIPELINES_CROSS)
+RUNS["pipeline"] = (
+    [ONE, UNTIED, NARROW_ONE, SHARDED, TWO, ONE_NET, *PIPELINES],
+    [(layout, layout) for layout in PIPELINES] + PIPELINES_CROSS,
+)
 """What trains calmly, and (source, target) of what is resumed."""
 
 
@@ -179,6 +187,7 @@ def loss(model, batch):
 
 def main(folder, model):
     disable_shared_memory_op()
+    gc.freeze()
     for phase, todo in zip(("calm", "resumed"), RUNS[model], strict=True):
         worlds = {}  # a process makes DeepSpeed's groups once
         for cell in todo:
@@ -258,10 +267,12 @@ def resumed(folder, source, target, rank):
 
 
 def end_of(engine, layout, rank, cell):
-    steps = engine.state.counters()["optimizer_steps"]["default"]
-    if cell.stages > 1:  # no module of its own to look at
-        return {"digest": digest(engine), "steps": steps}
-    return {"digest": digest(engine), "steps": steps, "averaged": averaged_loss(engine, layout, rank, cell)}
+    """`kept`: weights of the model that this rank neither needs nor has let go."""
+    gc.collect()
+    kept = {id(weight) for ref in built if (weight := ref()) is not None} - {id(weight) for weight in engine.module.parameters()}
+    found = {"digest": digest(engine), "steps": engine.state.counters()["optimizer_steps"]["default"], "kept": len(kept)}
+    # a stage of a pipeline is no model to look at
+    return found if cell.stages > 1 else {**found, "averaged": averaged_loss(engine, layout, rank, cell)}
 
 
 def by_hand(engine, before):
@@ -319,9 +330,12 @@ def build(cell, seed=1):
     }  # fmt: skip
     spec = from_dict(JobSpec, values)
     torch.manual_seed(seed)
+    global built
+    model = MODELS[cell.model]()
     fields = {"input_ids": 0, "target": 0}
     layers = Net.layers if cell.model == "net" else lambda model: decoder_layers(model, lambda batch: batch["input_ids"])
-    engine = Engine(MODELS[cell.model](), loss, spec, layout_for(spec), torch.device("cpu"), layers=layers, sequence_fields=fields)
+    built = [weakref.ref(weight) for weight in model.parameters()]
+    engine = Engine(model, loss, spec, layout_for(spec), torch.device("cpu"), layers=layers, sequence_fields=fields)
     return engine, layout_for(spec)
 
 

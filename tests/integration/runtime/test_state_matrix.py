@@ -1,4 +1,5 @@
-"""State of every ZeRO stage into every other, at worlds 1 to 4, with state on the CPU and with tensor parallelism: real gloo ranks."""
+"""State of every ZeRO stage into every other, at worlds 1 to 4, with state on the CPU, with tensor parallelism and with
+pipelines: real gloo ranks."""
 
 from __future__ import annotations
 
@@ -18,6 +19,11 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     return run_matrix(tmp_path_factory.mktemp("llama"), "llama")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    return run_matrix(tmp_path_factory.mktemp("pipeline"), "pipeline")
 
 
 def run_matrix(folder, model, script="matrix.py"):
@@ -126,3 +132,31 @@ def test_the_average_of_the_weights_goes_with_the_state_everywhere(results, llam
                 assert row["averaged"] == expected, source
             tolerance = 1e-5 if source[2] == "fp32" else 1e-2
             assert row["averaged"] == pytest.approx(expected, abs=tolerance), (source, target)
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_pipeline_train_as_one_rank(pipeline):
+    calm, _ = pipeline
+    staged = {cell: row for cell, row in calm.items() if cell[7] > 1}
+    assert {(cell[0], cell[1], cell[7]) for cell in staged} == {(0, 2, 2), (1, 2, 2), (0, 4, 2), (1, 4, 2), (1, 3, 3), (1, 6, 2)}
+    for (_, _, precision, _, _, _, model, *_), row in staged.items():
+        narrow = precision == "bf16"
+        whole = calm[(int(narrow), 1, precision, "adamw", "", 1, model, 1, 1)]
+        for (loss, norm), (expected_loss, expected_norm) in zip(row["losses"], whole["losses"], strict=True):
+            assert loss == pytest.approx(expected_loss, abs=1e-2 if narrow else 1e-5)
+            assert norm == pytest.approx(expected_norm, abs=5e-2 if narrow else 2e-4 if model == "net" else 1e-5)
+        assert whole["losses"][0][0] - row["losses"][-1][0] > (0.1 if model == "net" else 0.5)
+        assert row["kept"] == 0, "a rank holds on to layers of other stages"
+
+
+@pytest.mark.slow
+def test_a_pipelines_state_goes_on_bit_for_bit_and_into_other_layouts_within_rounding(pipeline):
+    calm, resumed = pipeline
+    assert len(resumed) == 23
+    for (source, target), row in resumed.items():
+        expected = calm[source]["losses"][len(calm[source]["losses"]) // 2 :]
+        assert row["steps"] == calm[source]["steps"]
+        if source == target:
+            assert (row["losses"], row["digest"]) == (expected, calm[source]["digest"]), source
+        tolerance = 1e-5 if source[2] == "fp32" else 1e-2
+        assert [loss for loss, _ in row["losses"]] == pytest.approx([loss for loss, _ in expected], abs=tolerance), (source, target)

@@ -42,7 +42,7 @@ from orchestrator.spec import JobSpec, from_dict  # noqa: E402
 from orchestrator.storage import DirectoryStore  # noqa: E402
 from workloads.layers import decoder_layers  # noqa: E402
 
-BATCH, STEPS, DECAY = 12, {"net": 6}, 0.75  # of other models 20 steps
+BATCH, MICRO, STEPS, DECAY = 12, 2, {"net": 6}, 0.75  # of other models 20 steps
 built = []
 """Weak references to the weights of the newest model."""
 
@@ -323,7 +323,9 @@ def build(cell, seed=1):
     on_cpu = {f"offload_{part}": "cpu" for part in cell.offload.split("_") if part}
     values = {
         "workload": {"name": "net", "entrypoint": "net:Net"}, "model": {"name": "net"}, "data": {"name": "net"},
-        "training": {"max_steps": cell.steps, "global_batch_size": BATCH, "micro_batch_size": 2, "precision": cell.precision, "ema_decay": DECAY},
+        "training": {
+            "max_steps": cell.steps, "global_batch_size": BATCH, "micro_batch_size": MICRO, "precision": cell.precision, "ema_decay": DECAY,
+        },
         "resources": {"num_workers": cell.world}, "optimizer": {"name": cell.optimizer, "lr": 0.01},
         "parallelism": {"zero_stage": cell.zero_stage, "tensor_parallel_size": cell.together, "pipeline_parallel_size": cell.stages,
                         "sequence_parallel_size": cell.shared, **on_cpu},
@@ -351,8 +353,8 @@ def step(engine, layout, number, rank, cell):
 def micro_batches(layout, number, rank, model):
     """Net: a token from a token. Llama: sequences that go on by threes from a first token."""
     generator = torch.Generator().manual_seed(number)
-    tokens = torch.randint(0, 13, (BATCH // 2, 2), generator=generator)
-    for index in range(layout.data_parallel_rank(rank), BATCH // 2, layout.data_parallel_size):
+    tokens = torch.randint(0, 13, (BATCH // MICRO, MICRO), generator=generator)
+    for index in range(layout.data_parallel_rank(rank), BATCH // MICRO, layout.data_parallel_size):
         line = (tokens[index][:, None] + 3 * torch.arange(1 + LENGTHS.get(model, 6))) % 13
         if model == "net":
             yield {"tokens": tokens[index], "target": (tokens[index] * 3 + 1) % 13}

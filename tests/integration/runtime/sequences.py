@@ -1,4 +1,4 @@
-"""`matrix.py` for sequence parallelism: `python sequences.py FOLDER sequence`. Small decoders, whose sequences and heads ranks can share."""
+"""`matrix.py` for sequence parallelism: `python sequences.py FOLDER sequence`. Decoders whose sequences and heads ranks can share."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def decoder(name):
 
 if __name__ == "__main__":
     matrix.MODELS.update({name: partial(decoder, name) for name in DECODERS})
+    matrix.MICRO = 6
     matrix.LENGTHS.update(dict.fromkeys(DECODERS, 8))
     matrix.RUNS["sequence"] = ([*ONE.values(), LONG._replace(zero_stage=1, precision="bf16"), *SHARED], RESUMED)
     matrix.main(Path(sys.argv[1]), "sequence")

@@ -31,7 +31,7 @@ def test_ranks_of_a_sequence_train_as_one_rank(results):
         narrow = precision == "bf16"
         whole = calm[(int(narrow), 1, precision, optimizer, "", 1, model, 1)]
         pairs = list(zip(row["losses"], whole["losses"], strict=True))
-        assert [loss for (loss, _), _ in pairs] == pytest.approx([loss for _, (loss, _) in pairs], abs=3e-2 if narrow else 1e-5)
+        assert [loss for (loss, _), _ in pairs] == pytest.approx([loss for _, (loss, _) in pairs], abs=1e-2 if narrow else 1e-5)
         compared = pairs[:1] if narrow else pairs  # in bf16 the weights soon differ by rounding
         assert [norm for (_, norm), _ in compared] == pytest.approx([norm for _, (_, norm) in compared], abs=5e-3 if narrow else 5e-5)
         assert whole["losses"][0][0] - row["losses"][-1][0] > 0.5

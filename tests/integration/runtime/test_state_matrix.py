@@ -97,9 +97,9 @@ def test_tensor_parallel_ranks_train_as_one_rank(llama):
     calm, _ = llama
     divided = {cell: row for cell, row in calm.items() if cell[5] == 2}
     assert {cell[:2] for cell in divided} == {(0, 2), (1, 2), (2, 2), (0, 4), (1, 4), (2, 4)}
-    for (_, _, precision, optimizer, _, _, model), row in divided.items():
+    for (_, _, precision, optimizer, _, _, model, shared), row in divided.items():
         narrow = precision == "bf16"
-        whole = calm[(int(narrow), 1, precision, optimizer, "", 1, model)]
+        whole = calm[(int(narrow), 1, precision, optimizer, "", 1, model, shared)]
         for (loss, norm), (expected_loss, expected_norm) in zip(row["losses"], whole["losses"], strict=True):
             assert loss == pytest.approx(expected_loss, abs=1e-2 if narrow else 1e-5)
             assert norm == pytest.approx(expected_norm, abs=5e-2 if narrow else 1e-5)

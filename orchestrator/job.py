@@ -98,6 +98,9 @@ class Progress:
     samples_per_s: float | None = None
     eta_s: float | None = None
     committed_step: int | None = None
+    best_step: int | None = None
+    """Step of the best checkpoint (`checkpoint.keep_best`), and its figure of `training.best_metric`."""
+    best_value: float | None = None
     restarts: int = 0
     epoch: int = 0
     updated_s: float = 0.0

@@ -28,6 +28,9 @@ class CommitRef:
     step: int
     prefix: str
     manifest_crc: int
+    metric: str = ""
+    value: float | None = None
+    """The figure `metric` of the evaluation of this very step; None if there was none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,7 @@ class CommitLog:
             step=step,
             prefix=prefix,
             manifest_crc=crc64(content),
+            **(job_scalars.get("evaluated") or {}),
         )
         self._create_commit(ref)
         self.check_owner(epoch)

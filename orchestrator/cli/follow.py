@@ -7,7 +7,7 @@ import math
 import time
 from typing import Any
 
-from orchestrator.cli.screen import Screen, command, state_line
+from orchestrator.cli.screen import Screen, best_line, command, state_line
 from orchestrator.control.client import Client
 from orchestrator.control.local import LocalCluster, controller_alive, ensure_cluster, stop_cluster
 from orchestrator.errors import ObjectNotFound, StorageError
@@ -89,9 +89,13 @@ def report(job: Job, screen: Screen, home: Home) -> int:
         screen.say(f"its artifacts cannot be read: {error}")
     if job.result and job.result.mlflow_run_id:
         screen.say(f"MLflow run       {job.result.mlflow_run_id}   ({command('dashboard', home)})")
+    if job.progress.best_value is not None:
+        screen.say(best_line(job))
     screen.say(f"checkpoints      {job.spec.storage.url}/{JobKeys(job.id).checkpoints}")
     if job.state is JobState.SUCCEEDED:
-        screen.say(f"train further    {command(f'resume {job.id} training.max_steps={2 * job.spec.training.max_steps}', home)}")
+        early = job.progress.step < job.spec.training.max_steps
+        change = "early_stopping_patience=0" if early else f"max_steps={2 * job.spec.training.max_steps}"
+        screen.say(f"train further    {command(f'resume {job.id} training.{change}', home)}")
         return 0
     resumable = job.progress.committed_step is not None
     remark = "" if resumable else "   (from the start: nothing was saved)"

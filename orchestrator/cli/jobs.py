@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from orchestrator.cli.screen import Screen, command, duration, state_line, table
+from orchestrator.cli.screen import Screen, best_line, command, duration, state_line, table
 from orchestrator.control.client import Client
 from orchestrator.errors import JobNotFound, UserError
 from orchestrator.job import Job, job_to_dict
@@ -71,6 +71,8 @@ def status_(arguments: list[str]) -> int:
     print(f"{job.id}  {job.state.value}  {_words(job)}")
     for _, event in events:
         print(f"  {datetime.fromtimestamp(event.time_s):%Y-%m-%d %H:%M:%S}  {event.kind.value:<18} {_first_line(event.message)}")
+    if job.progress.best_value is not None:
+        print(best_line(job))
     if job.result and job.result.mlflow_run_id:
         print(f"MLflow run {job.result.mlflow_run_id}   ({command('dashboard', client.home)})")
     print(f"next: {command(f'resume {job.id}' if job.state.terminal else f'logs -f {job.id}', client.home)}")

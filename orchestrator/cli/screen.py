@@ -79,6 +79,12 @@ def state_line(job: Job) -> str:
     return progress.phase or job.state.value
 
 
+def best_line(job: Job) -> str:
+    """Of a job that keeps its best checkpoint and has one."""
+    progress = job.progress
+    return f"best checkpoint  step {progress.best_step}: {job.spec.training.best_metric} {progress.best_value:.6g}"
+
+
 def _figures(progress: Progress) -> str:
     parts = [f"step {progress.step}/{progress.max_steps}", f"loss {progress.loss:.4f}"]
     if progress.tokens_per_s:

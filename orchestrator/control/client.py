@@ -154,7 +154,10 @@ def _new_id(spec: JobSpec) -> str:
 
 def _carried_over(progress: Progress, spec: JobSpec) -> Progress:
     """What stays true while the job waits once more."""
-    return Progress(step=progress.step, max_steps=spec.training.max_steps, committed_step=progress.committed_step, epoch=progress.epoch)
+    return Progress(
+        step=progress.step, max_steps=spec.training.max_steps, committed_step=progress.committed_step, best_step=progress.best_step,
+        best_value=progress.best_value, epoch=progress.epoch,
+    )  # fmt: skip
 
 
 def _event(kind: EventKind, job_id: str, time_s: float, message: str) -> Event:

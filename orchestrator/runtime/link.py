@@ -20,7 +20,7 @@ Messages, each a dict with `type` and `rank` (every rank sends them; the supervi
     saved      step, checkpoint (key prefix), writer    this rank's part of a checkpoint is in the store
     *artifact  name                                     the object `artifacts/<name>` was written
     suspect    commit key, message                      bytes of a checkpoint were found damaged
-    done       step, stopped (bool)                     left the loop at `step`, because of an order or at the end
+    done       step, stopped (bool), why                left the loop at `step`, because of an order or at the end; `why` of an early end
     error      end_reason (EndReason name), message, traceback, fingerprint
 """
 

@@ -27,6 +27,7 @@ from orchestrator.runtime.link import AgentLink, Phase, ProgressClock
 from orchestrator.runtime.metrics import Meter, device_name, flops_per_sample, peak_flops_per_s
 from orchestrator.runtime.resume import restore_newest
 from orchestrator.runtime.seeding import seed_model, seed_rank
+from orchestrator.runtime.selection import selection_of
 from orchestrator.runtime.sequence_parallel import fields_of
 from orchestrator.runtime.task import RankTask
 from orchestrator.runtime.train import Training, train
@@ -68,14 +69,14 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
     dataset = _dataset(task, spec, workload, store, link, device)
     engine, meter = _engine(workload, dataset, spec, layout, device, sequence_fields)
     seed_rank(spec.training.seed, 0, layout.sequence_data_parallel_rank(task.rank), layout.pipeline_stage(task.rank))
-    run = Training(task, spec, layout, workload, store, dataset, engine, link, clock, meter)
+    run = Training(task, spec, layout, workload, store, dataset, engine, link, clock, meter, selection_of(spec))
     restore_newest(run)
     stopped = train(run)
     if not stopped:
         _write_artifacts(run)
     clock.tick(run.step, Phase.END)
     dist.barrier()
-    link.send("done", step=run.step, stopped=stopped)
+    link.send("done", step=run.step, stopped=stopped, why=run.why_early)
     dist.destroy_process_group()
 
 

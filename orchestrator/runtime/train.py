@@ -24,6 +24,7 @@ from orchestrator.runtime.link import AgentLink, Order, Phase, ProgressClock
 from orchestrator.runtime.metrics import Meter, memory
 from orchestrator.runtime.schedule import learning_rate
 from orchestrator.runtime.seeding import random_states
+from orchestrator.runtime.selection import Selection, figure, judged, why_early
 from orchestrator.runtime.task import RankTask
 from orchestrator.spec import JobSpec
 from orchestrator.storage import ObjectStore
@@ -44,6 +45,7 @@ class Training:
     link: AgentLink
     clock: ProgressClock
     meter: Meter
+    selection: Selection
     step: int = 0
     position: int = 0
     saved_step: int = 0
@@ -56,6 +58,16 @@ class Training:
     def max_steps(self) -> int:
         return self.spec.training.max_steps
 
+    @property
+    def ended(self) -> bool:
+        """All steps are done, or no more are worth it."""
+        return self.step >= self.max_steps or bool(self.why_early)
+
+    @property
+    def why_early(self) -> str:
+        """Why the job ends before its last step; empty if it does not."""
+        return why_early(self.selection, self.spec.training) if self.step < self.max_steps else ""
+
     def tick(self, step: int, phase: Phase) -> None:
         """The rank now does `phase` of `step`: for who watches for hangs, and for who measures."""
         self.clock.tick(step, phase)
@@ -63,15 +75,17 @@ class Training:
 
 
 def train(run: Training) -> bool:
-    """Train to `max_steps`, or until an order to drain. Returns whether the loop was left early; all state is saved then too."""
+    """Train until the job has ended, or until an order to drain. Returns whether it was the order; all state is saved then too."""
     loader = TrainLoader(run.dataset, run.layout, run.task.rank, run.spec.training.seed)
     stop = False
     if run.step == 0:
-        run.evaluation_before = _json_ready(_evaluate(run).values)
-    if run.step < run.max_steps and run.task.rank == 0:
+        before = _evaluate(run).values
+        figure(before, run.selection.metric)
+        run.evaluation_before = _json_ready(before)
+    if not run.ended and run.task.rank == 0:
         run.link.send("started", first_step=run.step + 1)
     run.meter.restart(run.step)
-    while run.step < run.max_steps and not stop:
+    while not run.ended and not stop:
         step = run.step + 1
         run.tick(step, Phase.DATA)
         lr = learning_rate(run.spec.optimizer, run.max_steps, step)
@@ -79,13 +93,12 @@ def train(run: Training) -> bool:
         begun_at, run.step, run.position = run.position, step, run.position + run.layout.global_batch_size
         if step % run.spec.training.log_interval_steps == 0 or step == run.max_steps:
             stop = _log(run, report, lr, begun_at)
-        if _evaluation_is_due(run):
-            _evaluate(run)
-        if step % run.spec.checkpoint.interval_steps == 0 or step == run.max_steps or stop:
+        is_best = _evaluation_is_due(run) and _judge(run, _evaluate(run))
+        if step % run.spec.checkpoint.interval_steps == 0 or run.ended or stop or is_best:
             save(run)
-    if run.step >= run.max_steps and run.last_evaluation is None:
+    if run.ended and run.last_evaluation is None:
         _evaluate(run)  # restored at the end
-    return run.step < run.max_steps
+    return not run.ended
 
 
 def _log(run: Training, report: StepReport, lr: float, position: int) -> bool:
@@ -133,6 +146,12 @@ def _evaluate(run: Training) -> Evaluation:
     return run.last_evaluation
 
 
+def _judge(run: Training, evaluation: Evaluation) -> bool:
+    """Whether its step is to be kept as one of the best. All ranks come to the same: they have the same figures."""
+    run.selection = judged(run.selection, run.spec, run.step, figure(evaluation.values, run.selection.metric))
+    return run.spec.checkpoint.keep_best > 0 and run.selection.has(run.step)
+
+
 def save(run: Training) -> None:
     """This step's checkpoint into the store, unless it is there. The supervisor commits it when all ranks have said `saved`."""
     if run.saved_step == run.step:
@@ -160,8 +179,18 @@ def job_scalars(run: Training) -> dict[str, Any]:
         "sequence_parallel_size": run.layout.sequence_parallel_size,
         "precision": run.engine.precision.value,
         "evaluation_before": run.evaluation_before,
+        "selection": run.selection.to_dict(),
+        "evaluated": _figure_of_this_step(run),
         **run.engine.state.counters(),
     }
+
+
+def _figure_of_this_step(run: Training) -> dict[str, Any] | None:
+    """What the checkpoint is compared with others by; None if this step was not evaluated."""
+    evaluation, metric = run.last_evaluation, run.selection.metric
+    if evaluation is None or evaluation.step != run.step:
+        return None
+    return {"metric": metric, "value": figure(evaluation.values, metric)}
 
 
 def _json_ready(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -68,6 +68,9 @@ class JobSpec:
         warmup, steps = self.optimizer.warmup_steps, self.training.max_steps
         require(warmup < steps, "optimizer.warmup_steps", warmup, f"less than training.max_steps={steps}")
         self._check_clipping()
+        why = "0 at training.eval_interval_steps=0, which evaluates only at the end; evaluate every so many steps"
+        ok = self.checkpoint.keep_best == 0 or self.training.eval_interval_steps > 0
+        require(ok, "checkpoint.keep_best", self.checkpoint.keep_best, why)
         self._check_sequences()
         self._check_recomputation()
         self._check_whole_matrices()

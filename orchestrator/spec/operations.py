@@ -39,10 +39,13 @@ class CheckpointSpec:
     """Commit a checkpoint every so many steps, and always after the last."""
     keep_last: int = 3
     """Newest commits that stay in the store; 0: all."""
+    keep_best: int = 0
+    """Commits of the best evaluations (`training.best_metric`) that stay as well; each is committed at the step of its evaluation."""
 
     def __post_init__(self) -> None:
         require(self.interval_steps >= 1, "checkpoint.interval_steps", self.interval_steps, "at least 1")
         require(self.keep_last >= 0, "checkpoint.keep_last", self.keep_last, "0 (all) or more")
+        at_least(0, "checkpoint", self, "keep_best")
 
 
 @dataclass(frozen=True, kw_only=True)

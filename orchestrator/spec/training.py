@@ -51,14 +51,24 @@ class TrainingSpec:
     """Keep a moving average of the weights, of which this share stays at each step, such as 0.999; 0: none. Takes 4 bytes per parameter."""
     evaluate_ema: bool = True
     """Evaluate and sample with the average, where there is one; training goes on with the weights."""
+    best_metric: str = "loss"
+    """The figure of an evaluation that says which is better: for early stopping and for `checkpoint.keep_best`."""
+    best_maximize: bool = False
+    """More of it is better, as of an accuracy."""
+    early_stopping_patience: int = 0
+    """End the job after so many evaluations in a row that are no better than the best before them; 0: never."""
+    early_stopping_min_delta: float = 0.0
+    """An evaluation is better, for early stopping, if it is by more than this."""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "global_batch_size", "micro_batch_size", "log_interval_steps"):
             value = getattr(self, name)
             require(value >= 1, f"training.{name}", value, "a whole number of at least 1")
-        for name in ("eval_interval_steps", "eval_samples", "seed", "gradient_clipping"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"training.{name}", value, "0 or more")
+        at_least(0, "training", self, "eval_interval_steps", "eval_samples", "seed", "gradient_clipping")
+        at_least(0, "training", self, "early_stopping_patience", "early_stopping_min_delta")
+        why = "0 at training.eval_interval_steps=0, which evaluates only at the end; evaluate every so many steps"
+        ok = self.early_stopping_patience == 0 or self.eval_interval_steps > 0
+        require(ok, "training.early_stopping_patience", self.early_stopping_patience, why)
         require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "0 (no average) up to, but not, 1")
 
 

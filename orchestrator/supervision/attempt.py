@@ -36,6 +36,8 @@ class Attempt:
     greeted: set[int] = field(default_factory=set)
     done: dict[int, tuple[int, bool]] = field(default_factory=dict)
     """rank -> (step, stopped)."""
+    why: str = ""
+    """Why they are done before the last step, if nobody asked them to stop."""
     exited: set[int] = field(default_factory=set)
     suspects: set[str] = field(default_factory=set)
     """Keys of commits that a rank has found damaged."""
@@ -66,6 +68,7 @@ class Attempt:
 
     def heard_done(self, message: Mapping[str, Any], now: float) -> None:
         self.done[message["rank"]] = (message["step"], bool(message["stopped"]))
+        self.why = message.get("why", "")
         if len(self.done) == self.world_size:
             self._all_done_s = now
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from orchestrator.checkpoints.commit import CommitRef
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
 from orchestrator.supervision.failures import Fault
@@ -25,6 +26,7 @@ class Chronicle:
         self.journal = journal
         self.tracking = tracking
         self._evaluated: dict[str, float] = {}
+        self._best: CommitRef | None = None
 
     def tell(self, kind: EventKind, message: str, **fields: Any) -> None:
         """An event. `fields` are JSON values."""
@@ -57,6 +59,16 @@ class Chronicle:
         self.board.forget_pace()
         if self.board.state is not JobState.DRAINING:
             self.board.move(JobState.RUNNING, "training")
+
+    def best(self, commit: CommitRef | None) -> None:
+        """The best checkpoint is now `commit`; None: there is none."""
+        if commit == self._best:
+            return
+        self._best = commit
+        self.board.show(best_step=commit and commit.step, best_value=commit and commit.value)
+        if commit is not None:
+            figures = {"best.step": commit.step, f"best.{commit.metric}": commit.value}
+            self.journal.append("tags", values={**figures, "best.checkpoint": commit.prefix})
 
     def rewind(self, step: int) -> None:
         self.journal.rewind(step)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from orchestrator.checkpoints.commit import CommitLog, CommitRef, Epoch
-from orchestrator.checkpoints.retention import apply_retention
+from orchestrator.checkpoints.retention import Policy, apply_retention
 from orchestrator.errors import StorageError, StorageUnavailable
 from orchestrator.storage import ObjectStore
 from orchestrator.supervision.attempt import SavedCheckpoint
@@ -34,10 +34,21 @@ class Committer:
         self._pause = pause
         self._commits = CommitLog(store, self._keys)
         self.newest_step: int | None = None
+        self._known: list[CommitRef] = []
+        training, kept = self._spec.training, self._spec.checkpoint
+        self._policy = Policy(
+            keep_last=kept.keep_last, keep_best=kept.keep_best, metric=training.best_metric, maximize=training.best_maximize
+        )  # fmt: skip
+
+    @property
+    def best(self) -> CommitRef | None:
+        """The commit whose step was evaluated best; None without `checkpoint.keep_best`."""
+        return next(iter(self._policy.best(self._known)), None)
 
     def begin_epoch(self, owner: str) -> Epoch:
         """Raises StorageError when the store stays out of reach."""
         epoch = self.persist(lambda: self._commits.begin_epoch(owner))
+        self._known = list(epoch.commits)
         self.newest_step = epoch.commits[0].step if epoch.commits else None
         return epoch
 
@@ -52,6 +63,7 @@ class Committer:
             )
         )  # fmt: skip
         self.newest_step = ref.step
+        self._known.append(ref)
         self._retire()
         return ref
 
@@ -60,7 +72,7 @@ class Committer:
 
     def newest(self) -> int | None:
         """Step of the newest commit that counts, read from the store."""
-        chain = self.persist(self._commits.chain)
+        chain = self._known = self.persist(self._commits.chain)
         return chain[0].step if chain else None
 
     def persist(self, call: Callable[[], Result]) -> Result:
@@ -82,7 +94,7 @@ class Committer:
     def _retire(self) -> None:
         began = time.monotonic()
         try:
-            deleted = apply_retention(self._store, self._keys, self._spec.checkpoint.keep_last)
+            deleted = apply_retention(self._store, self._keys, self._policy)
         except StorageError as error:
             log.warning("old checkpoints stay for now: %s", error)
             return

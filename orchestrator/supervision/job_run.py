@@ -129,6 +129,7 @@ class JobRun:
     def _begin(self) -> Attempt:
         epoch = self._committer.begin_epoch(f"{self._context.job_id}:{self._context.run}")
         base = epoch.commits[0].step if epoch.commits else 0
+        self._chronicle.best(self._committer.best)
         attempt = Attempt(epoch.number, self._context.world_size, base, self._clock())
         self._attempt = attempt
         if epoch.number > 1:
@@ -209,6 +210,7 @@ class JobRun:
             self._chronicle.rewind(step)
             self._committer.newest_step = self._committer.newest()
             self._board.show(committed_step=self._committer.newest_step)
+            self._chronicle.best(self._committer.best)
 
     def _suspect(self, attempt: Attempt, message: Message) -> None:
         """Every rank that reads the commit finds it damaged; it is marked and told once."""
@@ -227,6 +229,7 @@ class JobRun:
             return
         self._board.show(committed_step=ref.step)
         self._chronicle.tell(EventKind.COMMITTED, f"step {ref.step}", step=ref.step, commit=ref.key, epoch=ref.epoch)
+        self._chronicle.best(self._committer.best)
 
     # fail
 
@@ -274,7 +277,7 @@ class JobRun:
         step, stopped = attempt.done[min(attempt.done)]
         if stopped and step < self._context.spec.training.max_steps:
             return self._cancelled(f"stopped after step {step}", step)
-        return self._result(EndReason.COMPLETED, f"trained {step} steps", step)
+        return self._result(EndReason.COMPLETED, f"trained {step} steps" + (f"; {attempt.why}" if attempt.why else ""), step)
 
     def _stopped_at_once(self) -> JobResult | None:
         return self._cancelled("stopped at once") if self._inbox.stops_now() else None

@@ -75,6 +75,8 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     "training.log_interval_steps": ([1, 50], [0], "a whole number of at least 1"),
     "training.eval_interval_steps": ([0, 1], [-1], "0 or more"),
     "training.eval_samples": ([0, 1], [-1], "0 or more"),
+    "training.ema_decay": ([0.0, 0.9999], [-0.1, 1.0, float("nan")], "0 (no average) up to, but not, 1"),
+    "training.early_stopping_min_delta": ([0.0, 0.5], [-0.1, float("nan")], "0 or more"),
     "training.seed": ([0, 2**31], [-1], "0 or more"),
     "training.gradient_clipping": ([0.0, 0.5], [-0.1, float("nan")], "0 or more"),
     "resources.num_workers": ([1, 1000], [0, -1], "a whole number of at least 1"),
@@ -92,6 +94,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     "optimizer.decay_share": ([0.01, 1.0], [0.0, -0.1, 1.1, float("nan")], "more than 0, up to 1"),
     "checkpoint.interval_steps": ([1, 10**6], [0], "at least 1"),
     "checkpoint.keep_last": ([0, 1], [-1], "0 (all) or more"),
+    "checkpoint.keep_best": ([0], [-1], "0 or more"),
     "storage.url": (
         ["", "s3://bucket", "s3://my.bucket-1/a/b", "file:///", "file:///tmp/x"],
         ["bucket", "http://x", "s3://", "s3:///a", "s3://Bucket", "file://host/x", "/tmp/x"],
@@ -304,7 +307,7 @@ def test_a_whole_number_is_a_number() -> None:
 
 
 def test_an_unknown_key_is_refused_with_all_known_and_the_nearest() -> None:
-    known = "interval_steps, keep_last"
+    known = "interval_steps, keep_last, keep_best"
     with pytest.raises(ConfigError) as caught:
         changed("checkpoint.keep_lst", 3)
     assert str(caught.value) == f"checkpoint.keep_lst is no setting. Known here: {known}. Did you mean 'keep_last'?"

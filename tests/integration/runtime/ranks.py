@@ -53,7 +53,7 @@ class Group:
 
     def start(self, commits=None):
         """Begin an epoch and fork the ranks; `commits`: None for what the epoch may go on from."""
-        begun = self.log.begin_epoch("test")
+        begun = self.begin_epoch()
         self.epoch = begun.number
         chosen = [ref.key for ref in begun.commits] if commits is None else commits
         run_dir = self.folder / f"{self.job_id}-{self.epoch}"
@@ -76,6 +76,9 @@ class Group:
                 self.processes.append(subprocess.Popen([sys.executable, __file__, str(path)], env=environment, stdout=log, stderr=log))
         self.run_dir = run_dir
         return self
+
+    def begin_epoch(self):
+        return self.log.begin_epoch("test")
 
     def finish(self, timeout_s=120):
         """Exit codes of the ranks, all their messages heard."""
@@ -141,10 +144,13 @@ class Group:
         parts.append(message)
         if len(parts) == self.world_size:
             scalars = next(part["job_scalars"] for part in parts if "job_scalars" in part)
-            self.log.commit(
-                epoch=self.epoch, step=message["step"], prefix=message["checkpoint"], num_writers=self.world_size,
-                world_size=message["world_size"], zero_stage=message["zero_stage"], job_scalars=scalars,
-            )  # fmt: skip
+            self.commit(message, scalars)
+
+    def commit(self, message, scalars):
+        self.log.commit(
+            epoch=self.epoch, step=message["step"], prefix=message["checkpoint"], num_writers=self.world_size,
+            world_size=message["world_size"], zero_stage=message["zero_stage"], job_scalars=scalars,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.checkpoints.plan import Box
 from orchestrator.checkpoints.restore import export_tensors, restore
-from orchestrator.checkpoints.retention import apply_retention
+from orchestrator.checkpoints.retention import Policy, apply_retention
 from orchestrator.checkpoints.write import write_checkpoint
 from orchestrator.errors import CheckpointError, CorruptObject, CoverageError, FencedError, IncompatibleCheckpoint, StorageError
 from orchestrator.paths import JobKeys
@@ -160,7 +160,7 @@ def scenario(store):
     save(store, log, epoch, 2)
     epoch = log.begin_epoch("b").number
     save(store, log, epoch, 3, world=3)
-    apply_retention(store, KEYS, 2)
+    apply_retention(store, KEYS, Policy(keep_last=2))
 
 
 @pytest.mark.parametrize("kind", ["crash_before", "crash_after", "lost_answer", "unavailable"])
@@ -222,12 +222,12 @@ def test_retention_keeps_the_newest_and_removes_the_rest():
     for step in range(1, 6):
         save(store, log, epoch, step)
     write_checkpoint(store, KEYS.checkpoint(2, epoch, "torn"), 0, pieces(state(2), 2, 0), {})
-    apply_retention(store, KEYS, 2)
+    apply_retention(store, KEYS, Policy(keep_last=2))
     assert [ref.step for ref in log.chain()] == [5, 4]
     assert {i.key.split("/")[3][:12] for i in store.list(KEYS.checkpoints)} == {"000000000004", "000000000005"}
     epoch = log.begin_epoch("b").number
     save(store, log, epoch, 6)
     save(store, log, epoch, 7)
-    apply_retention(store, KEYS, 2)
+    apply_retention(store, KEYS, Policy(keep_last=2))
     assert [ref.step for ref in log.chain()] == [7, 6]
     assert [ref.step for ref in log.begin_epoch("c").commits] == [7, 6]

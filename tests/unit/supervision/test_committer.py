@@ -1,0 +1,97 @@
+"""The committer on a store in memory: what stays, what is the best, and what a crash leaves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from orchestrator.checkpoints.commit import CommitLog
+from orchestrator.checkpoints.pieces import StatePiece
+from orchestrator.checkpoints.write import write_checkpoint
+from orchestrator.paths import Home, JobKeys
+from orchestrator.spec import JobSpec, from_dict
+from orchestrator.storage import CrashPoint, Fault, FaultyStore, MemoryStore
+from orchestrator.supervision.attempt import SavedCheckpoint
+from orchestrator.supervision.committer import Committer
+from orchestrator.supervision.context import RunContext
+from orchestrator.tracking.journal import Journal
+
+KEYS = JobKeys("job")
+FIGURES = {10: 3.0, 15: 1.0, 20: None, 25: 2.0, 30: 1.5, 40: None, 50: None}
+"""By step; None: not evaluated."""
+
+
+def committer(store, folder, metric="loss", **kept):
+    values = {
+        "workload": {"name": "x", "entrypoint": "m:C"}, "model": {"name": "x"}, "data": {"name": "x"},
+        "training": {"max_steps": 50, "global_batch_size": 2, "micro_batch_size": 2, "eval_interval_steps": 5, "best_metric": metric},
+        "checkpoint": kept,
+    }  # fmt: skip
+    context = RunContext(job_id="job", run=1, spec=from_dict(JobSpec, values), home=Home(folder), ranks_per_bundle=(1,))
+    return Committer(context, store, Journal(folder / "journal.jsonl", store, KEYS), lambda delay_s: False)
+
+
+def save(store, epoch, step):
+    prefix = KEYS.checkpoint(step, epoch, "u")
+    piece = StatePiece(name="w", role="param", global_shape=(2,), start=0, data=torch.full((2,), float(step)))
+    write_checkpoint(store, prefix, 0, [piece], {})
+    evaluated = None if FIGURES[step] is None else {"metric": "loss", "value": FIGURES[step]}
+    return SavedCheckpoint(step, prefix, {"step": step, "evaluated": evaluated})
+
+
+def steps(store):
+    return [ref.step for ref in CommitLog(store, KEYS).chain()]
+
+
+def stored(store):
+    return {int(info.key.removeprefix(KEYS.checkpoints)[:12]) for info in store.list(KEYS.checkpoints)}
+
+
+@pytest.mark.parametrize(
+    ("kept", "left", "best"),
+    [
+        ({"keep_last": 2}, [50, 40], None),
+        ({"keep_last": 2, "keep_best": 1}, [50, 40, 15], 15),
+        ({"keep_last": 2, "keep_best": 2}, [50, 40, 30, 15], 15),
+        ({"keep_last": 1, "keep_best": 9}, [50, 30, 25, 15, 10], 15),
+        ({"keep_last": 0, "keep_best": 1}, [50, 40, 30, 25, 20, 15, 10], 15),
+        ({"keep_last": 2, "keep_best": 1, "metric": "accuracy"}, [50, 40], None),
+    ],
+)
+def test_the_best_stay_beside_the_newest(tmp_path, kept, left, best):
+    store = MemoryStore()
+    owner = committer(store, tmp_path, **kept)
+    epoch = owner.begin_epoch("a").number
+    for step in FIGURES:
+        owner.commit(epoch, save(store, epoch, step))
+    assert steps(store) == left
+    assert stored(store) == set(left)
+    assert (owner.best and owner.best.step) == best
+    again = committer(store, tmp_path, **kept)
+    again.begin_epoch("b")
+    assert again.best == owner.best
+
+
+def test_a_crash_at_any_request_loses_neither_the_newest_nor_the_best(tmp_path):
+    number, counted = 0, FaultyStore(MemoryStore())
+    life(counted, tmp_path / "counted")
+    while number < counted.calls.total():
+        number += 1
+        inner = MemoryStore()
+        try:
+            life(FaultyStore(inner, [Fault(kind="crash_before", number=number)]), tmp_path / str(number))
+        except CrashPoint:
+            chain = steps(inner)
+            committed = [step for step in FIGURES if step <= max(chain, default=0)]
+            assert committed[-2:] == [step for step in committed[-2:] if step in chain]
+            best = min((step for step in committed if FIGURES[step] is not None), key=lambda step: FIGURES[step], default=None)
+            assert best is None or best in chain, (number, chain)
+            assert set(chain) <= stored(inner)
+    assert number > 60
+
+
+def life(store, folder):
+    owner = committer(store, folder, keep_last=2, keep_best=1)
+    epoch = owner.begin_epoch("a").number
+    for step in FIGURES:
+        owner.commit(epoch, save(store, epoch, step))

@@ -135,6 +135,8 @@ def deepspeed_config(spec: JobSpec, layout: Layout, precision: Precision) -> dic
     }
     if layout.tensor_parallel_size > 1:
         config["tensor_parallel"] = {"autotp_size": layout.tensor_parallel_size, "vocab_parallel_lm_head": False}
+    if layout.expert_parallel_size > 1:
+        config["expert_parallel"] = {"enabled": True, "autoep_size": layout.expert_parallel_size}
     if precision is Precision.bf16:
         config["bf16"] = {"enabled": True}
     if precision is Precision.fp16:

@@ -1,6 +1,6 @@
-"""Decoders of `gpt`: a Llama-like one from its shape, or one that was trained before, from a local folder.
+"""Decoders of `gpt`: a Llama-like one from its shape, dense or with mixtures of experts, or one that was trained before, from a local folder.
 
-Both are `model.options`: `decoder_of` tells them apart by `pretrained`.
+All are `model.options`: `decoder_of` tells them apart by `pretrained` and `num_experts`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 
 from orchestrator.errors import DataError
 from orchestrator.spec import from_dict
@@ -22,6 +30,7 @@ from .model_folder import FLAG, TOKENIZER_FILE, check_fit, check_folder, load_mo
 from .requirements import require
 
 _ROPE_TYPES = ("linear", "yarn")
+_INTO_RESIDUAL_STREAM = ("self_attn.o_proj.weight", "mlp.down_proj.weight", "experts.down_proj", "shared_expert.down_proj.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +73,7 @@ class Architecture:
 
     def build(self, vocab_size: int, block_size: int) -> nn.Module:
         """`vocab_size` tokens, inputs of up to `block_size`."""
-        config = LlamaConfig(
+        model = self._model(
             vocab_size=vocab_size,
             hidden_size=self.hidden_size,
             intermediate_size=self.intermediate_size,
@@ -77,9 +86,48 @@ class Architecture:
             use_cache=False,
             attn_implementation="sdpa",
         )
-        model: nn.Module = LlamaForCausalLM(config)
         if self.depth_scaled_init:
             _scale_residual_projections(model, 1 / math.sqrt(2 * self.num_layers))
+        return model
+
+    def _model(self, **shape: Any) -> nn.Module:
+        model: nn.Module = LlamaForCausalLM(LlamaConfig(**shape))
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture(Architecture):
+    """The same with a mixture of experts for each MLP (Mixtral, Jiang et al. 2024): a token passes through the experts that its router
+    rates highest, weighted by a softmax over their ratings. No token is dropped, so an output depends on no other sample of the batch.
+    """
+
+    num_experts: int
+    """In each layer, each of width `intermediate_size`."""
+    experts_per_token: int = 2
+    shared_intermediate_size: int = 0
+    """Width of one more expert that every token passes through, weighted by a sigmoid of its own (Qwen1.5-MoE); 0: none."""
+    balance_weight: float = 0.01
+    """Of the layers' balance losses (`mixture.balance_loss`) in the training loss; 0: none. Switch takes 0.01."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_experts >= 2, "model.options.num_experts", self.num_experts, "at least 2; a dense decoder has no such option")
+        for name in ("hidden_size", "intermediate_size"):
+            ok = getattr(self, name) % 8 == 0
+            require(ok, f"model.options.{name}", getattr(self, name), "a multiple of 8 with experts: torch multiplies rows of 16 bytes")
+        require(self.shared_intermediate_size >= 0, "model.options.shared_intermediate_size", self.shared_intermediate_size, "0 or more")
+        ok = 1 <= self.experts_per_token <= self.num_experts
+        require(ok, "model.options.experts_per_token", self.experts_per_token, f"1 to num_experts={self.num_experts}")
+        require(0 <= self.balance_weight < math.inf, "model.options.balance_weight", self.balance_weight, "0 or more")
+
+    def _model(self, **shape: Any) -> nn.Module:
+        shape["num_experts_per_tok"] = self.experts_per_token
+        model: nn.Module
+        if self.shared_intermediate_size:
+            shape |= {"moe_intermediate_size": self.intermediate_size, "shared_expert_intermediate_size": self.shared_intermediate_size}
+            model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**shape, num_experts=self.num_experts, norm_topk_prob=True, qkv_bias=False))
+        else:
+            model = MixtralForCausalLM(MixtralConfig(**shape, num_local_experts=self.num_experts))
         return model
 
 
@@ -122,7 +170,7 @@ Decoder = Architecture | Pretrained
 
 def decoder_of(options: Mapping[str, Any]) -> Decoder:
     """`model.options` as the decoder that they name. Raises ConfigError for a shape beside `pretrained`: the folder says it."""
-    chosen = Pretrained if options.get("pretrained") else Architecture
+    chosen = Pretrained if options.get("pretrained") else Mixture if "num_experts" in options else Architecture
     decoder: Decoder = from_dict(chosen, options, "model.options.")
     return decoder
 
@@ -136,7 +184,7 @@ def _rope(theta: float, factor: float, kind: str, block_size: int) -> dict[str, 
 
 def _scale_residual_projections(model: nn.Module, factor: float) -> None:
     for name, parameter in model.named_parameters():
-        if name.endswith(("self_attn.o_proj.weight", "mlp.down_proj.weight")):
+        if name.endswith(_INTO_RESIDUAL_STREAM):
             with torch.no_grad():
                 parameter.mul_(factor)
 

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,16 @@ import numpy as np
 import tokenizers
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn import functional
 
 from orchestrator.errors import DataError
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.workload import DatasetSink, DatasetView
 
 from .chunked_loss import allow_chunks, cross_entropy
-from .decoder import Decoder, decoder_of
+from .decoder import Decoder, Mixture, decoder_of
 from .layers import decoder_layers
+from .mixture import active_parameters, balance_loss, expert_counts, imbalance
 from .model_folder import TOKENIZER_FILE, save_folder
 from .requirements import require
 
@@ -94,7 +96,7 @@ class GPT:
 
     @property
     def sequence_fields(self) -> Mapping[str, int]:
-        return {"tokens": 1}
+        return {} if isinstance(self.decoder, Mixture) else {"tokens": 1}  # experts are balanced over whole sequences
 
     def source_fingerprint(self) -> str:
         """Over the recipe, the tokenizer library's version, a given tokenizer, and every file's path and content. About 0.2 s for 31 MB."""
@@ -122,23 +124,39 @@ class GPT:
 
     def build_model(self, dataset: DatasetView) -> torch.nn.Module:
         model = self.decoder.build(_tokenizer(dataset).get_vocab_size(), self.recipe.block_size)
-        if self.options.loss_chunk_tokens:
+        if self.options.loss_chunk_tokens and not isinstance(self.decoder, Mixture):
             allow_chunks(model)
         return model
 
     def loss(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self._cross_entropy(model, batch, "mean")
+        """Cross entropy, and for a mixture of experts the balance losses of its layers."""
+        loss, routing = self._forward(model, batch, "mean")
+        if not isinstance(self.decoder, Mixture) or not self.decoder.balance_weight:
+            return loss
+        return loss + self.decoder.balance_weight * balance_loss(routing, self.decoder.experts_per_token)
 
     def evaluate(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        loss_sum = self._cross_entropy(model, batch, "sum").double()
-        return {"loss_sum": loss_sum, "tokens": torch.tensor(batch["tokens"][:, 1:].numel(), device=loss_sum.device)}
+        loss_sum, routing = self._forward(model, batch, "sum")
+        sums = {"loss_sum": loss_sum.double(), "tokens": torch.tensor(batch["tokens"][:, 1:].numel(), device=loss_sum.device)}
+        if isinstance(self.decoder, Mixture):
+            sums["expert_tokens"] = torch.stack([expert_counts(logits, self.decoder.experts_per_token) for logits in routing])
+        return sums
 
     def layers(self, model: torch.nn.Module) -> list[torch.nn.Module]:
         return decoder_layers(model, lambda batch: batch["tokens"][:, :-1])
 
     def metrics(self, sums: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, float]:
+        """`expert_imbalance`: `mixture.imbalance` of the split, where there are experts."""
         loss = float(sums["loss_sum"]) / float(sums["tokens"])
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        balance = {"expert_imbalance": imbalance(sums["expert_tokens"].tolist())} if "expert_tokens" in sums else {}
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), **balance}
+
+    def flops_per_sample(self, model: torch.nn.Module) -> float:
+        """6 N + 12 L h s per token (PaLM, appendix B), N being the parameters that a token meets."""
+        config: Any = model.config
+        met = active_parameters(model, getattr(config, "num_experts_per_tok", 1))
+        tokens = self.recipe.block_size
+        return tokens * (6.0 * met + 12.0 * config.num_hidden_layers * config.hidden_size * tokens)
 
     def sample(self, model: torch.nn.Module, dataset: DatasetView) -> str:
         """What the model writes after the prompt. The same on every rank: the generator has a seed of its own."""
@@ -173,9 +191,18 @@ class GPT:
             return logits.argmax()
         return torch.multinomial(torch.softmax(logits / self.options.temperature, -1), 1, generator=generator)
 
-    def _cross_entropy(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], reduction: str) -> torch.Tensor:
+    def _forward(
+        self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], reduction: str
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        """(cross entropy, the routers' logits [tokens, experts] of each layer of a mixture)."""
         tokens = batch["tokens"]
-        return cross_entropy(model, {"input_ids": tokens[:, :-1]}, tokens[:, 1:], reduction, self.options.loss_chunk_tokens)
+        inputs, targets = {"input_ids": tokens[:, :-1]}, tokens[:, 1:]
+        if not isinstance(self.decoder, Mixture):
+            return cross_entropy(model, inputs, targets, reduction, self.options.loss_chunk_tokens), ()
+        output = model(**inputs, output_router_logits=True)
+        loss = functional.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+        return loss, output.router_logits
+
 
     def _given_or_trained(self, sink: DatasetSink, texts: list[str]) -> Tokenizer:
         """The tokenizer of a pretrained model's folder, else one that is trained on `texts`."""

@@ -10,10 +10,13 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.moe.utils import configure_moe_param_groups
+from deepspeed.utils import groups as deepspeed_groups
 
 from orchestrator.errors import ConfigError, WorkloadError
 from orchestrator.layout import Layout, deepspeed_config
 from orchestrator.runtime.ema import WeightAverage
+from orchestrator.runtime.experts import clip_gradients, group_of_experts, mixtures_of, names_in_the_registry, parts_with_experts
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.lion import Lion
 from orchestrator.runtime.muon import Muon, hidden_matrices
@@ -21,7 +24,7 @@ from orchestrator.runtime.pipeline import Pipeline, Sums
 from orchestrator.runtime.recompute import checkpoint_activations
 from orchestrator.runtime.sequence_parallel import SequenceShare
 from orchestrator.runtime.state import EngineState
-from orchestrator.runtime.tensor_parallel import gather, gradient_norm, make_groups, parts_of, shapes_of
+from orchestrator.runtime.tensor_parallel import Part, gather, gradient_norm, make_groups, parts_of, shapes_of
 from orchestrator.spec import JobSpec, OptimizerName, OptimizerSpec, Precision
 
 Batch = Mapping[str, torch.Tensor]
@@ -74,21 +77,23 @@ class Engine:
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
         checkpoint_activations(model, spec.training.activation_checkpointing)
-        shapes, groups = shapes_of(model), make_groups(model, layout)
+        shapes, groups, mixtures = shapes_of(model), make_groups(model, layout), mixtures_of(model, layout)
         self._pipeline = _pipeline(model, layers, self._checked_loss, layout)
         trained = self._pipeline.module if self._pipeline else model
         self._share = SequenceShare(layout, sequence_fields or {}, dist.get_rank())
         self._share.adapt(model)
-        self._engine, *_ = deepspeed.initialize(
-            model=trained,
-            model_parameters=_parameter_groups(trained),
-            optimizer=own_optimizer(spec.optimizer, trained),
-            config=deepspeed_config(spec, layout, self.precision),
-            mpu=groups,
-            dist_init_required=False,
-        )
+        with names_in_the_registry():
+            self._engine, *_ = deepspeed.initialize(
+                model=trained,
+                model_parameters=_parameter_groups(trained),
+                optimizer=own_optimizer(spec.optimizer, trained, bool(mixtures)),
+                config=deepspeed_config(spec, layout, self.precision),
+                mpu=groups,
+                dist_init_required=False,
+            )
         _match_running_statistics(self.module, _DTYPES[self.precision])
-        self._parts = self._pipeline.parts if self._pipeline else parts_of(shapes, self.module, layout)
+        parts = self._pipeline.parts if self._pipeline else parts_of(shapes, self.module, layout)
+        self._parts = parts_with_experts(parts, mixtures, self.module)
         self.state = EngineState(self._engine, self._parts, layout, self._pipeline)
         self.average = WeightAverage(self.state, spec.training.ema_decay, spec.training.evaluate_ema)
         if self._pipeline:
@@ -162,18 +167,22 @@ class Engine:
         """
         if self._pipeline:
             return self._pipeline.whole(build, mine, _DTYPES[self.precision])
-        if self.layout.zero_stage < 3 and self.layout.tensor_parallel_size == self.layout.sequence_parallel_size == 1:
+        sizes = self.layout.tensor_parallel_size, self.layout.sequence_parallel_size, self.layout.expert_parallel_size
+        if self.layout.zero_stage < 3 and sizes == (1, 1, 1):
             return self.module if mine else None
         copy = build().to(self.device) if mine else None
         targets = dict(copy.named_parameters()) if copy is not None else {}
-        for name, parameter in self.module.named_parameters():
+        filled: set[str] = set()
+        for parameter in self.module.parameters():
+            part = self._parts[id(parameter)]
             with deepspeed.zero.GatheredParameters([parameter]):
-                whole = gather(parameter, self._parts[id(parameter)])
-                if mine:
-                    targets[name].data = whole
-        for name, buffer in self.module.named_buffers():
-            if copy is not None:
-                copy.get_buffer(name).data = buffer.data.clone()
+                whole = gather(parameter, part, self._holders(part))
+            if mine:
+                target = targets[part.name]
+                target.data = target.data + whole if part.name in filled else whole
+                filled.add(part.name)
+        for name, buffer in copy.named_buffers() if copy is not None else ():  # DeepSpeed's layers have more, of their own
+            buffer.data = self.module.get_buffer(name).data.clone()
         return copy
 
     def _checked_loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
@@ -187,10 +196,18 @@ class Engine:
 
     def _clip(self) -> torch.Tensor:
         """Clip the gradients by their global norm, which is returned. DeepSpeed keeps no norm where the optimizer is plain."""
+        if self.layout.expert_parallel_size > 1:
+            return clip_gradients(self.module, self._parts, self.layout, self._max_norm)
         norm = gradient_norm(self.module, self._parts, self.layout)
         if self._max_norm:
             torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self._max_norm, norm)
         return norm
+
+    def _holders(self, part: Part) -> Any:
+        """The ranks that hold a parameter between them; None where each holds all of it."""
+        if part.expert:
+            return group_of_experts(self.layout)
+        return None if part.block is None else deepspeed_groups.get_tensor_model_parallel_group()
 
 
 def _pipeline(model: torch.nn.Module, layers: Layers | None, loss: Loss, layout: Layout) -> Pipeline | None:
@@ -211,15 +228,22 @@ def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
         raise WorkloadError("build_model() returned a model without a trainable parameter.")
     matrices = [parameter for parameter in trainable if parameter.dim() > 1]
     vectors = [parameter for parameter in trainable if parameter.dim() <= 1]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "name": "matrices"},  # DeepSpeed splits a group with experts by its name
+        {"params": vectors, "name": "vectors", "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 
-def own_optimizer(asked: OptimizerSpec, model: torch.nn.Module) -> Callable[[Any], torch.optim.Optimizer] | None:
-    """What makes an optimizer of parameter groups, where DeepSpeed does not make it from its config."""
+def own_optimizer(asked: OptimizerSpec, model: torch.nn.Module, experts: bool = False) -> Callable[[Any], torch.optim.Optimizer] | None:
+    """What makes an optimizer of parameter groups, where DeepSpeed does not make it from its config.
+
+    `experts` dealt out need groups of their own, which DeepSpeed makes for its own optimizers only.
+    """
     shared: dict[str, Any] = {"lr": asked.lr, "weight_decay": asked.weight_decay}
     if asked.name is OptimizerName.lion:
-        return partial(Lion, betas=asked.betas, **shared)
+        lion = partial(Lion, betas=asked.betas, **shared)
+        return (lambda groups: lion(configure_moe_param_groups(groups))) if experts else lion
     if asked.name is OptimizerName.muon:
         hidden = hidden_matrices(model)
         return partial(Muon, hidden=hidden, betas=asked.betas, eps=asked.eps, momentum=asked.momentum, **shared)

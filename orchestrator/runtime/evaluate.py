@@ -71,8 +71,8 @@ def _known_to_all(totals: Mapping[str, torch.Tensor], engine: Engine) -> dict[st
 
 def _rounds(dataset: Dataset, spec: JobSpec, layout: Layout) -> Iterator[tuple[Batch, bool]]:
     """(batch, whether it counts). A rank without a batch computes rank 0's first one: to know the shapes of the sums, and, where a
-    forward pass needs all ranks (ZeRO 3), to keep step with the others. Of a tensor-parallel group only the first rank counts; the
-    ranks of a sequence have the same batches, and each counts its positions."""
+    forward pass needs other ranks (ZeRO 3, experts that are dealt out), to keep step with them. Of a tensor-parallel group only the
+    first rank counts; the ranks of a sequence have the same batches, and each counts its positions."""
     share, shares = layout.data_parallel_rank(dist.get_rank()), layout.data_parallel_size
     counts = layout.tensor_parallel_rank(dist.get_rank()) == 0
     size, limit = spec.training.micro_batch_size, spec.training.eval_samples
@@ -83,7 +83,8 @@ def _rounds(dataset: Dataset, spec: JobSpec, layout: Layout) -> Iterator[tuple[B
     for batch in eval_batches(dataset, SPLIT, share, shares, size, limit):
         done += 1
         yield batch, counts
-    for _ in range(rounds - done if layout.zero_stage == 3 or not done else 0):
+    together = layout.zero_stage == 3 or layout.expert_parallel_size > 1
+    for _ in range(rounds - done if together or not done else 0):
         yield next(eval_batches(dataset, SPLIT, 0, shares, size, limit)), False
 
 

@@ -26,6 +26,7 @@ _LAZY = (
 _MODELS = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.bert.modeling_bert",
+    "transformers.models.mixtral.modeling_mixtral",
     "transformers.models.resnet.modeling_resnet",
     "transformers.models.convnext.modeling_convnext",
     "tokenizers",

@@ -1,58 +1,30 @@
 """Training state in and out of a DeepSpeed engine, whatever its ZeRO stage, as pieces of global tensors.
 
-DeepSpeed keeps the fp32 master weights in flat tensors, and the optimizer's state beside them. One table says which interval of
-which parameter lies where (`_Flat`), one function per optimizer class fills it, and everything else is the same for all stages.
-Call only at an optimizer step's boundary.
+`masters.flats` says which interval of which parameter lies where; everything here is the same for all stages. Call only at an
+optimizer step's boundary.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
-from deepspeed.runtime.utils import all_gather_dp_groups
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.errors import ConfigError
 from orchestrator.layout import Layout
 from orchestrator.runtime.lion import Lion
-from orchestrator.runtime.muon import Held, Matrix, Muon, Placement, owners
+from orchestrator.runtime.masters import Flat, flats, partition, placements, refresh
+from orchestrator.runtime.muon import Muon
 from orchestrator.runtime.pipeline import Pipeline
 from orchestrator.runtime.tensor_parallel import Part, Parts
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-@dataclass(frozen=True)
-class _Fragment:
-    """Elements [start, start + length) of a rank's flattened part of a parameter lie at `offset` of a flat tensor."""
-
-    part: Part
-    start: int
-    length: int
-    offset: int
-
-
-@dataclass(frozen=True)
-class _Flat:
-    """One tensor of fp32 masters. `key` is what the optimizer keeps its state under."""
-
-    key: torch.Tensor
-    fragments: tuple[_Fragment, ...]
-    replicated: bool
-    """Every rank that ZeRO could divide it among holds the same; then each saves 1/n."""
-
-    @property
-    def data(self) -> torch.Tensor:
-        return self.key.detach().view(-1)
 
 
 class EngineState:
@@ -72,25 +44,24 @@ class EngineState:
         if isinstance(self._optimizer, FP16_UnfusedOptimizer):
             self._undo_first_step()
         if isinstance(self._torch_optimizer, Muon):
-            self._torch_optimizer.place(_placements(self._optimizer, self._torch_optimizer.hidden, parts, layout))
+            self._torch_optimizer.place(placements(self._optimizer, self._torch_optimizer.hidden, parts, layout))
 
     def owned_pieces(self) -> list[StatePiece]:
         """What this rank saves: over all ranks every element once."""
-        held = [(piece, flat.replicated) for flat in self._flats() for piece in self._pieces(flat, with_lent=False)]
-        held += [(piece, replicated) for piece, _, replicated in self._unoptimized(with_lent=False)]
-        cut = [self._share(piece, replicated) for piece, replicated in held]
+        held = [(piece, part, flat.replicated) for flat in self._flats() for piece, part in self._pieces(flat, with_lent=False)]
+        held += [(piece, part, replicated) for piece, _, part, replicated in self._unoptimized(with_lent=False)]
+        cut = [self._share(piece, *(self._place(part) if replicated else (0, 1))) for piece, part, replicated in held]
         return [piece for piece in cut if piece.data.numel()]
 
     def wanted_pieces(self) -> list[StatePiece]:
         """All that this rank holds, to be filled in place; then call `after_restore`."""
-        unoptimized = [(piece, target) for piece, target, _ in self._unoptimized()]
-        self._incoming = [(piece, target) for piece, target in unoptimized if piece.data.numel()]
-        held = [piece for flat in self._flats() for piece in self._pieces(flat)]
+        self._incoming = [(piece, target) for piece, target, *_ in self._unoptimized() if piece.data.numel()]
+        held = [piece for flat in self._flats() for piece, _ in self._pieces(flat)]
         return [piece for piece in held if piece.data.numel()] + [piece for piece, _ in self._incoming]
 
     def masters(self) -> dict[int, torch.Tensor]:
         """The fp32 weights that this rank holds, flat and with their padding, by the id of what the optimizer keeps their state under."""
-        return {id(flat.key): flat.data for flat in _flats(self._optimizer, self._parts, self._data_rank)}
+        return {id(flat.key): flat.data for flat in flats(self._optimizer, self._parts, self._place)}
 
     def after_restore(self) -> None:
         """What `wanted_pieces` was filled with goes to where the model computes with it. All ranks together."""
@@ -105,7 +76,7 @@ class EngineState:
             self._optimizer.checkpoint_event_prologue()  # weights that are kept whole are taken apart
         for piece, target in incoming:
             target.copy_(piece.data.view(target.shape))
-        _refresh(self._optimizer)
+        refresh(self._optimizer)
         if sharded:
             self._optimizer.checkpoint_event_epilogue()
 
@@ -148,50 +119,54 @@ class EngineState:
                 dist.all_reduce(total, group=group)
                 buffer.copy_(total / dist.get_world_size(group))
 
-    def _flats(self) -> list[_Flat]:
-        flats = list(_flats(self._optimizer, self._parts, self._data_rank))
-        for flat in flats:
+    def _flats(self) -> list[Flat]:
+        found = list(flats(self._optimizer, self._parts, self._place))
+        for flat in found:
             _ensure_state(self._torch_optimizer, flat.key)
-        return flats
+        return found
 
-    def _pieces(self, flat: _Flat, with_lent: bool = True) -> Iterator[StatePiece]:
+    def _place(self, part: Part) -> tuple[int, int]:
+        """(this rank's index, number) of the ranks that have `part` and could divide its state: all, or those with the same experts."""
+        group = self._layout.expert_parallel_size if part.expert else 1
+        return self._data_rank // group, self._layout.sequence_data_parallel_size // group
+
+    def _pieces(self, flat: Flat, with_lent: bool = True) -> Iterator[tuple[StatePiece, Part]]:
         tensors = {"param": flat.data, **_element_wise(self._torch_optimizer.state[flat.key], flat.key)}
         tensors |= {role: held[id(flat.key)] for role, held in self.beside.items()}
         for fragment in flat.fragments:
             for role, tensor in tensors.items() if with_lent or not fragment.part.lent else ():
-                yield _piece(fragment.part, role, fragment.start, tensor[fragment.offset : fragment.offset + fragment.length])
+                mine = tensor[fragment.offset : fragment.offset + fragment.length]
+                yield _piece(fragment.part, role, fragment.start, mine), fragment.part
         if isinstance(self._torch_optimizer, torch.optim.Adafactor):
             (fragment,) = flat.fragments  # ZeRO 0
             for role, tensor in self._torch_optimizer.state[flat.key].items():
                 if role in ("row_var", "col_var") and tensor.shape != flat.key.shape:
-                    yield _piece(Part(fragment.part.name, tuple(tensor.shape)), role, 0, tensor.view(-1))
+                    part = Part(fragment.part.name, tuple(tensor.shape))
+                    yield _piece(part, role, 0, tensor.view(-1)), part
 
-    def _unoptimized(self, with_lent: bool = True) -> Iterator[tuple[StatePiece, torch.Tensor, bool]]:
-        """(copy, what it was copied from, replicated) of frozen parameters and persistent buffers; fractions as fp32."""
+    def _unoptimized(self, with_lent: bool = True) -> Iterator[tuple[StatePiece, torch.Tensor, Part, bool]]:
+        """(copy, what it was copied from, part, replicated) of frozen parameters and persistent buffers; fractions as fp32."""
         for parameter in self._engine.module.parameters():
             if not parameter.requires_grad and (with_lent or not self._parts[id(parameter)].lent):
                 yield self._frozen(parameter)
         for name, buffer in self._buffers():
-            yield _piece(Part(name, tuple(buffer.shape)), "buffer", 0, _copy(buffer)), buffer, True
+            part = Part(name, tuple(buffer.shape))
+            yield _piece(part, "buffer", 0, _copy(buffer)), buffer, part, True
 
     def _buffers(self) -> Iterable[tuple[str, torch.Tensor]]:
         return self._pipeline.buffers().items() if self._pipeline else _buffers(self._engine.module)
 
-    def _frozen(self, parameter: Any) -> tuple[StatePiece, torch.Tensor, bool]:
+    def _frozen(self, parameter: Any) -> tuple[StatePiece, torch.Tensor, Part, bool]:
         part = self._parts[id(parameter)]
         if not hasattr(parameter, "ds_tensor"):
-            return _piece(part, "param", 0, _copy(parameter)), parameter.detach(), True
-        start, length = _partition(parameter, self._data_rank)
+            return _piece(part, "param", 0, _copy(parameter)), parameter.detach(), part, True
+        start, length = partition(parameter, self._place(part)[0])
         mine = parameter.ds_tensor.detach()[:length]
-        return _piece(part, "param", start, _copy(mine)), mine, False
+        return _piece(part, "param", start, _copy(mine)), mine, part, False
 
-    def _share(self, piece: StatePiece, replicated: bool) -> StatePiece:
-        """The interval that this rank saves of a piece.
-
-        The ranks with other samples or positions hold the same where it is `replicated`, those of a tensor-parallel group where it is of a
-        whole tensor.
-        """
-        index, copies = (self._data_rank, self._layout.sequence_data_parallel_size) if replicated else (0, 1)
+    def _share(self, piece: StatePiece, index: int, copies: int) -> StatePiece:
+        """The interval that this rank saves of a piece, of which there are `copies` in ranks with other samples or positions, its own
+        being number `index`. The ranks of a tensor-parallel group hold the same where the piece is of a whole tensor."""
         if piece.block is None:
             together = self._layout.tensor_parallel_size
             index, copies = index * together + self._layout.tensor_parallel_rank(dist.get_rank()), copies * together
@@ -212,94 +187,6 @@ class EngineState:
         for lows, masters in zip(self._optimizer.fp16_groups, self._optimizer.fp32_groups, strict=True):
             for low, master in zip(lows, masters, strict=True):
                 master.data.copy_(low.data)
-
-
-def _flats(optimizer: Any, parts: Parts, data_rank: int) -> Iterator[_Flat]:
-    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
-        yield from _flats_of_zero_3(optimizer, parts, data_rank)
-    elif isinstance(optimizer, DeepSpeedZeroOptimizer):
-        yield from _flats_of_zero_1_and_2(optimizer, parts, data_rank)
-    elif isinstance(optimizer, BF16_Optimizer):
-        yield from _flats_of_bf16(optimizer, parts, data_rank)
-    elif isinstance(optimizer, FP16_UnfusedOptimizer):
-        for lows, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-            for low, master in zip(lows, masters, strict=True):
-                yield _whole(master, parts[id(low)])
-    elif isinstance(optimizer, torch.optim.Optimizer):
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.requires_grad:
-                    yield _whole(parameter, parts[id(parameter)])
-    else:
-        raise ConfigError(f"DeepSpeed's {type(optimizer).__name__} is not supported: its state cannot be saved.")
-
-
-def _whole(master: torch.Tensor, part: Part) -> _Flat:
-    return _Flat(master, (_Fragment(part, 0, part.num_elements, 0),), replicated=True)
-
-
-def _flats_of_zero_1_and_2(optimizer: Any, parts: Parts, data_rank: int) -> Iterator[_Flat]:
-    groups = zip(
-        optimizer.round_robin_bit16_groups, optimizer.round_robin_bit16_offsets, optimizer.single_partition_of_fp32_groups, strict=True
-    )
-    for members, offsets, master in groups:
-        yield _end_to_end([parts[id(parameter)] for parameter in members], offsets, master, data_rank)
-
-
-def _flats_of_bf16(optimizer: Any, parts: Parts, data_rank: int) -> Iterator[_Flat]:
-    """A pipeline's at ZeRO 0 in bf16, which partitions all the same."""
-    for members, master in zip(optimizer.bf16_groups, optimizer.fp32_groups_flat_partition, strict=True):
-        held = [parts[id(parameter)] for parameter in members]
-        yield _end_to_end(held, itertools.accumulate((part.num_elements for part in held[:-1]), initial=0), master, data_rank)
-
-
-def _end_to_end(members: Iterable[Part], offsets: Iterable[int], master: torch.Tensor, data_rank: int) -> _Flat:
-    """A group's parameters lie end to end; the ranks hold equal parts of that line, the last one padded."""
-    low, fragments = data_rank * master.numel(), []
-    for part, offset in zip(members, offsets, strict=True):
-        first, last = max(offset, low), min(offset + part.num_elements, low + master.numel())
-        if first < last:
-            fragments.append(_Fragment(part, first - offset, last - first, first - low))
-    return _Flat(master, tuple(fragments), replicated=False)
-
-
-def _flats_of_zero_3(optimizer: Any, parts: Parts, data_rank: int) -> Iterator[_Flat]:
-    """Each parameter is cut into equal parts, the last one padded; a rank's parts of a group lie end to end."""
-    for members, master in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
-        offset, fragments = 0, []
-        for parameter in members:
-            start, length = _partition(parameter, data_rank)
-            if length:
-                fragments.append(_Fragment(parts[id(parameter)], start, length, offset))
-            offset += parameter.partition_numel()
-        yield _Flat(master, tuple(fragments), replicated=False)
-
-
-def _placements(optimizer: Any, hidden: frozenset[int], parts: Parts, layout: Layout) -> dict[torch.Tensor, Placement]:
-    """Where the parts of Muon's matrices lie, by the tensor of masters that this rank holds some of."""
-    names = {parts[key].name for key in hidden}
-    by_rank = [list(_flats(optimizer, parts, rank)) for rank in range(layout.data_parallel_size)]
-    placed = {}
-    for flats in zip(*by_rank, strict=True):
-        ranks, group = (flats[:1], None) if flats[0].replicated else (flats, optimizer.dp_process_group)
-        held: dict[str, list[Held]] = {}
-        shapes = {}
-        for rank, flat in enumerate(ranks):
-            for x in flat.fragments:
-                held.setdefault(x.part.name, []).append(Held(rank, x.offset, x.start, x.length))
-                shapes[x.part.name] = x.part.shape
-        if names.issuperset(held):
-            chosen = owners([{part.rank: part.length for part in some} for some in held.values()])
-            matrices = [Matrix(shapes[name], tuple(held[name]), owner) for name, owner in zip(held, chosen, strict=True)]
-            placed[flats[0].key] = Placement(tuple(matrices), group)
-    return placed
-
-
-def _partition(parameter: Any, data_rank: int) -> tuple[int, int]:
-    """(first element, number of elements without padding) of a ZeRO 3 parameter that a rank holds."""
-    size = parameter.partition_numel()
-    start = min(data_rank * size, parameter.ds_numel)
-    return start, min(size, parameter.ds_numel - start)
 
 
 def _ensure_state(optimizer: torch.optim.Optimizer, master: torch.Tensor) -> None:
@@ -337,34 +224,6 @@ def _begin_adafactor(state: dict[str, Any], master: torch.Tensor) -> None:
 
 def _element_wise(state: Mapping[str, Any], master: torch.Tensor) -> dict[str, torch.Tensor]:
     return {key: value.view(-1) for key, value in state.items() if torch.is_tensor(value) and value.shape == master.shape and key != "step"}
-
-
-def _refresh(optimizer: Any) -> None:
-    """Masters -> the weights of the forward pass, by the same copies that DeepSpeed makes after a step."""
-    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
-        for number in range(len(optimizer.fp16_groups)):
-            optimizer._reassign_or_swap_out_partitioned_parameters(number)
-    elif isinstance(optimizer, DeepSpeedZeroOptimizer):
-        _refresh_zero_1_and_2(optimizer)
-    elif isinstance(optimizer, BF16_Optimizer):
-        optimizer.update_lp_params()
-    elif isinstance(optimizer, FP16_UnfusedOptimizer):
-        for lows, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-            for low, master in zip(lows, masters, strict=True):
-                low.data.copy_(master.data)
-
-
-def _refresh_zero_1_and_2(optimizer: Any) -> None:
-    partitions, groups = optimizer.parallel_partitioned_bit16_groups, optimizer.real_dp_process_group
-    for parts, master, group in zip(partitions, optimizer.single_partition_of_fp32_groups, groups, strict=True):
-        parts[dist.get_rank(group=group)].data.copy_(master.data)
-    all_gather_dp_groups(
-        groups_flat=optimizer.bit16_groups_flat,
-        partitioned_param_groups=partitions,
-        dp_process_group=groups,
-        start_alignment_factor=optimizer.nccl_start_alignment_factor,
-        allgather_bucket_size=optimizer.allgather_bucket_size,
-    )
 
 
 def _scalers(optimizer: Any) -> list[Any]:

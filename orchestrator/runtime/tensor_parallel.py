@@ -34,6 +34,8 @@ class Part:
     """Where this rank's part lies in it; None: the rank holds all of it."""
     lent: bool = False
     """An earlier stage of the pipeline holds and saves it too."""
+    expert: bool = False
+    """Of experts that are dealt out among neighbouring data-parallel ranks."""
 
     @property
     def held_shape(self) -> Shape:
@@ -78,7 +80,7 @@ def parts_of(shapes: Shapes, model: torch.nn.Module, layout: Layout) -> Parts:
     """
     rank = layout.tensor_parallel_rank(dist.get_rank())
     notes = {id(parameter): getattr(parameter, DS_AUTOTP_UC_META, None) for parameter in model.parameters()}
-    return {key: Part(name, shape, _block(name, shape, notes[key], rank)) for key, (name, shape) in shapes.items()}
+    return {key: Part(name, shape, _block(name, shape, notes[key], rank)) for key, (name, shape) in shapes.items() if key in notes}
 
 
 def _block(name: str, shape: Shape, note: Mapping[str, Any] | None, rank: int) -> Box | None:
@@ -98,13 +100,13 @@ def _block(name: str, shape: Shape, note: Mapping[str, Any] | None, rank: int) -
     return Box(tuple(offset), tuple(held))
 
 
-def gather(parameter: torch.Tensor, part: Part) -> torch.Tensor:
-    """A whole parameter, on all ranks of a tensor-parallel group together. Shape `part.shape`."""
+def gather(parameter: torch.Tensor, part: Part, group: Any) -> torch.Tensor:
+    """A whole parameter, on all ranks of `group` together, which hold its blocks. Shape `part.shape`; 0 where none holds anything."""
     if part.block is None:
         return parameter.detach().clone()
     whole = parameter.new_zeros(part.shape)
     whole[part.block.within(Box((0,) * len(part.shape), part.shape))] = parameter.detach()
-    dist.all_reduce(whole, group=groups.get_tensor_model_parallel_group())
+    dist.all_reduce(whole, group=group)
     return whole
 
 

@@ -112,8 +112,8 @@ class JobSpec:
         require(parts.offload_optimizer is Offload.none, "parallelism.offload_optimizer", parts.offload_optimizer.value, allowed)
 
     def _check_clipping(self) -> None:
-        """DeepSpeed's optimizer for 16 bits at ZeRO 0 leaves the other tensor ranks' gradients out of the norm that it clips by, and a
-        pipeline's for fp16 does not see which gradients are of tied weights."""
+        """DeepSpeed's optimizer for 16 bits at ZeRO 0 leaves gradients out of the norm that it clips by: other tensor ranks', all experts'.
+        A pipeline's for fp16 does not see which gradients are of tied weights."""
         parts = self.parallelism
         narrow = self.training.precision in (Precision.bf16, Precision.fp16)
         narrow |= self.training.precision is Precision.auto and self.resources.gpus_per_worker > 0
@@ -121,8 +121,9 @@ class JobSpec:
         allowed = "1 in fp16 at parallelism.zero_stage=0, where tied weights would count twice in the gradient's norm; choose ZeRO 1, or bf16"
         require(wide, "parallelism.pipeline_parallel_size", parts.pipeline_parallel_size, allowed)
         allowed = "1 in 16 bits at parallelism.zero_stage=0, where the gradient's norm would be wrong; choose ZeRO 1 or 2, or fp32"
-        ok = parts.tensor_parallel_size == 1 or parts.zero_stage > 0 or not narrow
-        require(ok, "parallelism.tensor_parallel_size", parts.tensor_parallel_size, allowed)
+        for name in ("tensor_parallel_size", "expert_parallel_size"):
+            size = getattr(parts, name)
+            require(size == 1 or parts.zero_stage > 0 or not narrow, f"parallelism.{name}", size, allowed)
 
     def _check_recomputation(self) -> None:
         """What is kept of a product must stay as it was."""

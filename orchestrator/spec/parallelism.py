@@ -20,16 +20,15 @@ SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "sequence_parallel_si
 STAGES = {
     "tensor_parallel_size": ((0, 1, 2), "state that both divide cannot be saved yet"),
     "pipeline_parallel_size": ((0, 1), "a pipeline keeps the gradients of all micro batches"),
-    "expert_parallel_size": ((0, 1, 2), "DeepSpeed partitions no experts at ZeRO 3"),
 }
 """ZeRO stages that a size above 1 works with, and why not with the others."""
 
 APART = {
     ("tensor_parallel_size", "pipeline_parallel_size"): "DeepSpeed finds no tensor-parallel plan in a pipeline's layers",
-    ("tensor_parallel_size", "expert_parallel_size"): "DeepSpeed has no plan for dividing experts further",
+    ("tensor_parallel_size", "expert_parallel_size"): "DeepSpeed deals experts out over the ranks of both, and such state cannot be saved yet",
     ("pipeline_parallel_size", "sequence_parallel_size"): "a pipeline has no model whose attention could be exchanged",
     ("pipeline_parallel_size", "expert_parallel_size"): "a pipeline's last stage does not see the experts' balancing loss",
-    ("sequence_parallel_size", "expert_parallel_size"): "it has not been tried to route slices of sequences",
+    ("sequence_parallel_size", "expert_parallel_size"): "a rank would balance the experts over its part of a sequence alone",
 }
 """Sizes of which one must be 1, and why."""
 
@@ -47,7 +46,7 @@ class ParallelismSpec:
     sequence_parallel_size: int = 1
     """Neighbouring ranks that share each sample's sequence (Ulysses); attention exchanges heads for positions."""
     expert_parallel_size: int = 1
-    """Data-parallel ranks that the experts of a mixture of experts are dealt out to."""
+    """Neighbouring data-parallel ranks that share the experts of each mixture of experts; tokens travel to them and back."""
     offload_optimizer: Offload = Offload.none
     """Where the fp32 weights and the optimizer's state lie, and where the optimizer computes. `cpu` needs ZeRO 1, 2 or 3."""
     offload_parameters: Offload = Offload.none

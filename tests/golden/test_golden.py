@@ -80,6 +80,12 @@ def sequence_parallel_gpt() -> str:
     return as_yaml({f"{x.world_size} ranks": deepspeed_config(spec, x, Precision.bf16) for x in legal(spec)[:2]})
 
 
+def expert_parallel_gpt() -> str:
+    flags = ["workload=gpt", "model=gpt-moe-tiny", "resources.num_workers=2", "parallelism.expert_parallel_size=2"]
+    specs = {stage: load_job_spec([*flags, f"parallelism.zero_stage={stage}"]) for stage in (0, 1)}
+    return as_yaml({f"zero{stage}": deepspeed_config(spec, layout_for(spec), Precision.fp32) for stage, spec in specs.items()})
+
+
 def zero_stages_of_gpt(optimizer: str) -> list[JobSpec]:
     spec = load_job_spec(["workload=gpt", f"optimizer={optimizer}", "resources.num_workers=2"])
     return [dataclasses.replace(spec, parallelism=ParallelismSpec(zero_stage=stage)) for stage in range(4)]
@@ -110,6 +116,7 @@ GOLDEN: dict[str, Callable[[], str]] = {
     "deepspeed-offload.yaml": offloaded_gpt,
     "deepspeed-tensor-parallel.yaml": tensor_parallel_gpt,
     "deepspeed-sequence-parallel.yaml": sequence_parallel_gpt,
+    "deepspeed-expert-parallel.yaml": expert_parallel_gpt,
     "legal-gpt.txt": legal_of_gpt,
     "help.txt": help_text,
 }

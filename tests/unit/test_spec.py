@@ -244,6 +244,17 @@ def test_what_looks_at_whole_matrices_is_refused_where_they_are_cut(name: str) -
             asked(zero_stage=stage)
 
 
+def test_dealing_experts_out_is_refused_where_the_norm_or_the_state_would_be_wrong() -> None:
+    for stage in range(4):
+        ParallelismSpec(zero_stage=stage, expert_parallel_size=2)
+    for other in ("tensor_parallel_size", "pipeline_parallel_size", "sequence_parallel_size"):
+        with pytest.raises(ConfigError, match=rf"^parallelism\.{other}=2 is not possible: allowed is 1 at .*expert_parallel_size=2, because"):
+            ParallelismSpec(zero_stage=1, expert_parallel_size=2, **{other: 2})
+    values = smallest(training={**SMALLEST["training"], "precision": "bf16"}, parallelism={"zero_stage": 0, "expert_parallel_size": 2})
+    with pytest.raises(ConfigError, match=r"^parallelism\.expert_parallel_size=2 .* 16 bits at parallelism\.zero_stage=0"):
+        from_dict(JobSpec, values)
+
+
 def test_the_decay_of_wsd_begins_after_the_warm_up() -> None:
     values = {"schedule": "wsd", "warmup_steps": 4, "decay_share": 0.7}
     said = r"optimizer\.decay_share=0.7 is not possible: allowed is at most 0.6, what optimizer.warmup_steps=4 leaves"

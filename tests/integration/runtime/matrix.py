@@ -57,11 +57,13 @@ class Cell(NamedTuple):
     together: int = 1
     """Tensor-parallel size."""
     model: str = "net"
-    """`net`, `llama` with a tied head, `llama-untied`, or one that `sequences.py` adds."""
+    """`net`, `llama` with a tied head, `llama-untied`, or one that `sequences.py` or `mixtures.py` adds."""
     stages: int = 1
     """Pipeline-parallel size."""
     shared: int = 1
     """Sequence-parallel size."""
+    experts: int = 1
+    """Expert-parallel size."""
 
     @property
     def steps(self):
@@ -175,8 +177,8 @@ def llama(tied):
 
 
 MODELS = {"net": Net, "llama": lambda: llama(tied=True), "llama-untied": lambda: llama(tied=False)}
-LENGTHS = {}
-"""Positions of a sequence where they are not 6."""
+LENGTHS, LOSSES = {}, {}
+"""Positions of a sequence where they are not 6; what is trained where it is not `loss`."""
 
 
 def loss(model, batch):
@@ -192,7 +194,7 @@ def main(folder, model):
         worlds = {}  # a process makes DeepSpeed's groups once
         for cell in todo:
             at = cell if phase == "calm" else cell[1]
-            worlds.setdefault((at.world, at.together, at.stages, at.shared), []).append(cell)
+            worlds.setdefault((at.world, at.together, at.stages, at.shared, at.experts), []).append(cell)
         for (world, *_), cells in worlds.items():
             in_world(world, folder, phase, cells)
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
@@ -312,7 +314,8 @@ def without_padding(parameter):
 def forward_loss(engine, layout, rank, cell):
     engine.module.eval()
     with torch.no_grad():
-        losses = [loss(engine.module, engine.to_device(batch)) for batch in micro_batches(layout, cell.steps, rank, cell.model)]
+        compute = LOSSES.get(cell.model, loss)
+        losses = [compute(engine.module, engine.to_device(batch)) for batch in micro_batches(layout, cell.steps, rank, cell.model)]
     engine.module.train()
     total = torch.stack(losses).double().mean()
     dist.all_reduce(total)
@@ -328,7 +331,7 @@ def build(cell, seed=1):
         },
         "resources": {"num_workers": cell.world}, "optimizer": {"name": cell.optimizer, "lr": 0.01},
         "parallelism": {"zero_stage": cell.zero_stage, "tensor_parallel_size": cell.together, "pipeline_parallel_size": cell.stages,
-                        "sequence_parallel_size": cell.shared, **on_cpu},
+                        "sequence_parallel_size": cell.shared, "expert_parallel_size": cell.experts, **on_cpu},
     }  # fmt: skip
     spec = from_dict(JobSpec, values)
     torch.manual_seed(seed)
@@ -337,7 +340,7 @@ def build(cell, seed=1):
     fields = {"input_ids": 0, "target": 0}
     layers = Net.layers if cell.model == "net" else lambda model: decoder_layers(model, lambda batch: batch["input_ids"])
     built = [weakref.ref(weight) for weight in model.parameters()]
-    engine = Engine(model, loss, spec, layout_for(spec), torch.device("cpu"), layers=layers, sequence_fields=fields)
+    engine = Engine(model, LOSSES.get(cell.model, loss), spec, layout_for(spec), torch.device("cpu"), layers=layers, sequence_fields=fields)
     return engine, layout_for(spec)
 
 

@@ -22,6 +22,11 @@ def llama(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    return run_matrix(tmp_path_factory.mktemp("mixture"), "mixture", "mixtures.py")
+
+
+@pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     return run_matrix(tmp_path_factory.mktemp("pipeline"), "pipeline")
 
@@ -75,7 +80,7 @@ def test_muon_and_adafactor_train_on_many_ranks_as_on_one(results):
         cells = {cell: row for cell, row in calm.items() if cell[3] == name}
         assert len(cells) == count
         for (_, _, precision, *_), row in cells.items():
-            one = calm[(0, 1 if precision == "fp32" else 2, precision, name, "", 1, "net", 1, 1)]
+            one = calm[(0, 1 if precision == "fp32" else 2, precision, name, "", 1, "net", 1, 1, 1)]
             found, expected = ([loss for loss, _ in some["losses"]] for some in (row, one))
             assert found == pytest.approx(expected, abs=1e-5 if precision == "fp32" else 1e-2)
 
@@ -97,9 +102,9 @@ def test_tensor_parallel_ranks_train_as_one_rank(llama):
     calm, _ = llama
     divided = {cell: row for cell, row in calm.items() if cell[5] == 2}
     assert {cell[:2] for cell in divided} == {(0, 2), (1, 2), (2, 2), (0, 4), (1, 4), (2, 4)}
-    for (_, _, precision, optimizer, _, _, model, shared), row in divided.items():
+    for (_, _, precision, optimizer, _, _, model, *_), row in divided.items():
         narrow = precision == "bf16"
-        whole = calm[(int(narrow), 1, precision, optimizer, "", 1, model, shared)]
+        whole = calm[(int(narrow), 1, precision, optimizer, "", 1, model, 1, 1, 1)]
         for (loss, norm), (expected_loss, expected_norm) in zip(row["losses"], whole["losses"], strict=True):
             assert loss == pytest.approx(expected_loss, abs=1e-2 if narrow else 1e-5)
             assert norm == pytest.approx(expected_norm, abs=5e-2 if narrow else 1e-5)
@@ -141,7 +146,7 @@ def test_the_stages_of_a_pipeline_train_as_one_rank(pipeline):
     assert {(cell[0], cell[1], cell[7]) for cell in staged} == {(0, 2, 2), (1, 2, 2), (0, 4, 2), (1, 4, 2), (1, 3, 3), (1, 6, 2)}
     for (_, _, precision, _, _, _, model, *_), row in staged.items():
         narrow = precision == "bf16"
-        whole = calm[(int(narrow), 1, precision, "adamw", "", 1, model, 1, 1)]
+        whole = calm[(int(narrow), 1, precision, "adamw", "", 1, model, 1, 1, 1)]
         for (loss, norm), (expected_loss, expected_norm) in zip(row["losses"], whole["losses"], strict=True):
             assert loss == pytest.approx(expected_loss, abs=1e-2 if narrow else 1e-5)
             assert norm == pytest.approx(expected_norm, abs=5e-2 if narrow else 2e-4 if model == "net" else 1e-5)
@@ -159,4 +164,33 @@ def test_a_pipelines_state_goes_on_bit_for_bit_and_into_other_layouts_within_rou
         if source == target:
             assert (row["losses"], row["digest"]) == (expected, calm[source]["digest"]), source
         tolerance = 1e-5 if source[2] == "fp32" else 1e-2
+        assert [loss for loss, _ in row["losses"]] == pytest.approx([loss for loss, _ in expected], abs=tolerance), (source, target)
+
+
+@pytest.mark.slow
+def test_a_mixture_of_experts_trains_as_on_one_rank_with_its_experts_dealt_out_or_not(mixture):
+    calm, _ = mixture
+    assert {(cell[0], cell[1], cell[9]) for cell in calm} >= {(s, w, e) for s in range(4) for w, e in ((2, 1), (2, 2), (4, 2))} | {(1, 4, 4)}
+    for (_, _, precision, optimizer, _, _, model, *_), row in calm.items():
+        narrow = precision == "bf16"
+        whole = calm[(int(narrow), 1, precision, optimizer, "", 1, model, 1, 1, 1)]
+        for (loss, norm), (expected_loss, expected_norm) in zip(row["losses"], whole["losses"], strict=True):
+            assert loss == pytest.approx(expected_loss, abs=3e-2 if narrow else 1e-5)
+            assert norm == pytest.approx(expected_norm, abs=3e-1 if narrow else 1e-5)
+        assert whole["losses"][0][1] > 1.0  # the norm is clipped
+        assert whole["losses"][0][0] - row["losses"][-1][0] > 1.5
+
+
+@pytest.mark.slow
+def test_dealt_out_experts_go_on_bit_for_bit_and_in_other_layouts_within_rounding(mixture):
+    calm, resumed = mixture
+    assert {source for source, target in resumed if source == target} | {(s, 4, "fp32", "adamw", "", 1, "mixture", 1, 1, 2) for s in (0, 1, 3)} == {
+        cell for cell in calm if cell[9] > 1
+    }
+    for (source, target), row in resumed.items():
+        expected = calm[source]["losses"][10:]
+        assert row["steps"] == calm[source]["steps"] == (0 if source[3] == "lion" else 20)
+        if source == target:
+            assert (row["losses"], row["digest"]) == (expected, calm[source]["digest"]), source
+        tolerance = 1e-5 if source[2] == "fp32" else 3e-2
         assert [loss for loss, _ in row["losses"]] == pytest.approx([loss for loss, _ in expected], abs=tolerance), (source, target)

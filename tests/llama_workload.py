@@ -1,4 +1,4 @@
-"""A workload for tensor and sequence parallelism: a Llama of a few thousand weights learns sequences that go on by threes."""
+"""A workload for every kind of parallelism: a Llama of a few thousand weights learns sequences that go on by threes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from workloads.layers import decoder_layers
 
 RECORD = np.dtype([("tokens", "<i8", (9,))])
 
@@ -39,6 +41,9 @@ class Threes:
 
     def evaluate(self, model, batch):
         return {"loss_sum": self._cross_entropy(model, batch, "sum").double(), "count": torch.tensor(batch["tokens"][:, 1:].numel())}
+
+    def layers(self, model):
+        return decoder_layers(model, lambda batch: batch["tokens"][:, :-1])
 
     def metrics(self, sums):
         return {"loss": float(sums["loss_sum"] / sums["count"]), "count": float(sums["count"])}

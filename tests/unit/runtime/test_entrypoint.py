@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from orchestrator.errors import WorkloadError
+from orchestrator.errors import ConfigError, WorkloadError
 from orchestrator.runtime.entrypoint import load_workload, workload_file
 from orchestrator.spec import JobSpec, from_dict
 
@@ -33,10 +33,12 @@ def code_dir(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def spec_of(entrypoint, code_dir):
+def spec_of(entrypoint, code_dir, stages=1):
     workload = {"name": "mine", "entrypoint": entrypoint, "code_dir": str(code_dir)}
     training = {"max_steps": 1, "global_batch_size": 1, "micro_batch_size": 1}
-    return from_dict(JobSpec, {"workload": workload, "model": {"name": "m"}, "data": {"name": "d"}, "training": training})
+    parallelism = {"pipeline_parallel_size": stages}
+    values = {"workload": workload, "model": {"name": "m"}, "data": {"name": "d"}, "training": training, "parallelism": parallelism}
+    return from_dict(JobSpec, values)
 
 
 def test_a_class_in_the_code_folder(code_dir):
@@ -59,6 +61,12 @@ def test_missing_methods_are_named(code_dir):
     named = "Half of my_good_code has no method source_fingerprint, prepare, build_model, evaluate, metrics"
     with pytest.raises(WorkloadError, match=named):
         load_workload(spec_of("my_good_code:Half", code_dir))
+
+
+def test_a_pipeline_of_a_workload_without_layers_is_refused(code_dir):
+    said = r"^parallelism\.pipeline_parallel_size=2 is not possible: allowed is 1, because Mine of my_good_code has no method layers\(\)"
+    with pytest.raises(ConfigError, match=said):
+        load_workload(spec_of("my_good_code:Mine", code_dir, stages=2))
 
 
 def test_a_failing_import_of_the_users_own_is_not_hidden(code_dir):

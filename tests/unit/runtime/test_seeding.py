@@ -24,13 +24,14 @@ def test_states_go_through_json_and_back():
     assert [draw(), draw()] == expected
 
 
-def test_ranks_and_steps_draw_different_numbers():
+def test_ranks_steps_and_stages_draw_different_numbers():
     seen = set()
     for step in (0, 5):
         for rank in (0, 1):
-            seed_rank(7, step, rank)
-            seen.add(draw())
-    assert len(seen) == 4
+            for stage in (0, 1):
+                seed_rank(7, step, rank, stage)
+                seen.add(draw())
+    assert len(seen) == 8
 
 
 def test_the_model_seed_is_the_same_everywhere():

@@ -6,6 +6,7 @@ given, what is allowed and the nearest valid name.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib.util
 import itertools
@@ -54,6 +55,7 @@ def job_spec(config: DictConfig) -> JobSpec:
     spec: JobSpec = from_dict(JobSpec, {str(key): value for key, value in values.items()})
     layout.layout_for(spec)
     _check_entrypoint(spec)
+    _check_layers(spec)
     return spec
 
 
@@ -78,6 +80,7 @@ def apply_overrides(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
         _set(values, key, value, text)
     changed: JobSpec = from_dict(JobSpec, values)
     layout.layout_for(changed)
+    _check_layers(changed)
     return changed
 
 
@@ -216,10 +219,39 @@ def _check_entrypoint(spec: JobSpec) -> None:
         )
 
 
+def _check_layers(spec: JobSpec) -> None:
+    """A pipeline needs a workload with `layers()`; refused here where the source shows that it has none, else when the ranks start."""
+    stages, (module, name) = spec.parallelism.pipeline_parallel_size, spec.workload.entrypoint.split(":")
+    files = [Path(folder, *module.split(".")).with_suffix(".py") for folder in (spec.workload.code_dir, _CHECKOUT)]
+    file = next((file for file in [*files, _shipped(module)] if file.is_file()), None)
+    if stages > 1 and file and _lacks(file, name, "layers"):
+        found = f"{name} in {file} has no method layers() that says where to cut"
+        raise ConfigError(f"parallelism.pipeline_parallel_size={stages} is not possible: allowed is 1, because {found}.")
+
+
+def _lacks(file: Path, class_name: str, method: str) -> bool:
+    """Whether the source says for sure that a class has no such method: it is there, inherits nothing, and does not name it."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return False  # the ranks will say where
+    found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name]
+    return len(found) == 1 and not found[0].bases and not found[0].decorator_list and method not in _names(found[0])
+
+
+def _names(found: ast.ClassDef) -> set[str]:
+    """All names that a class's own body defines or assigns."""
+    defined = {node.name for node in ast.walk(found) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    return defined | {node.id for node in ast.walk(found) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
 def _is_shipped(module: str) -> bool:
+    return module.startswith("workloads.") and _shipped(module).is_file()
+
+
+def _shipped(module: str) -> Path:
     """In an installed wheel `workloads` stands inside the package."""
-    top, _, name = module.partition(".")
-    return top == "workloads" and Path(__file__).with_name("_workloads").joinpath(f"{name}.py").is_file()
+    return Path(__file__).with_name("_workloads").joinpath(f"{module.partition('.')[2]}.py")
 
 
 def _holds(top: ModuleSpec, module: str) -> bool:

@@ -31,7 +31,7 @@ def decoder_layers(model: Any, tokens: Tokens) -> list[nn.Module]:
     return [_Embedding(decoder.embed_tokens, tokens), *blocks, _Head(decoder.norm, model.lm_head)]
 
 
-class _Embedding(nn.Module):
+class _Embedding(nn.Module):  # type: ignore[misc]
     def __init__(self, embedding: nn.Module, tokens: Tokens) -> None:
         super().__init__()
         self.embedding = embedding
@@ -42,7 +42,7 @@ class _Embedding(nn.Module):
         return hidden
 
 
-class _Block(nn.Module):
+class _Block(nn.Module):  # type: ignore[misc]
     """One block with what the decoder computes once for all of them: rotary angles and the mask, from the shape alone."""
 
     def __init__(self, block: nn.Module, rotary: nn.Module, mask: Callable[..., Any]) -> None:
@@ -64,7 +64,7 @@ class _Block(nn.Module):
         return changed
 
 
-class _Head(nn.Module):
+class _Head(nn.Module):  # type: ignore[misc]
     def __init__(self, norm: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.norm = norm

@@ -6,6 +6,7 @@ the model returns for them, so there the workload's loss and sums are computed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,7 @@ class Pipeline:
         """
         check_chain(model, chain)
         bounds = cut([size_of(layer) for layer in chain], [kinds_of(layer) for layer in chain], layout.pipeline_parallel_size)
-        runs = [chain[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+        runs = [chain[start:end] for start, end in itertools.pairwise(bounds)]
         self._layout, self._loss = layout, loss
         self._number = layout.pipeline_stage(dist.get_rank())
         self._is_last = self._number == layout.pipeline_parallel_size - 1
@@ -196,7 +197,7 @@ class Pipeline:
         return parts
 
 
-class _Stage(nn.Module):
+class _Stage(nn.Module):  # type: ignore[misc]
     """This rank's layers."""
 
     def __init__(self, layers: Sequence[nn.Module], is_first: bool, is_last: bool) -> None:
@@ -214,11 +215,12 @@ class _Stage(nn.Module):
         for layer in self.layers:
             given = layer(given)
         if not (self._is_last or torch.is_tensor(given)):
-            raise WorkloadError(f"each of layers() but the last must return a tensor; {type(layer).__name__} returned {type(given).__name__}.")
+            found = f"{type(layer).__name__} returned {type(given).__name__}"
+            raise WorkloadError(f"each of layers() but the last one must return a tensor; {found}.")
         return given
 
 
-class _Module(PipelineModule):
+class _Module(PipelineModule):  # type: ignore[misc]
     """To DeepSpeed each stage is one layer; those of other ranks are names only, so that no rank keeps the whole model."""
 
     def __init__(self, stage: _Stage, layout: Layout, loss: Callable[[Any, Batch], torch.Tensor]) -> None:
@@ -231,7 +233,7 @@ def _elsewhere(given: Any) -> Any:
     raise NotImplementedError("this stage is computed by other ranks")
 
 
-class _Answer(nn.Module):
+class _Answer(nn.Module):  # type: ignore[misc]
     """Stands for the model where the stages have computed already what it returns."""
 
     def __init__(self, outcome: Any) -> None:

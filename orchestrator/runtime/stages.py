@@ -18,9 +18,10 @@ def cut(sizes: Sequence[int], kinds: Sequence[Kinds], stages: int) -> tuple[int,
     """
     most = _most_stages(kinds)
     if stages > most:
+        needed = " and ".join(sorted(frozenset().union(*kinds)))
         raise ConfigError(
-            f"parallelism.pipeline_parallel_size={stages} is not possible for this model of {len(sizes)} layers: allowed is at most {most}, "
-            f"because each stage needs trainable {' and '.join(sorted(frozenset().union(*kinds)))}."
+            f"parallelism.pipeline_parallel_size={stages} is not possible for this model of {len(sizes)} layers: "
+            f"allowed is at most {most}, because each stage needs trainable {needed}."
         )
     best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, (0,))}
     for _ in range(stages):

@@ -118,7 +118,7 @@ class JobSpec:
         narrow = self.training.precision in (Precision.bf16, Precision.fp16)
         narrow |= self.training.precision is Precision.auto and self.resources.gpus_per_worker > 0
         wide = parts.pipeline_parallel_size == 1 or parts.zero_stage > 0 or self.training.precision is not Precision.fp16
-        allowed = "1 in fp16 at parallelism.zero_stage=0, where tied weights would count twice in the gradient's norm; choose ZeRO 1, or bf16"
+        allowed = "1 in fp16 at parallelism.zero_stage=0, where a tied weight's gradient would count twice; choose ZeRO 1, or bf16"
         require(wide, "parallelism.pipeline_parallel_size", parts.pipeline_parallel_size, allowed)
         allowed = "1 in 16 bits at parallelism.zero_stage=0, where the gradient's norm would be wrong; choose ZeRO 1 or 2, or fp32"
         for name in ("tensor_parallel_size", "expert_parallel_size"):

@@ -184,6 +184,33 @@ def test_an_entrypoint_that_is_not_there_is_refused_with_the_nearest_module(fold
     assert refusal("workload=custom", "workload.entrypoint=my_module") == said
 
 
+STAGES = ("resources.num_workers=2", "parallelism.pipeline_parallel_size=2")
+
+
+def test_a_pipeline_of_a_workload_whose_source_has_no_layers_is_refused(folder: Path) -> None:
+    said = refusal("workload=resnet", *STAGES)
+    assert said.startswith("parallelism.pipeline_parallel_size=2 is not possible: allowed is 1, because ResNet in ")
+    assert said.endswith("workloads/resnet.py has no method layers() that says where to cut.")
+    (folder / "my_module.py").write_text("class Mine:\n    def loss(self): pass\n")
+    assert "Mine in" in refusal("workload=custom", "workload.entrypoint=my_module:Mine", *STAGES)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "class Mine:\n    def layers(self, model): pass\n",
+        "class Mine:\n    layers = other\n",
+        "class Mine(Other):\n    pass\n",
+        "Mine = make()\n",
+        "this is no Python",
+    ],
+)
+def test_a_pipeline_whose_source_may_have_layers_is_left_to_the_ranks(folder: Path, source: str) -> None:
+    (folder / "my_module.py").write_text(source)
+    assert load_job_spec(["workload=custom", "workload.entrypoint=my_module:Mine", *STAGES])
+    assert load_job_spec(["workload=gpt", *STAGES]).parallelism.pipeline_parallel_size == 2
+
+
 def test_a_batch_that_does_not_divide_is_a_layout_error() -> None:
     with pytest.raises(LayoutError, match=r"training\.micro_batch_size=5 does not divide training\.global_batch_size=12\. Possible .* 1, "):
         load_job_spec(["training.micro_batch_size=5"])

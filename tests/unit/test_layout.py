@@ -139,6 +139,22 @@ def test_ranks_of_a_sequence_are_neighbours_with_the_same_samples(batch_and_micr
         assert config["train_batch_size"] == layout.micro_batch_size * layout.gradient_accumulation_steps * layout.world_size // together
 
 
+@given(batches, st.integers(1, 8))
+def test_the_stages_of_a_pipeline_multiply_the_world_and_share_their_samples(batch_and_micro: tuple[int, int], stages: int) -> None:
+    spec = job(*batch_and_micro)
+    staged = dataclasses.replace(spec, parallelism=ParallelismSpec(pipeline_parallel_size=stages))
+    for whole, layout in zip(legal(spec), legal(staged), strict=True):
+        assert (layout.world_size, layout.data_parallel_size) == (whole.world_size * stages, whole.world_size)
+        places = [(layout.pipeline_stage(rank), layout.data_parallel_rank(rank)) for rank in range(layout.world_size)]
+        assert places == [(stage, share) for stage in range(stages) for share in range(layout.data_parallel_size)]
+
+
+def test_a_pipeline_is_idle_while_it_fills_and_drains() -> None:
+    spec = dataclasses.replace(job(16, 2), parallelism=ParallelismSpec(pipeline_parallel_size=3))
+    assert [layout.pipeline_idle_share for layout in legal(spec)] == [2 / 10, 2 / 6, 2 / 4, 2 / 3]
+    assert all(layout.pipeline_idle_share == 0 for layout in legal(job(16, 2)))
+
+
 def test_a_tensor_parallel_size_that_does_not_divide_the_workers_is_refused() -> None:
     def asked(workers: int) -> JobSpec:
         return dataclasses.replace(job(12, 2, workers=workers), parallelism=ParallelismSpec(tensor_parallel_size=2))

@@ -255,6 +255,26 @@ def test_dealing_experts_out_is_refused_where_the_norm_or_the_state_would_be_wro
         from_dict(JobSpec, values)
 
 
+def test_a_pipeline_is_refused_where_its_gradients_or_its_norm_would_be_wrong() -> None:
+    for stage in (2, 3):
+        with pytest.raises(ConfigError, match=rf"^parallelism\.pipeline_parallel_size=2 .*\.zero_stage={stage}, .*choose ZeRO 0 or 1\.$"):
+            ParallelismSpec(zero_stage=stage, pipeline_parallel_size=2)
+    for zero_stage, precision, good in ((0, "fp32", True), (0, "bf16", True), (0, "auto", True), (1, "fp16", True), (0, "fp16", False)):
+        training, parallelism = {**SMALLEST["training"], "precision": precision}, {"zero_stage": zero_stage, "pipeline_parallel_size": 2}
+        values = smallest(training=training, parallelism=parallelism, resources={"gpus_per_worker": 1})
+        if good:
+            from_dict(JobSpec, values)
+            continue
+        with pytest.raises(ConfigError, match=r"^parallelism\.pipeline_parallel_size=2 .* fp16 at parallelism\.zero_stage=0, where a tied"):
+            from_dict(JobSpec, values)
+
+
+@pytest.mark.parametrize("other", ["tensor", "sequence", "expert"])
+def test_a_pipeline_goes_with_data_parallelism_only(other: str) -> None:
+    with pytest.raises(ConfigError, match=rf"(pipeline|{other})_parallel_size=2 .* because "):
+        ParallelismSpec(zero_stage=1, pipeline_parallel_size=2, **{f"{other}_parallel_size": 2})
+
+
 def test_the_decay_of_wsd_begins_after_the_warm_up() -> None:
     values = {"schedule": "wsd", "warmup_steps": 4, "decay_share": 0.7}
     said = r"optimizer\.decay_share=0.7 is not possible: allowed is at most 0.6, what optimizer.warmup_steps=4 leaves"
@@ -362,6 +382,7 @@ job_specs = st.builds(
     parallelism=st.builds(ParallelismSpec, zero_stage=st.integers(0, 3))
     | st.builds(ParallelismSpec, zero_stage=st.integers(1, 2), tensor_parallel_size=counts)
     | st.builds(ParallelismSpec, zero_stage=st.integers(1, 2), tensor_parallel_size=counts, sequence_parallel_size=counts)
+    | st.builds(ParallelismSpec, zero_stage=st.just(1), pipeline_parallel_size=counts)
     | st.builds(
         ParallelismSpec, zero_stage=st.just(3), offload_optimizer=st.sampled_from(Offload), offload_parameters=st.sampled_from(Offload)
     ),

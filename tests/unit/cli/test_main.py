@@ -127,6 +127,11 @@ def test_a_dry_run_shows_spec_worlds_and_deepspeed_and_makes_nothing(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == []
 
 
+def test_a_dry_run_says_how_long_the_stages_of_a_pipeline_are_idle(tmp_path: Path) -> None:
+    done = run(tmp_path, "train", "--dry-run", "workload=gpt", "parallelism.pipeline_parallel_size=2", "resources.num_workers=4")
+    assert yaml.safe_load(done.stdout)["legal_workers"][4] == "3 x 2 samples per rank and step, stages idle for 25% of it"
+
+
 def test_a_sweep_is_checked_whole_before_its_first_job(tmp_path: Path) -> None:
     done = run(tmp_path, "train", "--dry-run", "-m", "resources.num_workers=2,5")
     assert done.returncode == 2

@@ -22,7 +22,7 @@ from orchestrator.runtime.lion import Lion
 from orchestrator.runtime.muon import Muon, hidden_matrices
 from orchestrator.runtime.pipeline import Pipeline, Sums
 from orchestrator.runtime.recompute import checkpoint_activations
-from orchestrator.runtime.sequence_parallel import SequenceShare
+from orchestrator.runtime.sequence_parallel import SequenceShare, group_of
 from orchestrator.runtime.state import EngineState
 from orchestrator.runtime.tensor_parallel import Part, gather, gradient_norm, make_groups, parts_of, shapes_of
 from orchestrator.spec import JobSpec, OptimizerName, OptimizerSpec, Precision
@@ -80,7 +80,7 @@ class Engine:
         shapes, groups, mixtures = shapes_of(model), make_groups(model, layout), mixtures_of(model, layout)
         self._pipeline = _pipeline(model, layers, self._checked_loss, layout)
         trained = self._pipeline.module if self._pipeline else model
-        self._share = SequenceShare(layout, sequence_fields or {}, dist.get_rank())
+        self._share = SequenceShare(layout, sequence_fields or {}, dist.get_rank(), group_of(layout))
         self._share.adapt(model)
         with names_in_the_registry():
             self._engine, *_ = deepspeed.initialize(

@@ -45,25 +45,26 @@ def fields_of(workload: Workload, layout: Layout) -> dict[str, int]:
 
 
 class SequenceShare:
-    """The slice of every sequence that a rank has, and the attention over whole ones. `rank` is that among all ranks."""
+    """The slice of every sequence that a rank has, and the attention over whole ones.
 
-    def __init__(self, layout: Layout, fields: Mapping[str, int], rank: int) -> None:
+    `rank` is that among all ranks, `group` what `group_of` made.
+    """
+
+    def __init__(self, layout: Layout, fields: Mapping[str, int], rank: int, group: Any = None) -> None:
         self._layout = layout
         self._fields = fields
         self._size = layout.sequence_parallel_size
         self._rank = layout.sequence_parallel_rank(rank)
-        self._group: Any = None
+        self._group = group
 
     def adapt(self, model: torch.nn.Module) -> None:
         """Give the model an attention that spans the group, and the positions of its slice. Nothing where the size is 1.
 
-        All ranks together. Raises ConfigError for a model that cannot be told either, or that mixes positions in another way.
+        Raises ConfigError for a model that cannot be told either, or that mixes positions in another way.
         """
         if self._size == 1:
             return
         check_model(model, self._layout)
-        self._group = _make_group(self._layout)
-        register_all_to_all_group(self._group)
         AttentionInterface.register(_NAME, self._attend)
         AttentionMaskInterface.register(_NAME, sdpa_mask)  # makes a mask only where causality does not say all
         model.set_attn_implementation(_NAME)
@@ -92,12 +93,16 @@ class SequenceShare:
         return value[:, self._rank * count : (self._rank + 1) * count + more].contiguous()
 
     def _add_positions(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """A model that is given no positions would count from 0 on every rank."""
-        if kwargs.get("position_ids") is None:
-            given = [*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
-            tokens = next(value for value in given if value is not None)
-            count = tokens.shape[1]
-            kwargs["position_ids"] = torch.arange(self._rank * count, (self._rank + 1) * count, device=tokens.device).unsqueeze(0)
+        """A model that is given no positions would count from 0 on every rank.
+
+        Those of a workload are refused: they may count from 0 too, or say where packed texts begin, which one rank alone cannot see.
+        """
+        if kwargs.get("position_ids") is not None:
+            raise _cannot_cut(self._size, "the workload gives the model position_ids, which must be those of the whole sequence")
+        given = [*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+        tokens = next(value for value in given if value is not None)
+        count = tokens.shape[1]
+        kwargs["position_ids"] = torch.arange(self._rank * count, (self._rank + 1) * count, device=tokens.device).unsqueeze(0)
         return args, kwargs
 
     def _attend(
@@ -124,7 +129,7 @@ class SequenceShare:
     ) -> None:
         """What a mask or bias says is about this rank's positions only, and attention is over all."""
         if mask is not None or (window is not None and window < positions):
-            raise _cannot_cut(self._size, f"{type(module).__name__} masks more than causality does (padding, packed texts or a window)")
+            raise _cannot_cut(self._size, f"{type(module).__name__} masks more than causality does (padding or a window)")
         if more.get("position_bias") is not None or more.get("softcap") is not None:
             raise _cannot_cut(self._size, f"{type(module).__name__} changes the scores (a bias or a soft cap)")
 
@@ -141,13 +146,16 @@ class SequenceShare:
         return _dim_zero_all_to_all(self._group, by_receiver).movedim(0, 1).flatten(1, 2)
 
 
-def _make_group(layout: Layout) -> Any:
-    """This rank's group: the ranks that differ in their sequence-parallel rank only. All ranks together."""
+def group_of(layout: Layout) -> Any:
+    """The ranks that differ from this one in their sequence-parallel rank only; None where there are none. All ranks together."""
+    if layout.sequence_parallel_size == 1:
+        return None
     members: dict[tuple[int, int, int], list[int]] = {}
     for rank in range(layout.world_size):
         place = layout.pipeline_stage(rank), layout.data_parallel_rank(rank), layout.tensor_parallel_rank(rank)
         members.setdefault(place, []).append(rank)
     mine, _ = dist.new_subgroups_by_enumeration(list(members.values()))
+    register_all_to_all_group(mine)
     return mine
 
 

@@ -44,7 +44,7 @@ class ParallelismSpec:
     pipeline_parallel_size: int = 1
     """Stages that the layers are cut into. More than 1 needs ZeRO 0 or 1 and a workload with `layers()`."""
     sequence_parallel_size: int = 1
-    """Neighbouring ranks that share each sample's sequence (Ulysses); attention exchanges heads for positions."""
+    """Neighbouring ranks that share each sample's sequence (Ulysses); attention exchanges heads for positions, so it divides both."""
     expert_parallel_size: int = 1
     """Neighbouring data-parallel ranks that share the experts of each mixture of experts; tokens travel to them and back."""
     offload_optimizer: Offload = Offload.none

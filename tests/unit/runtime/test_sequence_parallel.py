@@ -6,7 +6,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration  # noqa: E402
+from transformers import (  # noqa: E402
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from orchestrator.errors import ConfigError, WorkloadError  # noqa: E402
 from orchestrator.layout import Layout  # noqa: E402
@@ -55,6 +64,22 @@ def test_a_workload_must_say_what_can_be_cut():
     assert fields_of(Plain(), layout(size=1)) == {}
     with pytest.raises(ConfigError, match=r"sequence_parallel_size=2 is not possible: allowed is 1, because Plain has no sequence_fields"):
         fields_of(Plain(), layout())
+
+
+@pytest.mark.parametrize(
+    ("build", "given", "said"),
+    [
+        (llama, {"attention_mask": torch.tensor([[0, 1, 1, 1]])}, r"\w+ masks more than causality does"),
+        (lambda: MistralForCausalLM(MistralConfig(**SHAPE, num_key_value_heads=2, sliding_window=7)), {}, r"\w+ masks more than causality"),
+        (llama, {"position_ids": torch.tensor([[0, 1, 0, 1]])}, "the workload gives the model position_ids"),
+    ],
+    ids=["padding", "window", "packed texts"],
+)
+def test_what_one_rank_cannot_know_of_the_whole_is_refused_before_anything_is_exchanged(build, given, said):
+    model = build()
+    SequenceShare(layout(), {}, 0).adapt(model)
+    with pytest.raises(ConfigError, match=rf"size=2 is not possible: allowed is 1, because {said}"):
+        model(input_ids=torch.tensor([[1, 2, 3, 4]]), **given)
 
 
 @pytest.mark.parametrize("model", [llama(), llama(num_key_value_heads=1), GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=4, n_layer=1))])

@@ -15,8 +15,6 @@ import torch
 import torch.distributed as dist
 from deepspeed.sequence.layer import _dim_zero_all_to_all, register_all_to_all_group
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import sdpa_mask
 
 from orchestrator.errors import ConfigError, WorkloadError
 from orchestrator.layout import Layout
@@ -64,6 +62,9 @@ class SequenceShare:
         """
         if self._size == 1:
             return
+        from transformers import AttentionInterface, AttentionMaskInterface  # takes a second, which other jobs need not wait for
+        from transformers.masking_utils import sdpa_mask
+
         check_model(model, self._layout)
         AttentionInterface.register(_NAME, self._attend)
         AttentionMaskInterface.register(_NAME, sdpa_mask)  # makes a mask only where causality does not say all
@@ -161,6 +162,8 @@ def group_of(layout: Layout) -> Any:
 
 def check_model(model: torch.nn.Module, layout: Layout) -> None:
     """Raises ConfigError for a model whose slices, put together, would not be the whole."""
+    from transformers import PreTrainedModel
+
     size, together = layout.sequence_parallel_size, layout.tensor_parallel_size
     positioned = "position_ids" in inspect.signature(model.forward).parameters
     if not isinstance(model, PreTrainedModel) or model.config.is_encoder_decoder or not positioned:

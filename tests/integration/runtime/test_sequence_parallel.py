@@ -13,7 +13,8 @@ sys.path.append(str(Path(__file__).parent))
 from ranks import Group, spec_of
 from test_state_matrix import run_matrix
 
-LLAMA = {"workload__entrypoint": "llama_workload:Threes", "training__max_steps": 20, "checkpoint__interval_steps": 10}
+LLAMA = {"workload__entrypoint": "llama_workload:Threes", "workload__options": {"heads": 2}}
+LLAMA |= {"training__max_steps": 20, "checkpoint__interval_steps": 10}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_their_state_goes_on_bit_for_bit_and_into_other_layouts_within_rounding(
 
 def job(folder, workers, shared, zero_stage=1, **changes):
     parallel = {"parallelism__sequence_parallel_size": shared, "parallelism__zero_stage": zero_stage}
-    spec = spec_of(folder / "store", resources__num_workers=workers, workload__options={"heads": 2}, **LLAMA | parallel | changes)
+    spec = spec_of(folder / "store", resources__num_workers=workers, **LLAMA | parallel | changes)
     return Group(folder, workers, spec)
 
 

@@ -14,6 +14,7 @@ import os
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from orchestrator.workload import DatasetSink, DatasetView
 
 from .chunked_loss import allow_chunks, cross_entropy
 from .decoder import Decoder, Mixture, decoder_of
+from .documents import check_positions, document_inputs
 from .layers import decoder_layers
 from .mixture import active_parameters, balance_loss, expert_counts, imbalance
 from .model_folder import TOKENIZER_FILE, save_folder
@@ -68,6 +70,8 @@ class Options:
     loss_chunk_tokens: int = 1024
     """The loss is computed from the logits of so many tokens at a time; 0: from those of the whole micro batch."""
 
+    document_mask: bool = False
+    """Tokens see those of their own text only, and each text's positions begin at 0. Without it a block's texts see those before them."""
     prompt: str = "def "
     new_tokens: int = 120
     temperature: float = 0.7
@@ -124,6 +128,8 @@ class GPT:
 
     def build_model(self, dataset: DatasetView) -> torch.nn.Module:
         model = self.decoder.build(_tokenizer(dataset).get_vocab_size(), self.recipe.block_size)
+        if self.options.document_mask:
+            check_positions(model)
         if self.options.loss_chunk_tokens and not isinstance(self.decoder, Mixture):
             allow_chunks(model)
         return model
@@ -197,6 +203,8 @@ class GPT:
         """(cross entropy, the routers' logits [tokens, experts] of each layer of a mixture)."""
         tokens = batch["tokens"]
         inputs, targets = {"input_ids": tokens[:, :-1]}, tokens[:, 1:]
+        if self.options.document_mask:
+            inputs |= document_inputs(tokens[:, :-1], self._end_of_text)
         if not isinstance(self.decoder, Mixture):
             return cross_entropy(model, inputs, targets, reduction, self.options.loss_chunk_tokens), ()
         output = model(**inputs, output_router_logits=True)
@@ -221,6 +229,12 @@ class GPT:
         end = tokenizer.token_to_id(END_OF_TEXT)
         assert end is not None, "train_tokenizer puts it in"
         return end
+
+    @cached_property
+    def _end_of_text(self) -> int:
+        """The token that stands before each text, known without the data set: a tokenizer of ours has it first."""
+        given = self.decoder.tokenizer()
+        return given[1] if given else 0
 
     def _split(self, name: str) -> str:
         place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") / 2**64

@@ -191,6 +191,17 @@ def test_the_sums_of_parts_give_the_figures_of_the_whole(root, prepared):
     assert subject.tokens_per_sample == 16
 
 
+def test_with_a_document_mask_the_loss_of_a_text_is_that_of_the_text_alone(root, prepared):
+    subject = workload(root, options={"document_mask": True})
+    model = subject.build_model(prepared)
+    end = Tokenizer.from_str(prepared.file("tokenizer.json").decode()).token_to_id(END_OF_TEXT)
+    texts = [[end, 40, 41, 42], [end, 50, 51, 52]]
+    with torch.no_grad():
+        apart = sum(subject.evaluate(model, {"tokens": torch.tensor([[*text, end]])})["loss_sum"] for text in texts)
+        together = subject.evaluate(model, {"tokens": torch.tensor([[*texts[0], *texts[1], end]])})["loss_sum"]
+    assert together.item() == pytest.approx(apart.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_sample_continues_the_prompt_repeatably_and_leaves_the_model_as_it_was(root, prepared, temperature):
     options = {"prompt": "def f", "new_tokens": 30, "temperature": temperature}

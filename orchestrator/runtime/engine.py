@@ -15,6 +15,7 @@ from deepspeed.utils import groups as deepspeed_groups
 
 from orchestrator.errors import ConfigError, WorkloadError
 from orchestrator.layout import Layout, deepspeed_config
+from orchestrator.runtime.compilation import compile_blocks, compile_model
 from orchestrator.runtime.ema import WeightAverage
 from orchestrator.runtime.experts import clip_gradients, group_of_experts, mixtures_of, names_in_the_registry, parts_with_experts
 from orchestrator.runtime.link import Phase
@@ -76,7 +77,11 @@ class Engine:
         self._loss = loss
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
+        if spec.training.channels_last:
+            _check_images(model)
+        self._channels_last = spec.training.channels_last
         checkpoint_activations(model, spec.training.activation_checkpointing)
+        compile_blocks(model, spec.training, layout)
         shapes, groups, mixtures = shapes_of(model), make_groups(model, layout), mixtures_of(model, layout)
         self._pipeline = _pipeline(model, layers, self._checked_loss, layout)
         trained = self._pipeline.module if self._pipeline else model
@@ -91,11 +96,14 @@ class Engine:
                 mpu=groups,
                 dist_init_required=False,
             )
+        compile_model(self._engine, spec.training, layout)
         _match_running_statistics(self.module, _DTYPES[self.precision])
         parts = self._pipeline.parts if self._pipeline else parts_of(shapes, self.module, layout)
         self._parts = parts_with_experts(parts, mixtures, self.module)
         self.state = EngineState(self._engine, self._parts, layout, self._pipeline)
         self.average = WeightAverage(self.state, spec.training.ema_decay, spec.training.evaluate_ema)
+        self._compiles = spec.training.compile
+        """Whether the next forward and backward pass makes kernels first."""
         if self._pipeline:
             self._pipeline.start(self._engine, self.to_device)
         self._plain_optimizer = isinstance(self._engine.optimizer, torch.optim.Optimizer)
@@ -131,13 +139,14 @@ class Engine:
         """(mean loss, gradient norm) where DeepSpeed steps by forward, backward, step."""
         losses = []
         for batch in micro_batches:
-            tick(Phase.FORWARD)
+            tick(Phase.COMPILE if self._compiles else Phase.FORWARD)
             loss = self._checked_loss(self._engine, self.to_device(batch))
             losses.append(loss.detach())
-            tick(Phase.BACKWARD)
+            tick(Phase.COMPILE if self._compiles else Phase.BACKWARD)
             self._engine.backward(loss)
             if len(losses) < self._engine.gradient_accumulation_steps():
                 self._engine.step()  # counts the micro batch
+            self._compiles = False
             tick(Phase.DATA)
         tick(Phase.OPTIMIZER)
         norm = self._clip() if self._plain_optimizer else None
@@ -152,12 +161,15 @@ class Engine:
         return evaluate(self.module, self.to_device(batch))
 
     def to_device(self, batch: Batch) -> Batch:
-        """This rank's positions, where the model is, fractions in the number format that it computes in."""
+        """This rank's positions, where the model is, fractions in the number format that it computes in, images in its memory format."""
         dtype = _DTYPES[self.precision]
-        return {
+        moved = {
             name: value.to(self.device, dtype if value.is_floating_point() else value.dtype, non_blocking=True)
             for name, value in self._share.cut(batch).items()
         }
+        if self._channels_last:
+            return {name: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for name, x in moved.items()}
+        return moved
 
     def whole_module(self, build: Callable[[], torch.nn.Module], mine: bool) -> torch.nn.Module | None:
         """The model as this rank alone can run it, where `mine`. All ranks together.
@@ -258,6 +270,13 @@ def _match_running_statistics(model: torch.nn.Module, dtype: torch.dtype) -> Non
         if isinstance(module, torch.nn.modules.batchnorm._NormBase) and module.running_mean is not None:
             module.running_mean.data = module.running_mean.data.to(dtype)
             module.running_var.data = module.running_var.data.to(dtype)
+
+
+def _check_images(model: torch.nn.Module) -> None:
+    """Weights stay as DeepSpeed lays them out; a convolution takes its memory format from its input, and hands it on."""
+    if not any(isinstance(module, torch.nn.Conv2d) for module in model.modules()):
+        found = f"the model {type(model).__name__} has no two-dimensional convolution"
+        raise ConfigError(f"training.channels_last=true is not possible: {found}; allowed is false.")
 
 
 def _check_loss(loss: Any) -> None:

@@ -49,6 +49,7 @@ class Phase(enum.IntEnum):
     EVALUATION = 6
     COLLECTIVE = 7
     END = 8
+    COMPILE = 9  # the first step of a model that is compiled, up to the optimizer
 
 
 class Order(enum.IntEnum):

@@ -17,7 +17,6 @@ from orchestrator.data.loader import Dataset, open_dataset
 from orchestrator.data.prepare import ensure_dataset
 from orchestrator.errors import LayoutError, WorkloadError
 from orchestrator.layout import Layout, legal
-from orchestrator.paths import JobKeys
 from orchestrator.runtime.accelerator import choose_device
 from orchestrator.runtime.collective import broadcast_text
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op
@@ -30,7 +29,7 @@ from orchestrator.runtime.seeding import seed_model, seed_rank
 from orchestrator.runtime.selection import selection_of
 from orchestrator.runtime.sequence_parallel import fields_of
 from orchestrator.runtime.task import RankTask
-from orchestrator.runtime.train import Training, train
+from orchestrator.runtime.train import Training, put_artifact, train
 from orchestrator.spec import JobSpec, from_dict
 from orchestrator.storage import ObjectStore, open_store
 from orchestrator.workload import Workload
@@ -149,10 +148,10 @@ def _write_artifacts(run: Training) -> None:
     assert evaluation is not None, "the loop evaluates after the last step"
     if mine:
         figures = {"before": run.evaluation_before, "after": evaluation.values}
-        _put(run, "evaluation.json", json.dumps(figures, indent=1).encode())
+        put_artifact(run, "evaluation.json", json.dumps(figures, indent=1).encode())
         report = getattr(run.workload, "report", None)
         for name, content in (report(evaluation.sums, run.dataset) if report else {}).items():
-            _put(run, name, content)
+            put_artifact(run, name, content)
     sample = getattr(run.workload, "sample", None)
     if sample is None:
         return
@@ -161,10 +160,4 @@ def _write_artifacts(run: Training) -> None:
         if module is not None:
             module.eval()
             with torch.no_grad():
-                _put(run, "sample.txt", sample(module, run.dataset).encode())
-
-
-def _put(run: Training, name: str, content: bytes) -> None:
-    run.clock.tick(run.step, Phase.END)
-    run.store.put(JobKeys(run.task.job_id).artifact(name), content)
-    run.link.send("artifact", name=name)
+                put_artifact(run, "sample.txt", sample(module, run.dataset).encode())

@@ -5,7 +5,7 @@ The blocks of a model are the members of its outermost `nn.ModuleList`s: the lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ def checkpoint_activations(model: nn.Module, how: ActivationCheckpointing) -> No
     """To be called before DeepSpeed gets the model. Raises ConfigError for a model that has no blocks, or blocks that count their calls."""
     if how is ActivationCheckpointing.none:
         return
-    blocks = list(_blocks(model))
+    blocks = list(blocks_of(model))
     if not blocks:
         found = f"the model {type(model).__name__} has no blocks (members of an nn.ModuleList) to compute again"
         raise ConfigError(f"{_FLAG}={how.value} is not possible: {found}; allowed is none.")
@@ -40,21 +40,25 @@ def checkpoint_activations(model: nn.Module, how: ActivationCheckpointing) -> No
     if how is ActivationCheckpointing.selective:
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _kept_operators())
     for block in blocks:
-        block.forward = partial(_run, block.forward, options)
+        block.forward = _forgetful(block.forward, options)
 
 
-def _run(forward: Any, options: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-    if torch.is_grad_enabled():
-        return checkpoint(forward, *args, **options, **kwargs)
-    return forward(*args, **kwargs)
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
+    """Members of the outermost module lists."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
         else:
-            yield from _blocks(child)
+            yield from blocks_of(child)
+
+
+def _forgetful(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            return checkpoint(forward, *args, **options, **kwargs)
+        return forward(*args, **kwargs)
+
+    return run
 
 
 def _counts(module: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from orchestrator.runtime.engine import Engine, StepReport
 from orchestrator.runtime.evaluate import Evaluation, evaluate
 from orchestrator.runtime.link import AgentLink, Order, Phase, ProgressClock
 from orchestrator.runtime.metrics import Meter, memory
+from orchestrator.runtime.profiling import StepProfiler
 from orchestrator.runtime.schedule import learning_rate
 from orchestrator.runtime.seeding import random_states
 from orchestrator.runtime.selection import Selection, figure, judged, why_early
@@ -77,6 +78,7 @@ class Training:
 def train(run: Training) -> bool:
     """Train until the job has ended, or until an order to drain. Returns whether it was the order; all state is saved then too."""
     loader = TrainLoader(run.dataset, run.layout, run.task.rank, run.spec.training.seed)
+    profiler = StepProfiler(run.spec.training.profile_steps if run.task.rank == 0 else (), run.engine.device)
     stop = False
     if run.step == 0:
         before = _evaluate(run).values
@@ -88,9 +90,12 @@ def train(run: Training) -> bool:
     while not run.ended and not stop:
         step = run.step + 1
         run.tick(step, Phase.DATA)
+        profiler.begin(step)
         lr = learning_rate(run.spec.optimizer, run.max_steps, step)
         report = run.engine.step(loader.micro_batches(run.position), lr, partial(run.tick, step))
         begun_at, run.step, run.position = run.position, step, run.position + run.layout.global_batch_size
+        for name, content in profiler.end(step).items():
+            put_artifact(run, name, content)
         if step % run.spec.training.log_interval_steps == 0 or step == run.max_steps:
             stop = _log(run, report, lr, begun_at)
         is_best = _evaluation_is_due(run) and _judge(run, _evaluate(run))
@@ -165,6 +170,13 @@ def save(run: Training) -> None:
     world, stage = run.task.world_size, run.layout.zero_stage
     run.link.send("saved", step=run.step, checkpoint=prefix, writer=run.task.rank, world_size=world, zero_stage=stage, **extra)
     run.saved_step = run.step
+
+
+def put_artifact(run: Training, name: str, content: bytes) -> None:
+    """A file for people into the store, from where it goes to the tracking server."""
+    run.tick(run.step, Phase.END)
+    run.store.put(JobKeys(run.task.job_id).artifact(name), content)
+    run.link.send("artifact", name=name)
 
 
 def job_scalars(run: Training) -> dict[str, Any]:

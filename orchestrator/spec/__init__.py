@@ -16,6 +16,7 @@ from orchestrator.spec.parallelism import SIZES, Offload, ParallelismSpec
 from orchestrator.spec.training import (
     WHY_NO_OPTIMIZER,
     ActivationCheckpointing,
+    CompileBackend,
     OptimizerName,
     OptimizerSpec,
     Precision,
@@ -30,6 +31,7 @@ __all__ = [
     "ActivationCheckpointing",
     "CheckpointSpec",
     "ClusterSpec",
+    "CompileBackend",
     "DataSpec",
     "JobSpec",
     "ModelSpec",

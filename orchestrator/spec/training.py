@@ -26,6 +26,13 @@ class ActivationCheckpointing(enum.Enum):
     selective = "selective"  # everything inside a block but products of matrices and attention
 
 
+class CompileBackend(enum.Enum):
+    """What torch.compile makes of a model's graph."""
+
+    inductor = "inductor"  # fused kernels
+    aot_eager = "aot_eager"  # the same operators again: shows what the graph itself costs or breaks
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpec:
     """How long and in what portions to train. A step is an optimizer step."""
@@ -40,12 +47,19 @@ class TrainingSpec:
     """Largest global gradient norm; 0 switches clipping off."""
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
     """For a model made of blocks, such as a transformer: less memory for more computation. The losses stay the same."""
+    compile: bool = False
+    """torch.compile: whole models at ZeRO 0 to 2, block by block at ZeRO 3. The first step takes a minute longer."""
+    compile_backend: CompileBackend = CompileBackend.inductor
+    channels_last: bool = False
+    """Images reach a convolutional model with their channels innermost in memory (NHWC), as a GPU's kernels want them."""
     eval_interval_steps: int = 0
     """Evaluate every so many steps; 0: only before the first and after the last."""
     eval_samples: int = 0
     """Samples of the validation split that an evaluation reads; 0: all."""
     log_interval_steps: int = 1
     """Metrics are read from the device and reported every so many steps; also how fast an order to stop is heard."""
+    profile_steps: tuple[int, ...] = ()
+    """First and last step of which rank 0 leaves a trace (and, of a GPU, the memory's history) as artifacts; empty: none."""
     seed: int = 0
     ema_decay: float = 0.0
     """Keep a moving average of the weights, of which this share stays at each step, such as 0.999; 0: none. Takes 4 bytes per parameter."""
@@ -61,6 +75,10 @@ class TrainingSpec:
     """An evaluation is better, for early stopping, if it is by more than this."""
 
     def __post_init__(self) -> None:
+        steps = self.profile_steps
+        ok = not steps or (len(steps) == 2 and 1 <= steps[0] <= steps[1] <= self.max_steps)
+        allowed = f"[] or the first and last of at most {self.max_steps} steps, such as [3,5]"
+        require(ok, "training.profile_steps", list(steps), allowed)
         for name in ("max_steps", "global_batch_size", "micro_batch_size", "log_interval_steps"):
             value = getattr(self, name)
             require(value >= 1, f"training.{name}", value, "a whole number of at least 1")

@@ -78,6 +78,9 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     "training.ema_decay": ([0.0, 0.9999], [-0.1, 1.0, float("nan")], "0 (no average) up to, but not, 1"),
     "training.early_stopping_min_delta": ([0.0, 0.5], [-0.1, float("nan")], "0 or more"),
     "training.seed": ([0, 2**31], [-1], "0 or more"),
+    "training.profile_steps": (
+        [(), (1, 1), (3, 10)], [[1], [0, 1], [3, 2], [3, 11], [1, 2, 3]], "[] or the first and last of at most 10 steps, such as [3,5]",
+    ),
     "training.gradient_clipping": ([0.0, 0.5], [-0.1, float("nan")], "0 or more"),
     "resources.num_workers": ([1, 1000], [0, -1], "a whole number of at least 1"),
     "resources.cpus_per_worker": ([0.25, 64.0], [0.0, -1.0], "more than 0"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 import sys
 from pathlib import Path
@@ -28,3 +30,19 @@ def test_a_log_step_reports_rates_times_and_memory(tmp_path):
         assert values["host_rss_bytes"] > 50e6
         assert (values["skipped_steps"], values["tokens_per_s"]) == (0, 0)
         assert not {"mfu", "loss_scale"} & set(values)  # no known peak, no fp16
+
+
+@pytest.mark.slow
+def test_the_steps_asked_for_leave_a_trace_that_changes_nothing(tmp_path):
+    plain = Group(tmp_path / "plain", 2, spec_of(tmp_path / "plain" / "store"))
+    traced = Group(tmp_path / "traced", 2, spec_of(tmp_path / "traced" / "store", training__profile_steps=[2, 3]))
+    for group in (plain, traced):
+        group.folder.mkdir()
+        group.run()
+    name = "trace_steps_2_3.json.gz"
+    assert name in [message["name"] for message in traced.of("artifact")]
+    assert traced.of("artifact", rank=1) == []
+    events = json.loads(gzip.decompress(traced.store.get(f"jobs/job/artifacts/{name}")))["traceEvents"]
+    forwards = [event for event in events if event.get("name") == "aten::gelu"]
+    assert len(forwards) == 2 * 3  # steps, micro batches of a rank
+    assert traced.history() == plain.history()

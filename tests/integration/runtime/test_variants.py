@@ -14,7 +14,8 @@ sys.path.append(str(Path(__file__).parent))
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """What `variants.py` found, by variant, as (zero stage, world, tensor-parallel size, tied, chunk, precision, recompute)."""
+    """What `variants.py` found, by variant, as (zero stage, world, tensor-parallel size, tied, chunk, precision, recompute,
+    compiled, images)."""
     folder = tmp_path_factory.mktemp("variants")
     command = [sys.executable, str(Path(__file__).with_name("variants.py")), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
@@ -24,7 +25,7 @@ def rows(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_loss_in_chunks_trains_as_the_loss_of_all_logits(rows):
-    chunked = {variant: row for variant, row in rows.items() if variant[4]}
+    chunked = {variant: row for variant, row in rows.items() if variant[4] and not variant[7]}
     assert len(chunked) == 7
     for variant, row in chunked.items():
         plain = rows[(*variant[:4], 0, *variant[5:])]
@@ -39,10 +40,31 @@ def test_the_loss_in_chunks_trains_as_the_loss_of_all_logits(rows):
 
 @pytest.mark.slow
 def test_activations_computed_again_change_no_bit(rows):
-    recomputed = {variant: row for variant, row in rows.items() if variant[6] != "none"}
+    recomputed = {variant: row for variant, row in rows.items() if variant[6] != "none" and not variant[7]}
     assert len(recomputed) == 8
     for variant, row in recomputed.items():
-        plain = rows[(*variant[:6], "none")]
+        plain = rows[(*variant[:6], "none", *variant[7:])]
         assert row["losses"] == plain["losses"], variant
         assert row["names"] == plain["names"]
         assert row["norms"] == 2 * plain["norms"] > 0, variant
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_as_it_is_and_has_no_other_names(rows):
+    compiled = {variant: row for variant, row in rows.items() if variant[7]}
+    assert {variant[0] for variant in compiled} == {2, 3} and len(compiled) == 3
+    for variant, row in compiled.items():
+        plain = rows[(*variant[:7], False, "")]
+        for own, other in zip(row["losses"], plain["losses"], strict=True):
+            assert own == pytest.approx(other, rel=1e-5), variant
+        assert row["names"] == plain["names"] and not plain["graphs"]
+        assert 1 <= row["graphs"] <= 2 and row["breaks"] == [], variant
+
+
+@pytest.mark.slow
+def test_images_with_their_channels_innermost_train_the_same(rows):
+    for stage in (0, 3):
+        plain, last = (rows[(stage, 2, 1, True, 0, "fp32", "none", False, how)] for how in ("plain", "channels_last"))
+        assert (plain["channels_last"], last["channels_last"]) == (False, True)
+        for own, other in zip(last["losses"], plain["losses"], strict=True):
+            assert own == pytest.approx(other, rel=1e-5)

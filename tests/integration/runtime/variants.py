@@ -21,6 +21,7 @@ os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME=
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from torch import nn  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from orchestrator.layout import layout_for  # noqa: E402
@@ -40,6 +41,9 @@ class Variant(NamedTuple):
     chunk: int = 0
     precision: str = "fp32"
     recompute: str = "none"
+    compile: bool = False
+    images: str = ""
+    """`plain` or `channels_last`: a convolutional network in place of the Llama."""
 
 
 PLAIN = [Variant(stage) for stage in (0, 2, 3)] + [Variant(3, tied=False), Variant(2, precision="bf16")]
@@ -47,7 +51,9 @@ PLAIN += [Variant(1, together=2), Variant(1, together=2, tied=False)]
 CHUNKED = [plain._replace(chunk=5) for plain in PLAIN]
 RECOMPUTED = [Variant(stage, recompute=how) for stage in (0, 2, 3) for how in ("full", "selective")]
 RECOMPUTED += [Variant(1, together=2, recompute="full"), Variant(2, precision="bf16", recompute="selective")]
-VARIANTS = [*PLAIN, *CHUNKED, *RECOMPUTED]
+COMPILED = [Variant(2, chunk=5, compile=True), Variant(3, compile=True), Variant(3, recompute="full", compile=True)]
+IMAGES = [Variant(stage, images=how) for stage in (0, 3) for how in ("plain", "channels_last")]
+VARIANTS = [*PLAIN, *CHUNKED, *RECOMPUTED, *COMPILED, *IMAGES]
 
 
 def main(folder):
@@ -96,19 +102,26 @@ def as_rank(rank, world, port, folder, variants):
 
 def trained(variant, rank):
     engine, layout = build(variant)
-    losses, norms = [], count_norms(engine.module)
+    norms = [] if variant.compile or variant.images else count_norms(engine.module)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    losses = []
     for number in range(1, STEPS + 1):
-        report = engine.step(micro_batches(layout, number, rank), 0.01)
+        batches = micro_batches(layout, number, rank)
+        report = engine.step(map(as_images, batches) if variant.images else batches, 0.01)
         total = report.loss.clone()
         dist.all_reduce(total)
         losses.append([float(total) / layout.world_size, float(report.grad_norm)])
     heads = [type(module) for module in engine.module.modules() if isinstance(module, ChunkedHead)]
     names = sorted({piece.name for piece in engine.state.wanted_pieces()})
-    return {"losses": losses, "names": names, "chunked": bool(heads), "norms": len(norms)}
+    found = {"losses": losses, "names": names, "chunked": bool(heads), "norms": len(norms)}
+    found |= {"graphs": counters["stats"]["unique_graphs"], "breaks": list(counters["graph_break"])}
+    return found | {"channels_last": getattr(engine.module, "channels_last", False)}
 
 
 def count_norms(model):
-    """Grows by one whenever the first block's norm computes, also where it computes again."""
+    """Grows by one whenever the first block's norm computes, also where it computes again. (A compiled block would look at the list.)"""
     calls = []
     model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
     return calls
@@ -118,17 +131,42 @@ def build(variant):
     values = {
         "workload": {"name": "llama", "entrypoint": "llama:Llama"}, "model": {"name": "llama"}, "data": {"name": "none"},
         "training": {"max_steps": STEPS, "global_batch_size": BATCH, "micro_batch_size": 2, "precision": variant.precision,
-                     "activation_checkpointing": variant.recompute},
+                     "activation_checkpointing": variant.recompute, "compile": variant.compile, "compile_backend": "aot_eager",
+                     "channels_last": variant.images == "channels_last"},
         "resources": {"num_workers": variant.world}, "optimizer": {"lr": 0.01},
         "parallelism": {"zero_stage": variant.zero_stage, "tensor_parallel_size": variant.together},
     }  # fmt: skip
     spec = from_dict(JobSpec, values)
     torch.manual_seed(1)
-    model = llama(variant.tied)
+    model = Images() if variant.images else llama(variant.tied)
     if variant.chunk:
         allow_chunks(model)
     layout = layout_for(spec)
-    return Engine(model, partial(loss, chunk=variant.chunk), spec, layout, torch.device("cpu")), layout
+    compute = image_loss if variant.images else partial(loss, chunk=variant.chunk)
+    return Engine(model, compute, spec, layout, torch.device("cpu")), layout
+
+
+class Images(nn.Module):
+    """Notes whether its last convolution's input has its channels innermost."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 8, 2, stride=2), nn.Linear(8, 3)
+        self.channels_last = False
+
+    def forward(self, image):
+        x = torch.relu(self.first(image))
+        self.channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        return self.head(self.second(x).mean((2, 3)))
+
+
+def as_images(batch):
+    tokens = batch["tokens"].float()
+    return {"image": torch.sin(tokens[:, :2, None, None] * torch.arange(1, 37).view(6, 6)), "label": batch["tokens"][:, 0] % 3}
+
+
+def image_loss(model, batch):
+    return nn.functional.cross_entropy(model(batch["image"]), batch["label"])
 
 
 def llama(tied):

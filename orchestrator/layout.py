@@ -127,7 +127,7 @@ def deepspeed_config(spec: JobSpec, layout: Layout, precision: Precision) -> dic
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
         "gradient_accumulation_steps": layout.gradient_accumulation_steps,
         "gradient_clipping": 0.0 if plain else spec.training.gradient_clipping,
-        "zero_optimization": {"stage": 0 if plain else layout.zero_stage, **_offload(spec.parallelism)},
+        "zero_optimization": {"stage": 0 if plain else layout.zero_stage, **_offload(spec.parallelism), **_linear(spec)},
         **_optimizer(spec),
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31 - 1,
@@ -156,6 +156,12 @@ def plain_optimizer(layout: Layout, precision: Precision, asked: ParallelismSpec
 def _offload(asked: ParallelismSpec) -> dict[str, Any]:
     parts = {"offload_optimizer": asked.offload_optimizer, "offload_param": asked.offload_parameters}
     return {name: {"device": where.value} for name, where in parts.items() if where is not Offload.none}
+
+
+def _linear(spec: JobSpec) -> dict[str, Any]:
+    """At ZeRO 3 DeepSpeed gives torch a linear layer of its own, which keeps no views of weights. What is compiled keeps none anyway."""
+    compiled = spec.training.compile and spec.parallelism.zero_stage == 3
+    return {"memory_efficient_linear": False} if compiled else {}
 
 
 def _optimizer(spec: JobSpec) -> dict[str, Any]:

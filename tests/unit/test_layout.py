@@ -197,6 +197,14 @@ def test_deepspeeds_sum_holds_and_one_precision_is_on(
             assert config["optimizer"]["params"]["lr"] == 0.5
 
 
+def test_only_a_compiled_model_at_zero_3_keeps_torchs_own_linear_layer() -> None:
+    for zero_stage, compiled in ((3, True), (3, False), (2, True)):
+        spec = job(8, 2, zero_stage=zero_stage)
+        spec = dataclasses.replace(spec, training=dataclasses.replace(spec.training, compile=compiled))
+        found = deepspeed_config(spec, layout_for(spec), Precision.fp32)["zero_optimization"]
+        assert ("memory_efficient_linear" in found) == (zero_stage == 3 and compiled)
+
+
 def test_an_open_precision_is_a_mistake_of_the_caller() -> None:
     spec = job(8, 2)
     with pytest.raises(ValueError, match="precision must be resolved"):

@@ -52,7 +52,7 @@ def test_activations_computed_again_change_no_bit(rows):
 @pytest.mark.slow
 def test_a_compiled_model_trains_as_it_is_and_has_no_other_names(rows):
     compiled = {variant: row for variant, row in rows.items() if variant[7]}
-    assert {variant[0] for variant in compiled} == {2, 3} and len(compiled) == 3
+    assert {variant[0] for variant in compiled} == {2, 3}
     for variant, row in compiled.items():
         plain = rows[(*variant[:7], False, "")]
         for own, other in zip(row["losses"], plain["losses"], strict=True):

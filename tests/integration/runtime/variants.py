@@ -51,7 +51,7 @@ PLAIN += [Variant(1, together=2), Variant(1, together=2, tied=False)]
 CHUNKED = [plain._replace(chunk=5) for plain in PLAIN]
 RECOMPUTED = [Variant(stage, recompute=how) for stage in (0, 2, 3) for how in ("full", "selective")]
 RECOMPUTED += [Variant(1, together=2, recompute="full"), Variant(2, precision="bf16", recompute="selective")]
-COMPILED = [Variant(2, chunk=5, compile=True), Variant(3, compile=True), Variant(3, recompute="full", compile=True)]
+COMPILED = [Variant(2, chunk=5, compile=True), Variant(3, recompute="full", compile=True)]
 IMAGES = [Variant(stage, images=how) for stage in (0, 3) for how in ("plain", "channels_last")]
 VARIANTS = [*PLAIN, *CHUNKED, *RECOMPUTED, *COMPILED, *IMAGES]
 

@@ -90,6 +90,7 @@ class Loops:
     def _make_ours(self) -> Any:
         from orchestrator.runtime.link import ProgressClock
         from orchestrator.runtime.metrics import Meter
+        from orchestrator.runtime.selection import selection_of
         from orchestrator.runtime.task import RankTask
         from orchestrator.runtime.train import Training
         from orchestrator.spec import to_dict
@@ -101,8 +102,11 @@ class Loops:
         )  # fmt: skip
         clock = ProgressClock(self.folder / f"clock{self.rank}", create=True)
         link: Any = Recorder()
-        meter = Meter(self.layout.global_batch_size, self.workload.tokens_per_sample, 0.0, 0.0)
-        return Training(task, self.spec, self.layout, self.workload, MemoryStore(), self.dataset, self._engine(), link, clock, meter)
+        meter = Meter(self.workload.tokens_per_sample, 0.0, 0.0)
+        selection = selection_of(self.spec)
+        return Training(
+            task, self.spec, self.layout, self.workload, MemoryStore(), self.dataset, self._engine(), link, clock, meter, selection
+        )
 
     def _make_plain(self) -> tuple[Any, Any]:
         import torch

@@ -28,7 +28,10 @@ from orchestrator.errors import ConfigError, nearest
 from orchestrator.spec import JobSpec, from_dict, to_dict, why_no_optimizer
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
-FIXED_ON_RESUME = ("name", "workload", "model", "data", "training.seed", "training.global_batch_size", "optimizer.name", "storage.url")
+FIXED_ON_RESUME = (
+    "name", "workload", "model", "data", "training.seed", "training.global_batch_size", "training.batch_size_warmup", "optimizer.name",
+    "storage.url",
+)  # fmt: skip
 """What a resumed job cannot change: another model, order of data or place would not be this job any more."""
 
 

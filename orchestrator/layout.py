@@ -69,21 +69,19 @@ class Layout:
 
 
 def legal(spec: JobSpec) -> tuple[Layout, ...]:
-    """Every world size that can train `spec`, ascending."""
-    batch, micro = spec.training.global_batch_size, spec.training.micro_batch_size
-    micro_batches, rest = divmod(batch, micro)
-    if rest:
-        raise LayoutError(
-            f"training.micro_batch_size={micro} does not divide training.global_batch_size={batch}. "
-            f"Possible micro batches: {_some(_divisors(batch))}."
-        )
+    """Every world size that can train `spec`, each batch of the warm-up as well; ascending."""
+    micro = spec.training.micro_batch_size
+    for batch in spec.training.batch_sizes[::-1]:
+        if batch % micro:
+            raise LayoutError(_undivided(spec, batch))
+    micro_batches = math.gcd(*(batch // micro for batch in spec.training.batch_sizes))
     sizes = {name: getattr(spec.parallelism, name) for name in SIZES}
     apart = math.prod(sizes.values()) // sizes["expert_parallel_size"]
     return tuple(
         Layout(
             world_size=size * apart,
             micro_batch_size=micro,
-            gradient_accumulation_steps=micro_batches // size,
+            gradient_accumulation_steps=spec.training.global_batch_size // micro // size,
             zero_stage=spec.parallelism.zero_stage,
             **sizes,
         )
@@ -105,10 +103,29 @@ def layout_for(spec: JobSpec) -> Layout:
                 f"parallelism.{name}={getattr(spec.parallelism, name)} does not divide resources.num_workers={workers}: "
                 f"possible numbers of workers are {_some([x.world_size for x in layouts])}."
             )
-    batch, micro = spec.training.global_batch_size, spec.training.micro_batch_size
-    raise LayoutError(
-        f"resources.num_workers={spec.resources.num_workers} cannot share training.global_batch_size={batch} in micro batches "
-        f"of {micro}: {batch // micro} micro batches per step need a number of workers among {_some([x.world_size for x in layouts])}."
+    raise LayoutError(_unshared(spec, [layout.world_size for layout in layouts]))
+
+
+def _undivided(spec: JobSpec, batch: int) -> str:
+    """Why the micro batch does not fit the global batch, or one of those before it."""
+    micro, whole = spec.training.micro_batch_size, spec.training.global_batch_size
+    if batch == whole:
+        possible = _some(_divisors(batch))
+        return f"training.micro_batch_size={micro} does not divide training.global_batch_size={batch}. Possible micro batches: {possible}."
+    possible = _some(list(range(micro, whole, micro)))
+    return f"training.micro_batch_size={micro} does not divide {batch} of training.batch_size_warmup. Possible on the way: {possible}."
+
+
+def _unshared(spec: JobSpec, worlds: list[int]) -> str:
+    """Why the workers asked for cannot share the batches."""
+    micro, workers, whole = spec.training.micro_batch_size, spec.resources.num_workers, spec.training.global_batch_size
+    *smaller, _ = spec.training.batch_sizes
+    also = f" and {', '.join(map(str, smaller))} of training.batch_size_warmup" if smaller else ""
+    least = micro * workers // math.prod(getattr(spec.parallelism, name) for name in SIZES if name != "expert_parallel_size")
+    ways = f", or batches on the way among {_some(list(range(least, whole, least)))}" if smaller and whole % least == 0 else ""
+    return (
+        f"resources.num_workers={workers} cannot share training.global_batch_size={whole}{also} in micro batches of {micro}: "
+        f"{whole // micro} micro batches per step need a number of workers among {_some(worlds)}{ways}."
     )
 
 

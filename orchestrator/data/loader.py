@@ -91,15 +91,18 @@ class TrainLoader:
         self._share = layout.data_parallel_rank(rank)
         self._seed = seed
 
-    def sample_ids(self, position: int) -> Ids:
-        """What this rank trains in the step that begins at global `position`: int64[accumulation, micro]."""
-        count, total = self._layout.global_batch_size, self._dataset.num_samples("train")
+    def sample_ids(self, position: int, batch_size: int = 0) -> Ids:
+        """What this rank trains in the step of `batch_size` samples (0: the layout's) that begins at global `position`.
+
+        int64[accumulation, micro].
+        """
+        count, total = batch_size or self._layout.global_batch_size, self._dataset.num_samples("train")
         ids = ids_at(position, count, total, self._seed)
         return rank_slice(ids, self._layout.data_parallel_size, self._share, self._layout.micro_batch_size)
 
-    def micro_batches(self, position: int) -> Iterator[Batch]:
-        """This rank's `gradient_accumulation_steps` batches of that step."""
-        for ids in self.sample_ids(position):
+    def micro_batches(self, position: int, batch_size: int = 0) -> Iterator[Batch]:
+        """This rank's micro batches of that step."""
+        for ids in self.sample_ids(position, batch_size):
             yield to_batch(self._dataset.gather("train", ids))
 
 

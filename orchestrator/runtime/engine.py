@@ -121,13 +121,22 @@ class Engine:
     def skipped_steps(self) -> int:
         return int(self._engine.skipped_steps)
 
+    def set_batch_size(self, samples: int) -> None:
+        """Of the next steps, over all ranks: by more or fewer micro batches in a step. Only between steps."""
+        if samples == self._engine.train_batch_size():
+            return
+        self._engine.set_train_batch_size(samples)
+        self._engine.micro_steps = 0  # a step ends where this is a multiple of the micro batches in a step
+        if hasattr(self._engine.optimizer, "gradient_accumulation_steps"):
+            self._engine.optimizer.gradient_accumulation_steps = self._engine.gradient_accumulation_steps()
+
     def loss_scale(self) -> dict[str, float]:
         """`loss_scale` where losses are scaled, which is in fp16."""
         found = self.state.loss_scale()
         return {"loss_scale": float(found["cur_scale"])} if "cur_scale" in found else {}
 
     def step(self, micro_batches: Iterable[Batch], lr: float, tick: Callable[[Phase], None] = lambda phase: None) -> StepReport:
-        """One optimizer step over `gradient_accumulation_steps` micro batches. `tick` is told where it is."""
+        """One optimizer step over this rank's micro batches of it. `tick` is told where it is."""
         self._set_lr(lr)
         skipped = self.skipped_steps
         loss, norm = self._pipeline.step(micro_batches, tick) if self._pipeline else self._step(micro_batches, tick)

@@ -40,20 +40,19 @@ class Meter:
     """Rates and times of a rank's steps since the last report; time that is not training does not count."""
 
     def __init__(
-        self, samples_per_step: int, tokens_per_sample: int, flops_per_sample: float, peak_flops_per_s: float,
+        self, tokens_per_sample: int, flops_per_sample: float, peak_flops_per_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """`samples_per_step` and `peak_flops_per_s` are those of all ranks together; 0 FLOPs or peak: not known."""
-        self._samples_per_step = samples_per_step
+        """`peak_flops_per_s` is that of all ranks together; 0 FLOPs or peak: not known."""
         self._tokens_per_sample = tokens_per_sample
         self._flops_share = flops_per_sample / peak_flops_per_s if peak_flops_per_s else 0.0
         self._clock = clock
         self._phase, self._since_s = Phase.START, clock()
-        self.restart(0)
+        self.restart(0, 0)
 
-    def restart(self, step: int) -> None:
-        """The window begins after `step` steps."""
-        self._step = step
+    def restart(self, step: int, samples: int) -> None:
+        """The window begins after `step` steps of `samples` samples, over all ranks."""
+        self._step, self._samples = step, samples
         self._spent_s = dict.fromkeys(Phase, 0.0)
 
     def tick(self, phase: Phase) -> None:
@@ -62,15 +61,15 @@ class Meter:
         self._spent_s[self._phase] += now - self._since_s
         self._phase, self._since_s = phase, now
 
-    def figures(self, step: int) -> dict[str, float]:
+    def figures(self, step: int, samples: int) -> dict[str, float]:
         """Means over the steps since the last call; the times of the phases add up to `step_time_s`."""
         self.tick(self._phase)
-        steps = step - self._step
+        steps, seen = step - self._step, samples - self._samples
         spent = {phase: seconds / steps for phase, seconds in self._spent_s.items() if phase not in _NOT_TRAINING}
-        self.restart(step)
+        self.restart(step, samples)
         step_time_s = max(sum(spent.values()), 1e-9)
         shown = {f"{name}_time_s": spent[phase] for phase, name in _SHOWN.items()}
-        samples_per_s = self._samples_per_step / step_time_s
+        samples_per_s = seen / steps / step_time_s
         return {
             "samples_per_s": samples_per_s,
             "tokens_per_s": samples_per_s * self._tokens_per_sample,

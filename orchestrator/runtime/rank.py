@@ -138,7 +138,7 @@ def _engine(
 
 def _meter(workload: Workload, layout: Layout, engine: Engine, flops: float) -> Meter:
     peak = peak_flops_per_s(device_name(engine.device), engine.precision) * layout.world_size
-    return Meter(layout.global_batch_size, workload.tokens_per_sample, flops, peak)
+    return Meter(workload.tokens_per_sample, flops, peak)
 
 
 def _write_artifacts(run: Training) -> None:

@@ -86,14 +86,16 @@ def train(run: Training) -> bool:
         run.evaluation_before = _json_ready(before)
     if not run.ended and run.task.rank == 0:
         run.link.send("started", first_step=run.step + 1)
-    run.meter.restart(run.step)
+    run.meter.restart(run.step, run.position)
     while not run.ended and not stop:
         step = run.step + 1
         run.tick(step, Phase.DATA)
         profiler.begin(step)
         lr = learning_rate(run.spec.optimizer, run.max_steps, step)
-        report = run.engine.step(loader.micro_batches(run.position), lr, partial(run.tick, step))
-        begun_at, run.step, run.position = run.position, step, run.position + run.layout.global_batch_size
+        samples = run.spec.training.batch_size_at(run.position)
+        run.engine.set_batch_size(samples)
+        report = run.engine.step(loader.micro_batches(run.position, samples), lr, partial(run.tick, step))
+        begun_at, run.step, run.position = run.position, step, run.position + samples
         for name, content in profiler.end(step).items():
             put_artifact(run, name, content)
         if step % run.spec.training.log_interval_steps == 0 or step == run.max_steps:
@@ -106,8 +108,8 @@ def train(run: Training) -> bool:
     return not run.ended
 
 
-def _log(run: Training, report: StepReport, lr: float, position: int) -> bool:
-    """Report the step's figures; returns whether any rank was ordered to stop. One all-reduce for both.
+def _log(run: Training, report: StepReport, lr: float, begun_at: int) -> bool:
+    """Report the figures of the step that began at the global sample `begun_at`; returns whether any rank was ordered to stop.
 
     The ranks of a tensor-parallel group report the same loss, those of a sequence that of as many positions each, so the mean over all
     ranks is that over the samples.
@@ -120,19 +122,21 @@ def _log(run: Training, report: StepReport, lr: float, position: int) -> bool:
             "loss": loss_sum / run.task.world_size,
             "lr": lr,
             "grad_norm": float(report.grad_norm),
-            "ids_crc": _ids_crc(run, position),
+            "ids_crc": _ids_crc(run, begun_at),
             "skipped_steps": float(run.engine.skipped_steps),
             **run.engine.loss_scale(),
             **memory(run.engine.device),
-            **run.meter.figures(run.step),
+            **run.meter.figures(run.step, run.position),
+            "samples": float(run.position),
+            "tokens": float(run.position * run.workload.tokens_per_sample),
         }
         run.link.send("metrics", step=run.step, values=values)
     return stops > 0
 
 
-def _ids_crc(run: Training, position: int) -> float:
+def _ids_crc(run: Training, begun_at: int) -> float:
     """CRC-32 of the step's global sample ids: what makes a lost or repeated sample visible."""
-    ids = ids_at(position, run.layout.global_batch_size, run.dataset.num_samples("train"), run.spec.training.seed)
+    ids = ids_at(begun_at, run.position - begun_at, run.dataset.num_samples("train"), run.spec.training.seed)
     return float(zlib.crc32(np.asarray(ids, dtype="<i8").tobytes()))
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from orchestrator.spec.checks import at_least, require
 
@@ -42,6 +44,9 @@ class TrainingSpec:
     """Samples per optimizer step over all ranks; never changed by the number of workers."""
     micro_batch_size: int
     """Samples of one forward pass of one rank."""
+    batch_size_warmup: tuple[tuple[int, ...], ...] = ()
+    """Smaller global batches at the start: `[[until_sample, batch], ...]`, each for the steps that begin before that many samples were
+    seen; then `global_batch_size`. The learning rate goes by steps as ever."""
     precision: Precision = Precision.auto
     gradient_clipping: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
@@ -82,12 +87,34 @@ class TrainingSpec:
         for name in ("max_steps", "global_batch_size", "micro_batch_size", "log_interval_steps"):
             value = getattr(self, name)
             require(value >= 1, f"training.{name}", value, "a whole number of at least 1")
+        self._check_warmup()
         at_least(0, "training", self, "eval_interval_steps", "eval_samples", "seed", "gradient_clipping")
         at_least(0, "training", self, "early_stopping_patience", "early_stopping_min_delta")
         why = "0 at training.eval_interval_steps=0, which evaluates only at the end; evaluate every so many steps"
         ok = self.early_stopping_patience == 0 or self.eval_interval_steps > 0
         require(ok, "training.early_stopping_patience", self.early_stopping_patience, why)
         require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "0 (no average) up to, but not, 1")
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Samples per step, from the first stage of the warm-up to `global_batch_size`."""
+        return (*(batch for _, batch in self.batch_size_warmup), self.global_batch_size)
+
+    def batch_size_at(self, position: int) -> int:
+        """Samples of the step that begins when `position` samples were seen."""
+        return next((batch for until, batch in self.batch_size_warmup if position < until), self.global_batch_size)
+
+    def _check_warmup(self) -> None:
+        flag, shown = "training.batch_size_warmup", [list(stage) for stage in self.batch_size_warmup]
+        require(all(len(stage) == 2 for stage in shown), flag, shown, "a list of [until_sample, batch], such as [[1000,8],[4000,16]]")
+        ok = _grows([until for until, _ in shown]) and _grows(self.batch_sizes)
+        whole = f"training.global_batch_size={self.global_batch_size}"
+        allowed = f"samples and batches that grow from stage to stage from more than 0, the batches to less than {whole}"
+        require(ok, flag, shown, allowed)
+
+
+def _grows(numbers: Sequence[int]) -> bool:
+    return all(low < high for low, high in pairwise((0, *numbers)))
 
 
 class Schedule(enum.Enum):

@@ -209,3 +209,34 @@ def test_an_open_precision_is_a_mistake_of_the_caller() -> None:
     spec = job(8, 2)
     with pytest.raises(ValueError, match="precision must be resolved"):
         deepspeed_config(spec, layout_for(spec), Precision.auto)
+
+
+def warming(workers: int, *stages: tuple[int, int]) -> JobSpec:
+    spec = job(24, 4, workers)
+    return dataclasses.replace(spec, training=dataclasses.replace(spec.training, batch_size_warmup=stages))
+
+
+def test_a_world_must_share_every_batch_of_the_warm_up() -> None:
+    assert [layout.world_size for layout in legal(job(24, 4))] == [1, 2, 3, 6]
+    spec = warming(2, (16, 8), (48, 16))
+    assert [layout.world_size for layout in legal(spec)] == [1, 2]
+    assert layout_for(spec) == layout_for(job(24, 4, 2))
+    said = (
+        "resources.num_workers=3 cannot share training.global_batch_size=24 and 8, 16 of training.batch_size_warmup in micro batches of 4: "
+        "6 micro batches per step need a number of workers among 1, 2, or batches on the way among 12."
+    )
+    with pytest.raises(LayoutError, match=f"^{re.escape(said)}$"):
+        layout_for(warming(3, (16, 8), (48, 16)))
+    said = "training.micro_batch_size=4 does not divide 6 of training.batch_size_warmup. Possible on the way: 4, 8, 12, 16, 20."
+    with pytest.raises(LayoutError, match=f"^{re.escape(said)}$"):
+        layout_for(warming(1, (16, 6)))
+
+
+def test_the_batch_of_a_step_follows_from_the_samples_before_it() -> None:
+    training = warming(2, (20, 8), (48, 16)).training
+    position, sizes = 0, []
+    for _ in range(7):
+        sizes.append(training.batch_size_at(position))
+        position += sizes[-1]
+    assert sizes == [8, 8, 8, 16, 16, 24, 24]
+    assert training.batch_sizes == (8, 16, 24)

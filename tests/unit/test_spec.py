@@ -155,6 +155,21 @@ def test_nonsense_is_refused(flag: str, value: object) -> None:
         changed(flag, value)
 
 
+@pytest.mark.parametrize(
+    "stages", [((10, 4), (10, 6)), ((10, 4), (20, 4)), ((10, 8),), ((10, 4), (20, 3)), ((0, 4),), ((10, 0),), ((10,),), ((10, 4, 1),)]
+)
+def test_a_batch_warm_up_grows_towards_the_batch(stages: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(ConfigError, match=r"^training\.batch_size_warmup=\[\[.*\]\] is not possible: allowed is "):
+        TrainingSpec(max_steps=9, global_batch_size=8, micro_batch_size=2, batch_size_warmup=stages)
+
+
+def test_a_batch_warm_up_is_the_same_after_json() -> None:
+    training = TrainingSpec(max_steps=9, global_batch_size=8, micro_batch_size=2, batch_size_warmup=((10, 2), (20, 4)))
+    assert from_dict(TrainingSpec, json.loads(json.dumps(to_dict(training)))) == training
+    with pytest.raises(ConfigError, match=r"^training\.batch_size_warmup=8 is not possible: allowed is a list such as"):
+        changed("training.batch_size_warmup", [8])
+
+
 def test_infinitely_many_gpus_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"resources\.gpus_per_worker=inf"):
         ResourcesSpec(gpus_per_worker=float("inf"))

@@ -37,9 +37,9 @@ STEP = [
 
 def test_times_are_means_per_step_and_add_up():
     clock = Clock()
-    meter = Meter(8, 10, 0.0, 0.0, clock)
+    meter = Meter(10, 0.0, 0.0, clock)
     spend(meter, clock, (Phase.START, 50.0), *STEP, *STEP, (Phase.COLLECTIVE, 2.5))
-    assert meter.figures(2) == pytest.approx(
+    assert meter.figures(2, 16) == pytest.approx(
         {
             "step_time_s": 8.0, "data_time_s": 0.5, "forward_time_s": 2.0, "backward_time_s": 4.0, "optimizer_time_s": 0.25,
             "other_time_s": 1.25, "samples_per_s": 1.0, "tokens_per_s": 10.0,
@@ -47,24 +47,33 @@ def test_times_are_means_per_step_and_add_up():
     )  # fmt: skip
 
 
+def test_steps_of_different_sizes_count_by_their_samples():
+    clock = Clock()
+    meter = Meter(10, 0.0, 0.0, clock)
+    meter.restart(3, 100)
+    spend(meter, clock, (Phase.FORWARD, 4.0))
+    figures = meter.figures(5, 124)  # steps of 8 and 16
+    assert (figures["samples_per_s"], figures["tokens_per_s"], figures["step_time_s"]) == (6.0, 60.0, 2.0)
+
+
 def test_evaluations_and_checkpoints_do_not_count():
     clock = Clock()
-    meter = Meter(8, 0, 0.0, 0.0, clock)
+    meter = Meter(0, 0.0, 0.0, clock)
     spend(meter, clock, (Phase.EVALUATION, 30.0))
-    meter.restart(6)
+    meter.restart(6, 48)
     spend(meter, clock, *STEP, (Phase.EVALUATION, 100.0), (Phase.CHECKPOINT, 100.0), *STEP)
-    figures = meter.figures(8)
+    figures = meter.figures(8, 64)
     assert figures["step_time_s"] == pytest.approx(6.75)
     assert figures["tokens_per_s"] == 0
     spend(meter, clock, *STEP)
-    assert meter.figures(9)["step_time_s"] == pytest.approx(6.75)
+    assert meter.figures(9, 72)["step_time_s"] == pytest.approx(6.75)
 
 
 def test_mfu_is_the_share_of_the_peak_of_all_devices():
     clock = Clock()
-    meter = Meter(4, 512, 3e12, 2 * 989e12, clock)
+    meter = Meter(512, 3e12, 2 * 989e12, clock)
     spend(meter, clock, (Phase.FORWARD, 0.01))
-    assert meter.figures(1)["mfu"] == pytest.approx(4 / 0.01 * 3e12 / (2 * 989e12))
+    assert meter.figures(1, 4)["mfu"] == pytest.approx(4 / 0.01 * 3e12 / (2 * 989e12))
 
 
 @pytest.mark.parametrize(

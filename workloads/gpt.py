@@ -12,7 +12,7 @@ import json
 import math
 import os
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -136,16 +136,26 @@ class GPT:
 
     def loss(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cross entropy, and for a mixture of experts the balance losses of its layers."""
-        loss, routing = self._forward(model, batch, "mean")
-        if not isinstance(self.decoder, Mixture) or not self.decoder.balance_weight:
+        inputs, targets = self._given_and_next(batch)
+        if not isinstance(self.decoder, Mixture):
+            return cross_entropy(model, inputs, targets, "mean", self.options.loss_chunk_tokens)
+        output = model(**inputs, output_router_logits=True)
+        loss = functional.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten())
+        if not self.decoder.balance_weight:
             return loss
-        return loss + self.decoder.balance_weight * balance_loss(routing, self.decoder.experts_per_token)
+        return loss + self.decoder.balance_weight * balance_loss(output.router_logits, self.decoder.experts_per_token)
 
     def evaluate(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        loss_sum, routing = self._forward(model, batch, "sum")
-        sums = {"loss_sum": loss_sum.double(), "tokens": torch.tensor(batch["tokens"][:, 1:].numel(), device=loss_sum.device)}
+        """Sums over tokens, so that each counts the same however they are batched: `loss_sum` float64, `right` and `tokens` int64."""
+        inputs, targets = self._given_and_next(batch)
+        mixed = isinstance(self.decoder, Mixture)
+        output = model(**inputs, output_router_logits=True) if mixed else model(**inputs)
+        logits, expected = output.logits.flatten(0, 1).float(), targets.flatten()
+        losses = functional.cross_entropy(logits, expected, reduction="none")
+        right = (logits.argmax(-1) == expected).sum()
+        sums = {"loss_sum": losses.double().sum(), "right": right, "tokens": torch.tensor(expected.numel(), device=expected.device)}
         if isinstance(self.decoder, Mixture):
-            sums["expert_tokens"] = torch.stack([expert_counts(logits, self.decoder.experts_per_token) for logits in routing])
+            sums["expert_tokens"] = torch.stack([expert_counts(logits, self.decoder.experts_per_token) for logits in output.router_logits])
         return sums
 
     def layers(self, model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -155,7 +165,8 @@ class GPT:
         """`expert_imbalance`: `mixture.imbalance` of the split, where there are experts."""
         loss = float(sums["loss_sum"]) / float(sums["tokens"])
         balance = {"expert_imbalance": imbalance(sums["expert_tokens"].tolist())} if "expert_tokens" in sums else {}
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), **balance}
+        accuracy = float(sums["right"]) / float(sums["tokens"])
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "accuracy": accuracy, **balance}
 
     def flops_per_sample(self, model: torch.nn.Module) -> float:
         """6 N + 12 L h s per token (PaLM, appendix B), N being the parameters that a token meets."""
@@ -197,20 +208,13 @@ class GPT:
             return logits.argmax()
         return torch.multinomial(torch.softmax(logits / self.options.temperature, -1), 1, generator=generator)
 
-    def _forward(
-        self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], reduction: str
-    ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
-        """(cross entropy, the routers' logits [tokens, experts] of each layer of a mixture)."""
+    def _given_and_next(self, batch: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """(inputs of the model, the tokens that come next int64[samples, tokens])."""
         tokens = batch["tokens"]
-        inputs, targets = {"input_ids": tokens[:, :-1]}, tokens[:, 1:]
+        inputs = {"input_ids": tokens[:, :-1]}
         if self.options.document_mask:
             inputs |= document_inputs(tokens[:, :-1], self._end_of_text)
-        if not isinstance(self.decoder, Mixture):
-            return cross_entropy(model, inputs, targets, reduction, self.options.loss_chunk_tokens), ()
-        output = model(**inputs, output_router_logits=True)
-        loss = functional.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
-        return loss, output.router_logits
-
+        return inputs, tokens[:, 1:]
 
     def _given_or_trained(self, sink: DatasetSink, texts: list[str]) -> Tokenizer:
         """The tokenizer of a pretrained model's folder, else one that is trained on `texts`."""

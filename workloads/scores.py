@@ -47,7 +47,7 @@ def sums_of(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tenso
     bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
     right = predicted == labels
     return {
-        "loss_sum": functional.cross_entropy(logits, labels, reduction="sum").double(),
+        "loss_sum": functional.cross_entropy(logits, labels, reduction="none").double().sum(),
         "count": torch.tensor(len(labels), device=labels.device),
         "confusion_matrix": torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes),
         "bin_count": torch.bincount(bins, minlength=NUM_BINS),
@@ -78,7 +78,7 @@ def per_class(matrix: Array, names: Sequence[str] = ()) -> list[ClassScore]:
 
 
 def report_files(sums: Mapping[str, Array], names: Sequence[str], what: str) -> dict[str, bytes]:
-    """Confusion matrix (JSON, PNG), scores by class and calibration. `what` is a sample's name in the plural, for the title."""
+    """Confusion matrix and calibration (JSON, PNG), scores by class (JSON). `what` is a sample's name in the plural, for the title."""
     matrix = np.asarray(sums["confusion_matrix"], dtype=np.int64)
     counts = {"rows": "true", "columns": "predicted", "classes": list(names), "counts": matrix.tolist()}
     bins = {name: np.asarray(sums[name]).tolist() for name in ("bin_count", "bin_right", "bin_confidence")}
@@ -87,6 +87,7 @@ def report_files(sums: Mapping[str, Array], names: Sequence[str], what: str) -> 
         "per_class.json": json.dumps([dataclasses.asdict(row) for row in per_class(matrix, names)], indent=1).encode(),
         "calibration.json": json.dumps(bins).encode(),
         "confusion_matrix.png": draw(matrix, names, what),
+        "calibration.png": draw_calibration(sums, what),
     }
 
 
@@ -108,6 +109,29 @@ def draw(matrix: Array, names: Sequence[str] = (), what: str = "samples") -> byt
         for row, column in np.argwhere(matrix):
             color = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=color)
+    return _png(canvas)
+
+
+def draw_calibration(sums: Mapping[str, Array], what: str = "samples") -> bytes:
+    """The reliability diagram as a PNG (Guo et al. 2017, arXiv:1706.04599): accuracy by confidence, and how many there are of each."""
+    count, right, confidence = (np.asarray(sums[name], dtype=float) for name in ("bin_count", "bin_right", "bin_confidence"))
+    filled, total = count > 0, max(1.0, count.sum())
+    middle = (np.arange(NUM_BINS) + 0.5) / NUM_BINS
+    figure = Figure(figsize=(6, 7), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], linestyle="--", color="gray", label="as sure as right")
+    upper.bar(middle[filled], right[filled] / count[filled], width=0.9 / NUM_BINS, color="tab:blue", alpha=0.7, label="share that is right")
+    upper.plot(confidence[filled] / count[filled], right[filled] / count[filled], "o", color="tab:orange", label="at its mean confidence")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    upper.set_title(f"calibration error {np.abs(right - confidence).sum() / total:.3f} on {count.sum():.0f} held-out {what}")
+    upper.legend(loc="upper left")
+    lower.bar(middle, count / total, width=0.9 / NUM_BINS, color="tab:blue")
+    lower.set(xlabel="confidence", ylabel=f"share of {what}")
+    return _png(canvas)
+
+
+def _png(canvas: FigureCanvasAgg) -> bytes:
     content = io.BytesIO()
     canvas.print_png(content)
     return content.getvalue()

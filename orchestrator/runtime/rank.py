@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import socket
 import sys
@@ -18,6 +17,7 @@ from orchestrator.data.prepare import ensure_dataset
 from orchestrator.errors import LayoutError, WorkloadError
 from orchestrator.layout import Layout, legal
 from orchestrator.runtime.accelerator import choose_device
+from orchestrator.runtime.artifacts import write_final
 from orchestrator.runtime.collective import broadcast_text
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op
 from orchestrator.runtime.entrypoint import load_workload, workload_file
@@ -29,7 +29,7 @@ from orchestrator.runtime.seeding import seed_model, seed_rank
 from orchestrator.runtime.selection import selection_of
 from orchestrator.runtime.sequence_parallel import fields_of
 from orchestrator.runtime.task import RankTask
-from orchestrator.runtime.train import Training, put_artifact, train
+from orchestrator.runtime.train import Training, train
 from orchestrator.spec import JobSpec, from_dict
 from orchestrator.storage import ObjectStore, open_store
 from orchestrator.workload import Workload
@@ -72,7 +72,7 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
     restore_newest(run)
     stopped = train(run)
     if not stopped:
-        _write_artifacts(run)
+        write_final(run)
     clock.tick(run.step, Phase.END)
     dist.barrier()
     link.send("done", step=run.step, stopped=stopped, why=run.why_early)
@@ -139,25 +139,3 @@ def _engine(
 def _meter(workload: Workload, layout: Layout, engine: Engine, flops: float) -> Meter:
     peak = peak_flops_per_s(device_name(engine.device), engine.precision) * layout.world_size
     return Meter(workload.tokens_per_sample, flops, peak)
-
-
-def _write_artifacts(run: Training) -> None:
-    """Evaluation, sample and report into the store, by rank 0; where the others hold parts of the model, they lend them."""
-    mine = run.task.rank == 0
-    evaluation = run.last_evaluation
-    assert evaluation is not None, "the loop evaluates after the last step"
-    if mine:
-        figures = {"before": run.evaluation_before, "after": evaluation.values}
-        put_artifact(run, "evaluation.json", json.dumps(figures, indent=1).encode())
-        report = getattr(run.workload, "report", None)
-        for name, content in (report(evaluation.sums, run.dataset) if report else {}).items():
-            put_artifact(run, name, content)
-    sample = getattr(run.workload, "sample", None)
-    if sample is None:
-        return
-    with run.engine.average.swapped_in():
-        module = run.engine.whole_module(lambda: run.workload.build_model(run.dataset), mine)
-        if module is not None:
-            module.eval()
-            with torch.no_grad():
-                put_artifact(run, "sample.txt", sample(module, run.dataset).encode())

@@ -17,6 +17,7 @@ from orchestrator.data.loader import Dataset, TrainLoader
 from orchestrator.data.order import ids_at
 from orchestrator.layout import Layout
 from orchestrator.paths import JobKeys
+from orchestrator.runtime.artifacts import write_sample
 from orchestrator.runtime.collective import broadcast_text, sum_over_ranks
 from orchestrator.runtime.engine import Engine, StepReport
 from orchestrator.runtime.evaluate import Evaluation, evaluate
@@ -150,6 +151,8 @@ def _evaluate(run: Training) -> Evaluation:
     tick()
     with run.engine.average.swapped_in():
         run.last_evaluation = evaluate(run.engine, run.workload, run.dataset, run.spec, run.step, tick)
+        if run.spec.training.sample_at_evaluation:
+            write_sample(run, f"sample-{run.step}.txt")
     if run.task.rank == 0:
         run.link.send("evaluated", step=run.step, values=run.last_evaluation.values)
     return run.last_evaluation

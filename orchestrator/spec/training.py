@@ -61,6 +61,8 @@ class TrainingSpec:
     """Evaluate every so many steps; 0: only before the first and after the last."""
     eval_samples: int = 0
     """Samples of the validation split that an evaluation reads; 0: all."""
+    sample_at_evaluation: bool = False
+    """At each evaluation keep what the model says (the workload's `sample`) as the artifact `sample-<step>.txt`."""
     log_interval_steps: int = 1
     """Metrics are read from the device and reported every so many steps; also how fast an order to stop is heard."""
     profile_steps: tuple[int, ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -80,9 +79,16 @@ def test_a_killed_job_stops_where_a_calm_one_stops_and_keeps_the_same_checkpoint
 
 
 @pytest.mark.slow
-def test_a_metric_that_the_workload_does_not_report_is_refused_before_the_first_step(tmp_path):
-    group = Group(tmp_path, 1, spec_of(tmp_path / "store", training__best_metric="acuracy")).start()
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"training__best_metric": "acuracy"}, "reports accuracy, loss. Did you mean 'accuracy'?"),
+        ({"training__sample_at_evaluation": True}, "training.sample_at_evaluation=true is not possible: the workload Tiny has no sample()"),
+    ],
+)
+def test_what_the_workload_does_not_offer_is_refused_before_the_first_step(tmp_path, setting, said):
+    group = Group(tmp_path, 1, spec_of(tmp_path / "store", **setting)).start()
     assert group.finish() == [1]
     (error,) = group.of("error")
-    assert error["end_reason"] == "CONFIGURATION" and "Did you mean 'accuracy'?" in json.dumps(error["message"])
+    assert error["end_reason"] == "CONFIGURATION" and said in error["message"]
     assert not group.of("metrics")

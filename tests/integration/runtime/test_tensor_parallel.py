@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).parent))
 from ranks import Group, spec_of
 
 LLAMA = {"workload__entrypoint": "llama_workload:Threes", "training__max_steps": 20, "checkpoint__interval_steps": 10}
+LLAMA |= {"training__eval_interval_steps": 10, "training__sample_at_evaluation": True}
 
 
 def job(folder, workers, together, zero_stage=1, **changes):
@@ -41,7 +42,9 @@ def test_a_group_of_ranks_trains_evaluates_and_samples_as_one(tmp_path, one_rank
     for own, other in zip(group.of("evaluated"), one_rank.of("evaluated"), strict=True):
         assert own["values"]["count"] == other["values"]["count"] == 31 * 8
         assert own["values"]["loss"] == pytest.approx(other["values"]["loss"], abs=1e-5)
-    assert artifact(group, "sample.txt") == artifact(one_rank, "sample.txt")
+    for name in ("sample-0.txt", "sample-10.txt", "sample-20.txt", "sample.txt"):
+        assert artifact(group, name) == artifact(one_rank, name)
+    assert artifact(group, "sample-20.txt") == artifact(group, "sample.txt") != artifact(group, "sample-0.txt")
     assert expected[1][0] - expected[20][0] > 0.5
 
 

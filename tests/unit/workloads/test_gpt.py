@@ -184,10 +184,14 @@ def test_the_sums_of_parts_give_the_figures_of_the_whole(root, prepared):
         parts = [subject.evaluate(model, {"tokens": piece}) for piece in prepared.batch(count=5)["tokens"].split(2)]
         loss = subject.loss(model, prepared.batch(count=5)).item()
     sums = {name: sum(part[name] for part in parts).numpy() for name in whole}
+    with torch.no_grad():
+        logits = model(input_ids=prepared.batch(count=5)["tokens"][:, :-1]).logits
+    assert sums["right"] == (logits.argmax(-1) == prepared.batch(count=5)["tokens"][:, 1:]).sum()
     assert sums["tokens"] == 5 * 16 and whole["loss_sum"].dtype is torch.float64
     figures = subject.metrics(sums)
     assert figures["loss"] == pytest.approx(loss, rel=1e-5)
     assert figures["perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
+    assert sums["right"] == whole["right"] and figures["accuracy"] == sums["right"] / 80
     assert subject.tokens_per_sample == 16
 
 

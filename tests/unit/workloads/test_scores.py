@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
-from workloads.scores import NUM_BINS, draw, figures, per_class, report_files, sums_of
+from workloads.scores import NUM_BINS, draw, draw_calibration, figures, per_class, report_files, sums_of
 
 
 def summed(*parts):
@@ -62,6 +62,12 @@ def test_the_calibration_error_by_hand():
     assert certain["bin_count"][NUM_BINS - 1] == 1 and figures(certain)["calibration_error"] == pytest.approx(0.0)
 
 
+def test_the_reliability_diagram_shows_the_bins(predictions):
+    sums = summed(sums_of(*predictions))
+    assert draw_calibration(sums) != draw_calibration({**sums, "bin_right": sums["bin_count"]})
+    assert draw_calibration({name: np.zeros(NUM_BINS) for name in ("bin_count", "bin_right", "bin_confidence")}).startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("classes", [3, 20, 60])
 def test_the_report_names_the_classes(classes):
     names = [f"class {number}" for number in range(classes)]
@@ -70,5 +76,5 @@ def test_the_report_names_the_classes(classes):
     assert json.loads(files["confusion_matrix.json"])["classes"] == names
     assert [row["f1"] for row in json.loads(files["per_class.json"])] == [1.0] * classes
     assert sum(json.loads(files["calibration.json"])["bin_count"]) == classes
-    assert files["confusion_matrix.png"].startswith(b"\x89PNG")
+    assert all(files[name].startswith(b"\x89PNG") for name in ("confusion_matrix.png", "calibration.png"))
     assert draw(np.zeros((classes, classes), dtype=np.int64)).startswith(b"\x89PNG")

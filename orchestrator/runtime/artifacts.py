@@ -1,0 +1,55 @@
+"""What a job leaves for people to read: the final evaluation, its report, and what the model says. Written by rank 0."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from orchestrator.errors import ConfigError
+from orchestrator.paths import JobKeys
+from orchestrator.runtime.link import Phase
+from orchestrator.runtime.seeding import undisturbed
+
+if TYPE_CHECKING:
+    from orchestrator.runtime.train import Training
+
+
+def write_final(run: Training) -> None:
+    """Evaluation, report and, where the workload offers one, a sample. All ranks together."""
+    evaluation = run.last_evaluation
+    assert evaluation is not None, "the loop evaluates after the last step"
+    run.tick(run.step, Phase.END)
+    if run.task.rank == 0:
+        figures = {"before": run.evaluation_before, "after": evaluation.values}
+        _put(run, "evaluation.json", json.dumps(figures, indent=1).encode())
+        report = getattr(run.workload, "report", None)
+        for name, content in (report(evaluation.sums, run.dataset) if report else {}).items():
+            _put(run, name, content)
+    if hasattr(run.workload, "sample"):
+        with run.engine.average.swapped_in():
+            write_sample(run, "sample.txt")
+
+
+def write_sample(run: Training, name: str) -> None:
+    """What the model now says, as the artifact `name`. All ranks together; training goes on as if it had not been.
+
+    Raises ConfigError for a workload that offers none.
+    """
+    sample = getattr(run.workload, "sample", None)
+    if sample is None:
+        kind = type(run.workload).__name__
+        raise ConfigError(f"training.sample_at_evaluation=true is not possible: the workload {kind} has no sample().")
+    with undisturbed(), torch.no_grad():
+        module = run.engine.whole_module(lambda: run.workload.build_model(run.dataset), run.task.rank == 0)
+        if module is not None:
+            was_training = module.training
+            module.eval()
+            _put(run, name, sample(module, run.dataset).encode())
+            module.train(was_training)
+
+
+def _put(run: Training, name: str, content: bytes) -> None:
+    run.store.put(JobKeys(run.task.job_id).artifact(name), content)
+    run.link.send("artifact", name=name)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cli.screen import Screen, command, duration, state_line, table
+from orchestrator.cli.screen import Screen, best_line, command, duration, state_line, table
 from orchestrator.job import Job, JobState, Progress
 from orchestrator.paths import Home
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec
@@ -28,6 +28,11 @@ SPEC = JobSpec(
 
 def line(state: JobState, reason: str = "", **progress: object) -> str:
     return state_line(Job(id="a", spec=SPEC, state=state, reason=reason, progress=Progress(**progress)))
+
+
+def test_the_best_checkpoint_is_named_with_its_figure() -> None:
+    job = Job(id="a", spec=SPEC, progress=Progress(best_step=7, best_value=0.43218765))
+    assert best_line(job) == "best checkpoint  step 7: loss 0.432188"
 
 
 # duration

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from deepspeed.moe.utils import configure_moe_param_groups
 from deepspeed.utils import groups as deepspeed_groups
 
+from orchestrator.communication import bytes_per_step
 from orchestrator.errors import ConfigError, WorkloadError
 from orchestrator.layout import Layout, deepspeed_config
 from orchestrator.runtime.compilation import compile_blocks, compile_model
@@ -25,7 +26,7 @@ from orchestrator.runtime.pipeline import Pipeline, Sums
 from orchestrator.runtime.recompute import checkpoint_activations
 from orchestrator.runtime.sequence_parallel import SequenceShare, group_of
 from orchestrator.runtime.state import EngineState
-from orchestrator.runtime.tensor_parallel import Part, gather, gradient_norm, make_groups, parts_of, shapes_of
+from orchestrator.runtime.tensor_parallel import Part, exchanged_width, gather, gradient_norm, make_groups, parts_of, shapes_of
 from orchestrator.spec import JobSpec, OptimizerName, OptimizerSpec, Precision
 
 Batch = Mapping[str, torch.Tensor]
@@ -72,6 +73,7 @@ class Engine:
         sequence_fields: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         self.precision = resolve_precision(spec.training.precision, device)
+        self.dtype = _DTYPES[self.precision]
         self.device = device
         self.layout = layout
         self._loss = loss
@@ -97,7 +99,7 @@ class Engine:
                 dist_init_required=False,
             )
         compile_model(self._engine, spec.training, layout)
-        _match_running_statistics(self.module, _DTYPES[self.precision])
+        _match_running_statistics(self.module, self.dtype)
         parts = self._pipeline.parts if self._pipeline else parts_of(shapes, self.module, layout)
         self._parts = parts_with_experts(parts, mixtures, self.module)
         self.state = EngineState(self._engine, self._parts, layout, self._pipeline)
@@ -116,6 +118,12 @@ class Engine:
         """The model for evaluation. A forward pass needs all ranks under ZeRO 3, else all of a tensor-parallel or sequence group."""
         module: torch.nn.Module = self._engine.module
         return module
+
+    def sent_bytes(self, spec: JobSpec, tokens_per_sample: int) -> dict[str, float]:
+        """What this rank sends per step, by kind of collective."""
+        trainable = [self._parts[id(parameter)].num_elements for parameter in self.module.parameters() if parameter.requires_grad]
+        width, size = exchanged_width(self._parts) * tokens_per_sample, self.dtype.itemsize
+        return bytes_per_step(self.layout, sum(trainable), size, to_owner=spec.resources.gpus_per_worker == 0, width=width)
 
     @property
     def skipped_steps(self) -> int:
@@ -171,9 +179,8 @@ class Engine:
 
     def to_device(self, batch: Batch) -> Batch:
         """This rank's positions, where the model is, fractions in the number format that it computes in, images in its memory format."""
-        dtype = _DTYPES[self.precision]
         moved = {
-            name: value.to(self.device, dtype if value.is_floating_point() else value.dtype, non_blocking=True)
+            name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype, non_blocking=True)
             for name, value in self._share.cut(batch).items()
         }
         if self._channels_last:

@@ -5,14 +5,15 @@ for where a figure is read from the device, so there `other_time_s` holds most o
 
 Model FLOPs utilisation (MFU) follows PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B): a token of a decoder costs
 6 N + 12 L h s floating point operations (N parameters, L layers, width h, sequence length s; attention not halved for causality,
-recomputation not counted), and the peak is that of dense bf16 matrix products.
+recomputation not counted), and the peak is that of dense bf16 matrix products. `mfu_of_measured` takes, instead of the data sheet's peak,
+what rank 0's device reached in a matrix product of its own at the start.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -41,11 +42,17 @@ class Meter:
 
     def __init__(
         self, tokens_per_sample: int, flops_per_sample: float, peak_flops_per_s: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, *, measured_flops_per_s: float = 0.0, sent_bytes: Mapping[str, float] | None = None,
     ) -> None:  # fmt: skip
-        """`peak_flops_per_s` is that of all ranks together; 0 FLOPs or peak: not known."""
+        """The `flops_per_s` are those of all ranks together; 0 FLOPs or FLOPs per second: not known.
+
+        `sent_bytes`: what a rank sends per step by kind of collective, reported beside the rates.
+        """
         self._tokens_per_sample = tokens_per_sample
         self._flops_share = flops_per_sample / peak_flops_per_s if peak_flops_per_s else 0.0
+        self._measured_share = flops_per_sample / measured_flops_per_s if measured_flops_per_s else 0.0
+        sent = {f"comm_{name}_bytes_per_step": count for name, count in (sent_bytes or {}).items()}
+        self._sent = {"comm_bytes_per_step": sum(sent.values()), **sent} if sent else {}
         self._clock = clock
         self._phase, self._since_s = Phase.START, clock()
         self.restart(0, 0)
@@ -77,6 +84,8 @@ class Meter:
             **shown,
             "other_time_s": step_time_s - sum(shown.values()),
             **({"mfu": samples_per_s * self._flops_share} if self._flops_share else {}),
+            **({"mfu_of_measured": samples_per_s * self._measured_share} if self._measured_share else {}),
+            **self._sent,
         }
 
 
@@ -96,6 +105,28 @@ def peak_flops_per_s(device_name: str, precision: Precision) -> float:
     if precision not in (Precision.bf16, Precision.fp16):
         return 0.0
     return next((peak for name, peak in PEAK_FLOPS_PER_S.items() if name in device_name), 0.0)
+
+
+def measure_flops_per_s(
+    device: torch.device, dtype: torch.dtype, size: int = 8192, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Of square matrix products of `size`: what the device reaches at best at the clock and power that it has now. Takes 0.1 s on an H100.
+
+    The least time of ten, because what disturbs a product only makes it slower.
+    """
+    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    least_s = min(_product_time_s(left, right, clock) for _ in range(10))
+    return 2 * size**3 / least_s
+
+
+def _product_time_s(left: torch.Tensor, right: torch.Tensor, clock: Callable[[], float]) -> float:
+    if left.is_cuda:
+        torch.cuda.synchronize(left.device)
+    begun_s = clock()
+    torch.mm(left, right)
+    if left.is_cuda:
+        torch.cuda.synchronize(left.device)
+    return clock() - begun_s
 
 
 def device_name(device: torch.device) -> str:

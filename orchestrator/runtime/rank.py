@@ -23,7 +23,7 @@ from orchestrator.runtime.engine import Engine, disable_shared_memory_op
 from orchestrator.runtime.entrypoint import load_workload, workload_file
 from orchestrator.runtime.failure import describe
 from orchestrator.runtime.link import AgentLink, Phase, ProgressClock
-from orchestrator.runtime.metrics import Meter, device_name, flops_per_sample, peak_flops_per_s
+from orchestrator.runtime.metrics import Meter, device_name, flops_per_sample, measure_flops_per_s, peak_flops_per_s
 from orchestrator.runtime.resume import restore_newest
 from orchestrator.runtime.seeding import seed_model, seed_rank
 from orchestrator.runtime.selection import selection_of
@@ -133,9 +133,13 @@ def _engine(
     flops = flops_per_sample(workload, model)
     disable_shared_memory_op()
     engine = Engine(model, workload.loss, spec, layout, device, layers=getattr(workload, "layers", None), sequence_fields=sequence_fields)
-    return engine, _meter(workload, layout, engine, flops)
+    return engine, _meter(workload, spec, engine, flops)
 
 
-def _meter(workload: Workload, layout: Layout, engine: Engine, flops: float) -> Meter:
-    peak = peak_flops_per_s(device_name(engine.device), engine.precision) * layout.world_size
-    return Meter(workload.tokens_per_sample, flops, peak)
+def _meter(workload: Workload, spec: JobSpec, engine: Engine, flops: float) -> Meter:
+    world, tokens = engine.layout.world_size, workload.tokens_per_sample
+    peak = peak_flops_per_s(device_name(engine.device), engine.precision)
+    on_gpu = engine.device.type == "cuda"  # a CPU would take seconds for it
+    measured = measure_flops_per_s(engine.device, engine.dtype) if on_gpu else 0.0
+    sent = engine.sent_bytes(spec, tokens)
+    return Meter(tokens, flops, peak * world, measured_flops_per_s=measured * world, sent_bytes=sent)

@@ -78,6 +78,8 @@ class EngineState:
             target.copy_(piece.data.view(target.shape))
         refresh(self._optimizer)
         if sharded:
+            for parameter in self._engine.module.parameters():
+                parameter.ds_secondary_tensor = None  # ZeRO++'s second copy; DeepSpeed's own call leaves those of frozen weights
             self._optimizer.checkpoint_event_epilogue()
 
     def counters(self) -> dict[str, Any]:

@@ -100,6 +100,14 @@ def _block(name: str, shape: Shape, note: Mapping[str, Any] | None, rank: int) -
     return Box(tuple(offset), tuple(held))
 
 
+def exchanged_width(parts: Parts) -> int:
+    """Elements per token that a group exchanges in a forward and a backward pass: for a matrix of which ranks hold rows, its inputs'
+    gradients; for one of which they hold columns, its outputs.
+    """
+    cut = [(part.shape, part.block.shape) for part in parts.values() if part.block is not None and len(part.shape) == 2]
+    return sum(shape[1] if held[0] < shape[0] else shape[0] for shape, held in cut)
+
+
 def gather(parameter: torch.Tensor, part: Part, group: Any) -> torch.Tensor:
     """A whole parameter, on all ranks of `group` together, which hold its blocks. Shape `part.shape`; 0 where none holds anything."""
     if part.block is None:

@@ -74,6 +74,7 @@ class JobSpec:
         self._check_sequences()
         self._check_recomputation()
         self._check_whole_matrices()
+        self._check_quantized()
         if self.optimizer.schedule is Schedule.wsd:
             share = self.optimizer.decay_share
             allowed = f"at most {1 - warmup / steps:.3g}, what optimizer.warmup_steps={warmup} leaves of training.max_steps={steps}"
@@ -94,6 +95,12 @@ class JobSpec:
                 shared = f" / parallelism.tensor_parallel_size={among}" if among > 1 else ""
                 allowed = f"a divisor of {group}.options.{name}={count}{shared}: {', '.join(map(str, divisors))}"
                 require(size in divisors, "parallelism.sequence_parallel_size", size, allowed)
+
+    def _check_quantized(self) -> None:
+        for name in ("zero_quantized_weights", "zero_quantized_gradients"):
+            asked = getattr(self.parallelism, name)
+            allowed = "false without GPUs, because DeepSpeed quantizes by a CUDA op; for true choose resources.gpus_per_worker=1"
+            require(not asked or self.resources.gpus_per_worker > 0, f"parallelism.{name}", asked, allowed)
 
     def _check_whole_matrices(self) -> None:
         name, parts = self.optimizer.name, self.parallelism
@@ -120,7 +127,7 @@ class JobSpec:
         wide = parts.pipeline_parallel_size == 1 or parts.zero_stage > 0 or self.training.precision is not Precision.fp16
         allowed = "1 in fp16 at parallelism.zero_stage=0, where a tied weight's gradient would count twice; choose ZeRO 1, or bf16"
         require(wide, "parallelism.pipeline_parallel_size", parts.pipeline_parallel_size, allowed)
-        allowed = "1 in 16 bits at parallelism.zero_stage=0, where the gradient's norm would be wrong; choose ZeRO 1 or 2, or fp32"
+        allowed = "1 in 16 bits at parallelism.zero_stage=0, where the gradient's norm would be wrong; choose ZeRO 1, 2 or 3, or fp32"
         for name in ("tensor_parallel_size", "expert_parallel_size"):
             size = getattr(parts, name)
             require(size == 1 or parts.zero_stage > 0 or not narrow, f"parallelism.{name}", size, allowed)

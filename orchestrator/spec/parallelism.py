@@ -15,10 +15,15 @@ class Offload(enum.Enum):
     cpu = "cpu"
 
 
+WHY_NO_OFFLOAD = {
+    "nvme": "On NVMe DeepSpeed keeps state in files of its own, behind an op that is compiled on each node; "
+    "it cannot be saved from there yet."
+}
+"""Places that people ask for, and why state cannot lie there."""
+
 SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "sequence_parallel_size", "expert_parallel_size")
 
 STAGES = {
-    "tensor_parallel_size": ((0, 1, 2), "state that both divide cannot be saved yet"),
     "pipeline_parallel_size": ((0, 1), "a pipeline keeps the gradients of all micro batches"),
 }
 """ZeRO stages that a size above 1 works with, and why not with the others."""
@@ -40,7 +45,7 @@ class ParallelismSpec:
     zero_stage: int = 1
     """DeepSpeed ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters are partitioned."""
     tensor_parallel_size: int = 1
-    """Neighbouring ranks that share each layer's matrices and see the same samples. More than 1 needs ZeRO 0, 1 or 2."""
+    """Neighbouring ranks that share each layer's matrices and see the same samples."""
     pipeline_parallel_size: int = 1
     """Stages that the layers are cut into. More than 1 needs ZeRO 0 or 1 and a workload with `layers()`."""
     sequence_parallel_size: int = 1
@@ -51,6 +56,13 @@ class ParallelismSpec:
     """Where the fp32 weights and the optimizer's state lie, and where the optimizer computes. `cpu` needs ZeRO 1, 2 or 3."""
     offload_parameters: Offload = Offload.none
     """Where parameters lie while their layer does not compute. `cpu` needs ZeRO 3."""
+    zero_hpz_partition_size: int = 1
+    """ZeRO++: neighbouring ranks, as a rule of one node, that keep a second copy of the 16-bit parameters among them, so that the backward
+    pass gathers within the node. More than 1 needs ZeRO 3; it must divide the number of workers."""
+    zero_quantized_weights: bool = False
+    """ZeRO++: parameters are gathered in 8 bits. Needs ZeRO 3 and GPUs. Changes losses."""
+    zero_quantized_gradients: bool = False
+    """ZeRO++: gradients are reduced in 4 bits. Needs ZeRO 3 and GPUs. Changes losses."""
 
     def __post_init__(self) -> None:
         require(self.zero_stage in (0, 1, 2, 3), "parallelism.zero_stage", self.zero_stage, "0, 1, 2 or 3")
@@ -62,8 +74,20 @@ class ParallelismSpec:
         for (name, other), why in APART.items():
             allowed = f"1 at parallelism.{other}={getattr(self, other)}, because {why}"
             require(1 in (getattr(self, name), getattr(self, other)), f"parallelism.{name}", getattr(self, name), allowed)
+        self._check_zero_plus_plus()
         self._require_stage("offload_optimizer", self.offload_optimizer, 1, "only state that ZeRO partitions can leave the device")
         self._require_stage("offload_parameters", self.offload_parameters, 3, "only parameters that ZeRO partitions can leave the device")
+
+    def _check_zero_plus_plus(self) -> None:
+        hpz = self.zero_hpz_partition_size
+        require(hpz >= 1, "parallelism.zero_hpz_partition_size", hpz, "at least 1")
+        for name, off in (("zero_hpz_partition_size", 1), ("zero_quantized_weights", False), ("zero_quantized_gradients", False)):
+            value = getattr(self, name)
+            allowed = f"{off} at parallelism.zero_stage={self.zero_stage}, because ZeRO++ speeds up ZeRO 3 only"
+            require(value == off or self.zero_stage == 3, f"parallelism.{name}", value, allowed)
+        for size in SIZES:
+            allowed = f"1 at parallelism.{size}={getattr(self, size)}, because DeepSpeed counts its neighbours over all ranks"
+            require(1 in (hpz, getattr(self, size)), "parallelism.zero_hpz_partition_size", hpz, allowed)
 
     def _require_stage(self, name: str, value: Offload, least: int, why: str) -> None:
         needed = " or ".join(f"parallelism.zero_stage={stage}" for stage in range(least, 4))

@@ -69,6 +69,13 @@ def offloaded_gpt() -> str:
     return as_yaml(found)
 
 
+def zero_plus_plus_gpt() -> str:
+    flags = ["zero_stage=3", "zero_hpz_partition_size=2", "zero_quantized_weights=true", "zero_quantized_gradients=true"]
+    on_gpus = ["resources.num_workers=6", "resources.gpus_per_worker=1", "training.global_batch_size=12", "training.micro_batch_size=2"]
+    spec = load_job_spec(["workload=gpt", *on_gpus, *(f"parallelism.{flag}" for flag in flags)])
+    return as_yaml(deepspeed_config(spec, layout_for(spec), Precision.bf16))
+
+
 def tensor_parallel_gpt() -> str:
     spec = load_job_spec(["workload=gpt", "resources.num_workers=4", "parallelism.tensor_parallel_size=2"])
     return as_yaml({f"{x.world_size} ranks": deepspeed_config(spec, x, Precision.bf16) for x in legal(spec)[:2]})
@@ -117,6 +124,7 @@ GOLDEN: dict[str, Callable[[], str]] = {
     "deepspeed-tensor-parallel.yaml": tensor_parallel_gpt,
     "deepspeed-sequence-parallel.yaml": sequence_parallel_gpt,
     "deepspeed-expert-parallel.yaml": expert_parallel_gpt,
+    "deepspeed-zero-plus-plus.yaml": zero_plus_plus_gpt,
     "legal-gpt.txt": legal_of_gpt,
     "help.txt": help_text,
 }

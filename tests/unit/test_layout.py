@@ -169,6 +169,28 @@ def test_a_tensor_parallel_size_that_does_not_divide_the_workers_is_refused() ->
     assert layout_for(asked(4)).data_parallel_size == 2
 
 
+def test_second_copies_of_zero_plus_plus_divide_the_workers() -> None:
+    def asked(workers: int) -> JobSpec:
+        return dataclasses.replace(job(12, 2, workers=workers), parallelism=ParallelismSpec(zero_stage=3, zero_hpz_partition_size=2))
+
+    assert [layout.world_size for layout in legal(asked(2))] == [2, 6]
+    with pytest.raises(LayoutError) as caught:
+        layout_for(asked(3))
+    assert str(caught.value) == (
+        "parallelism.zero_hpz_partition_size=2 does not divide resources.num_workers=3: possible numbers of workers are 2, 6."
+    )
+
+
+def test_gradients_travel_in_small_buckets_and_on_gpus_during_the_backward_pass() -> None:
+    for stage in range(4):
+        for gpus in (0, 1):
+            spec = dataclasses.replace(job(12, 2, zero_stage=stage), resources=ResourcesSpec(gpus_per_worker=gpus))
+            zero = deepspeed_config(spec, layout_for(spec), Precision.bf16)["zero_optimization"]
+            assert zero.get("overlap_comm", False) is (gpus == 1 and stage in (1, 2))
+            assert ("reduce_bucket_size" in zero) is (stage in (1, 2))
+            assert zero.get("use_multi_rank_bucket_allreduce", True) is not (gpus == 0 and stage in (1, 2))
+
+
 def test_a_micro_batch_of_the_whole_batch_leaves_one_world() -> None:
     assert legal(job(8, 8)) == (Layout(world_size=1, micro_batch_size=8, gradient_accumulation_steps=1, zero_stage=1),)
 

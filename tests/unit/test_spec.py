@@ -90,6 +90,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     "parallelism.zero_stage": ([0, 1, 2, 3], [-1, 4], "0, 1, 2 or 3"),
     "parallelism.tensor_parallel_size": ([1, 2, 8], [0, -1], "at least 1"),
     "parallelism.sequence_parallel_size": ([1, 2, 8], [0, -1], "at least 1"),
+    "parallelism.zero_hpz_partition_size": ([1], [0, -1], "at least 1"),
     "optimizer.lr": ([1e-9, 10.0], [0.0, -1e-3, float("nan")], "more than 0"),
     "optimizer.betas": ([(0.0, 0.0), (0.9, 0.999)], [(0.9,), (0.9, 1.0), (-0.1, 0.9), (0.9, 0.9, 0.9), ()], "two numbers in [0, 1)"),
     "optimizer.warmup_steps": ([0, 9], [-1], "0 or more"),
@@ -195,10 +196,22 @@ def test_only_what_zero_partitions_can_leave_the_device(part: str, stage: int, s
     ParallelismSpec(zero_stage=3, **{f"offload_{part}": Offload.cpu})
 
 
-def test_tensor_parallelism_is_refused_where_its_state_or_its_norm_would_be_wrong() -> None:
-    said = r"^parallelism\.tensor_parallel_size=2 .* 1 at parallelism\.zero_stage=3, .*choose ZeRO 0, 1 or 2\.$"
-    with pytest.raises(ConfigError, match=said):
-        ParallelismSpec(zero_stage=3, tensor_parallel_size=2)
+def test_zero_plus_plus_is_refused_where_it_does_nothing_or_cannot_run() -> None:
+    for name, value in (("zero_hpz_partition_size", 2), ("zero_quantized_weights", True), ("zero_quantized_gradients", True)):
+        for stage in (0, 1, 2):
+            said = rf"^parallelism\.{name}={value} .* at parallelism\.zero_stage={stage}, .* ZeRO 3 only\.$"
+            with pytest.raises(ConfigError, match=said):
+                ParallelismSpec(zero_stage=stage, **{name: value})
+        parallelism = {"zero_stage": 3, name: value}
+        assert from_dict(JobSpec, smallest(parallelism=parallelism, resources={"gpus_per_worker": 1}))
+        if value is True:
+            with pytest.raises(ConfigError, match=rf"^parallelism\.{name}=True .* a CUDA op; .*resources\.gpus_per_worker=1\.$"):
+                from_dict(JobSpec, smallest(parallelism=parallelism))
+    with pytest.raises(ConfigError, match=r"^parallelism\.zero_hpz_partition_size=2 .* 1 at parallelism\.tensor_parallel_size=2, "):
+        ParallelismSpec(zero_stage=3, zero_hpz_partition_size=2, tensor_parallel_size=2)
+
+
+def test_tensor_parallelism_is_refused_where_its_norm_would_be_wrong() -> None:
     at_zero_0 = {"parallelism": {"zero_stage": 0, "tensor_parallel_size": 2}}
     for precision, gpus, good in (("fp32", 1, True), ("auto", 0, True), ("auto", 1, False), ("bf16", 0, False), ("fp16", 0, False)):
         training = {**SMALLEST["training"], "precision": precision}
@@ -335,6 +348,8 @@ def test_every_part_is_a_group_of_the_job() -> None:
         ("training.precision", None, "training.precision=None is not possible: allowed is auto, fp32, bf16, fp16."),
         ("parallelism.offload_optimizer", "gpu", "parallelism.offload_optimizer=gpu is not possible: allowed is none, cpu. "
                                                  "Did you mean 'cpu'?"),
+        ("parallelism.offload_optimizer", "nvme", "parallelism.offload_optimizer=nvme is not possible: allowed is none, cpu. On NVMe "
+         "DeepSpeed keeps state in files of its own, behind an op that is compiled on each node; it cannot be saved from there yet."),
         ("optimizer.name", "adam", "optimizer.name=adam is not possible: allowed is adamw, sgd, lion, muon, adafactor. "
                                    "Did you mean 'adamw'?"),
         ("optimizer.name", "zzz", "optimizer.name=zzz is not possible: allowed is adamw, sgd, lion, muon, adafactor."),
@@ -398,7 +413,7 @@ job_specs = st.builds(
         threads_per_worker=counts, max_workers_per_node=zero_or_more,
     ),
     parallelism=st.builds(ParallelismSpec, zero_stage=st.integers(0, 3))
-    | st.builds(ParallelismSpec, zero_stage=st.integers(1, 2), tensor_parallel_size=counts)
+    | st.builds(ParallelismSpec, zero_stage=st.integers(1, 3), tensor_parallel_size=counts)
     | st.builds(ParallelismSpec, zero_stage=st.integers(1, 2), tensor_parallel_size=counts, sequence_parallel_size=counts)
     | st.builds(ParallelismSpec, zero_stage=st.just(1), pipeline_parallel_size=counts)
     | st.builds(

@@ -64,6 +64,12 @@ class Cell(NamedTuple):
     """Sequence-parallel size."""
     experts: int = 1
     """Expert-parallel size."""
+    hpz: int = 1
+    """Ranks that keep a second copy of ZeRO 3's parameters."""
+
+    @property
+    def batch(self):
+        return 2 * BATCH if self.model == "net" and self.world // self.stages == 4 else BATCH
 
     @property
     def steps(self):
@@ -97,19 +103,26 @@ CROSS += [
     (Cell(2, 3), Cell(2, 2, offload="optimizer")),
     (Cell(3, 2, "bf16", offload="optimizer_parameters"), Cell(2, 2, "bf16")),
 ]
+HPZ, NO_HPZ = Cell(3, 4, hpz=2), Cell(3, 4)
+SAME += [HPZ, NO_HPZ, HPZ._replace(precision="bf16", offload="parameters"), NO_HPZ._replace(precision="bf16")]
+CROSS += [(HPZ, NO_HPZ), (NO_HPZ, HPZ)]
 
 ONE, TWO = Cell(0, 1, model="llama"), Cell(1, 2, together=2, model="llama")
 FOUR, UNTIED = TWO._replace(world=4), Cell(0, 1, model="llama-untied")
+TWO_3, FOUR_3 = TWO._replace(zero_stage=3), FOUR._replace(zero_stage=3)
 TENSOR = [
     TWO, TWO._replace(zero_stage=0), TWO._replace(zero_stage=2), FOUR, FOUR._replace(zero_stage=0), FOUR._replace(zero_stage=2),
     TWO._replace(model="llama-untied"), TWO._replace(precision="bf16"), TWO._replace(optimizer="sgd"), FOUR._replace(offload="optimizer"),
-    TWO._replace(zero_stage=2, offload="optimizer"),
+    TWO._replace(zero_stage=2, offload="optimizer"), TWO_3._replace(precision="bf16"), FOUR_3,
+    FOUR_3._replace(model="llama-untied", offload="optimizer_parameters"),
 ]  # fmt: skip
 NARROW_ONE = ONE._replace(zero_stage=1, precision="bf16")
 WHOLE = [ONE, UNTIED, NARROW_ONE, ONE._replace(optimizer="sgd"), Cell(3, 2, model="llama")]
 TENSOR_CROSS = [
     (TWO, ONE), (ONE, TWO), (FOUR, Cell(3, 2, model="llama")), (Cell(3, 2, model="llama"), FOUR), (TWO._replace(zero_stage=2), FOUR),
     (FOUR._replace(zero_stage=0), TWO._replace(zero_stage=2)), (FOUR._replace(offload="optimizer"), TWO._replace(zero_stage=0)),
+    (FOUR_3, ONE), (ONE, TWO_3), (TWO_3._replace(precision="bf16"), TWO._replace(precision="bf16")),
+    (TWO._replace(model="llama-untied"), FOUR_3._replace(model="llama-untied", offload="optimizer_parameters")),
     (TWO._replace(model="llama-untied"), UNTIED), (UNTIED, TWO._replace(model="llama-untied")),
     (TWO._replace(precision="bf16"), ONE._replace(zero_stage=1, precision="bf16")),
     (TWO._replace(optimizer="sgd"), ONE._replace(optimizer="sgd")),
@@ -194,7 +207,7 @@ def main(folder, model):
         worlds = {}  # a process makes DeepSpeed's groups once
         for cell in todo:
             at = cell if phase == "calm" else cell[1]
-            worlds.setdefault((at.world, at.together, at.stages, at.shared, at.experts), []).append(cell)
+            worlds.setdefault((at.world, at.together, at.stages, at.shared, at.experts, at.hpz), []).append(cell)
         for (world, *_), cells in worlds.items():
             in_world(world, folder, phase, cells)
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
@@ -322,18 +335,22 @@ def forward_loss(engine, layout, rank, cell):
     return float(total / layout.world_size)
 
 
-def build(cell, seed=1):
+def spec_of(cell):
     on_cpu = {f"offload_{part}": "cpu" for part in cell.offload.split("_") if part}
     values = {
         "workload": {"name": "net", "entrypoint": "net:Net"}, "model": {"name": "net"}, "data": {"name": "net"},
         "training": {
-            "max_steps": cell.steps, "global_batch_size": BATCH, "micro_batch_size": MICRO, "precision": cell.precision, "ema_decay": DECAY,
+            "max_steps": cell.steps, "global_batch_size": cell.batch, "micro_batch_size": MICRO, "precision": cell.precision, "ema_decay": DECAY,
         },
         "resources": {"num_workers": cell.world}, "optimizer": {"name": cell.optimizer, "lr": 0.01},
         "parallelism": {"zero_stage": cell.zero_stage, "tensor_parallel_size": cell.together, "pipeline_parallel_size": cell.stages,
-                        "sequence_parallel_size": cell.shared, "expert_parallel_size": cell.experts, **on_cpu},
+                        "sequence_parallel_size": cell.shared, "expert_parallel_size": cell.experts, "zero_hpz_partition_size": cell.hpz, **on_cpu},
     }  # fmt: skip
-    spec = from_dict(JobSpec, values)
+    return from_dict(JobSpec, values)
+
+
+def build(cell, seed=1):
+    spec = spec_of(cell)
     torch.manual_seed(seed)
     global built
     model = MODELS[cell.model]()
@@ -356,8 +373,9 @@ def step(engine, layout, number, rank, cell):
 def micro_batches(layout, number, rank, model):
     """Net: a token from a token. Llama: sequences that go on by threes from a first token."""
     generator = torch.Generator().manual_seed(number)
-    tokens = torch.randint(0, 13, (BATCH // MICRO, MICRO), generator=generator)
-    for index in range(layout.data_parallel_rank(rank), BATCH // MICRO, layout.data_parallel_size):
+    count = layout.global_batch_size // MICRO
+    tokens = torch.randint(0, 13, (count, MICRO), generator=generator)
+    for index in range(layout.data_parallel_rank(rank), count, layout.data_parallel_size):
         line = (tokens[index][:, None] + 3 * torch.arange(1 + LENGTHS.get(model, 6))) % 13
         if model == "net":
             yield {"tokens": tokens[index], "target": (tokens[index] * 3 + 1) % 13}

@@ -30,7 +30,7 @@ def test_ranks_of_a_sequence_train_as_one_rank(results):
     assert {(cell[0], cell[1], cell[8]) for cell in shared} >= {(stage, world, 2) for stage in range(4) for world in (2, 4)} | {(2, 4, 4)}
     for (_, _, precision, optimizer, _, _, model, *_), row in shared.items():
         narrow = precision == "bf16"
-        whole = calm[(int(narrow), 1, precision, optimizer, "", 1, model, 1, 1, 1)]
+        whole = calm[(int(narrow), 1, precision, optimizer, "", 1, model, 1, 1, 1, 1)]
         pairs = list(zip(row["losses"], whole["losses"], strict=True))
         assert [loss for (loss, _), _ in pairs] == pytest.approx([loss for _, (loss, _) in pairs], abs=1e-2 if narrow else 1e-5)
         compared = pairs[:1] if narrow else pairs  # in bf16 the weights soon differ by rounding

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from orchestrator.runtime.link import Phase
-from orchestrator.runtime.metrics import Meter, flops_per_sample, memory, peak_flops_per_s
+from orchestrator.runtime.metrics import Meter, flops_per_sample, measure_flops_per_s, memory, peak_flops_per_s
 from orchestrator.spec import Precision
 
 
@@ -74,6 +74,23 @@ def test_mfu_is_the_share_of_the_peak_of_all_devices():
     meter = Meter(512, 3e12, 2 * 989e12, clock)
     spend(meter, clock, (Phase.FORWARD, 0.01))
     assert meter.figures(1, 4)["mfu"] == pytest.approx(4 / 0.01 * 3e12 / (2 * 989e12))
+
+
+def test_the_share_of_the_measured_rate_and_the_bytes_sent_stand_beside_the_rates():
+    clock = Clock()
+    meter = Meter(4, 512, 3e12, 0.0, clock, measured_flops_per_s=2 * 700e12, sent_bytes={"all_reduce": 30.0, "all_gather": 12.0})
+    spend(meter, clock, (Phase.FORWARD, 0.01))
+    figures = meter.figures(1)
+    assert figures["mfu_of_measured"] == pytest.approx(4 / 0.01 * 3e12 / (2 * 700e12))
+    assert {name: value for name, value in figures.items() if name.startswith("comm_")} == {
+        "comm_bytes_per_step": 42.0, "comm_all_reduce_bytes_per_step": 30.0, "comm_all_gather_bytes_per_step": 12.0,
+    }  # fmt: skip
+    assert "mfu" not in figures
+
+
+def test_the_measured_rate_is_that_of_the_quickest_product():
+    times = iter([0.0, 4.0, 10.0, 12.5, *(float(second) for pair in range(8) for second in (20 + 10 * pair, 23 + 10 * pair))])
+    assert measure_flops_per_s(torch.device("cpu"), torch.float32, 16, lambda: next(times)) == 2 * 16**3 / 2.5
 
 
 @pytest.mark.parametrize(

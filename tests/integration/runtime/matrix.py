@@ -340,11 +340,14 @@ def spec_of(cell):
     values = {
         "workload": {"name": "net", "entrypoint": "net:Net"}, "model": {"name": "net"}, "data": {"name": "net"},
         "training": {
-            "max_steps": cell.steps, "global_batch_size": cell.batch, "micro_batch_size": MICRO, "precision": cell.precision, "ema_decay": DECAY,
+            "max_steps": cell.steps, "global_batch_size": cell.batch, "micro_batch_size": MICRO, "precision": cell.precision,
+            "ema_decay": DECAY,
         },
         "resources": {"num_workers": cell.world}, "optimizer": {"name": cell.optimizer, "lr": 0.01},
-        "parallelism": {"zero_stage": cell.zero_stage, "tensor_parallel_size": cell.together, "pipeline_parallel_size": cell.stages,
-                        "sequence_parallel_size": cell.shared, "expert_parallel_size": cell.experts, "zero_hpz_partition_size": cell.hpz, **on_cpu},
+        "parallelism": {
+            "zero_stage": cell.zero_stage, "tensor_parallel_size": cell.together, "pipeline_parallel_size": cell.stages,
+            "sequence_parallel_size": cell.shared, "expert_parallel_size": cell.experts, "zero_hpz_partition_size": cell.hpz, **on_cpu,
+        },
     }  # fmt: skip
     return from_dict(JobSpec, values)
 

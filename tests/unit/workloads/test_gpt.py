@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -13,6 +14,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.layout import Layout
+from orchestrator.runtime.sequence_parallel import SequenceShare
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec
 from workloads.gpt import END_OF_TEXT, GPT, Tokenizer, pack, train_tokenizer
 
@@ -204,6 +207,28 @@ def test_with_a_document_mask_the_loss_of_a_text_is_that_of_the_text_alone(root,
         apart = sum(subject.evaluate(model, {"tokens": torch.tensor([[*text, end]])})["loss_sum"] for text in texts)
         together = subject.evaluate(model, {"tokens": torch.tensor([[*texts[0], *texts[1], end]])})["loss_sum"]
     assert together.item() == pytest.approx(apart.item(), rel=1e-6)
+
+
+class Bigram(torch.nn.Module):
+    """Its guess depends on one token only, so slices need no attention."""
+
+    def __init__(self, vocab_size):
+        super().__init__()
+        self.table = torch.nn.Embedding(vocab_size, vocab_size)
+
+    def forward(self, input_ids):
+        return SimpleNamespace(logits=self.table(input_ids))
+
+
+def test_slices_of_sequences_say_together_what_the_whole_says(root, prepared):
+    subject, model, batch = workload(root), Bigram(300), prepared.batch(count=5)
+    layout = Layout(world_size=4, micro_batch_size=5, gradient_accumulation_steps=1, zero_stage=0, sequence_parallel_size=4)
+    slices = [SequenceShare(layout, subject.sequence_fields, rank).cut(batch) for rank in range(4)]
+    losses = [subject.loss(model, part).item() for part in slices]
+    assert sum(losses) / 4 == pytest.approx(subject.loss(model, batch).item(), rel=1e-6)
+    assert max(losses) - min(losses) > 1e-3
+    for name, value in subject.evaluate(model, batch).items():
+        assert sum(subject.evaluate(model, part)[name].item() for part in slices) == pytest.approx(value.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

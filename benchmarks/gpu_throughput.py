@@ -127,7 +127,8 @@ def _loss(model: Any, batch: Any) -> torch.Tensor:
 class Run:
     """Everything measured, in the order of the measuring."""
 
-    def __init__(self, name: str, device: torch.device, backend: str, rounds: int, limit_s: float) -> None:
+    def __init__(self, name: str, device: torch.device, backend: str, rounds: int, limit_s: float, arms: list[str]) -> None:
+        self.arms = [arm for arm in arms if arm == "zero1" or name in SHAPES]
         self.began, self.limit_s, self.rounds, self.backend = time.monotonic(), limit_s, rounds, backend
         self.task, self.device = Task(name, device), device
         self.matmul = matmul_rate(device)
@@ -143,13 +144,12 @@ class Run:
 
     def all_arms(self) -> None:
         plain = self._warm("plain", lambda: Plain(self.task, self.backend))
-        for stage in (1,) if self.task.images else (1, 2, 3):
-            name = f"zero{stage}"
+        for name in self.arms:
             if time.monotonic() - self.began > self.limit_s:
                 self.left_out[name] = "no time left"
                 continue
             try:
-                self._compare(name, stage, plain)
+                self._compare(name, int(name[-1]), plain)
             except torch.cuda.OutOfMemoryError as error:
                 self.left_out[name] = str(error).splitlines()[0]
                 self.say(f"{name}: {self.left_out[name]}")
@@ -232,12 +232,11 @@ def report(name: str, run: Run, folder: Path) -> int:
     rates = {arm: samples / seconds for arm, seconds in run.seconds.items()}
     flops = {arm: rate * run.task.flops_per_sample for arm, rate in rates.items()}
     medians = {f"{arm} / plain": round(statistics.median(ratios), 4) for arm, ratios in run.ratios.items()}
-    arms = ("zero1",) if run.task.images else tuple(RATIO_BARS)
-    ours, bar = dict(medians), {f"{arm} / plain": RATIO_BARS[arm] for arm in arms}
+    ours, bar = dict(medians), {f"{arm} / plain": RATIO_BARS[arm] for arm in run.arms}
     if run.task.images:
         ours["images_per_s"], bar["images_per_s"] = round(rates.get("zero1", 0.0), 1), IMAGES_BAR
     else:
-        best = max((flops[arm] for arm in arms if arm in flops), default=0.0)
+        best = max((flops[arm] for arm in run.arms if arm in flops), default=0.0)
         ours |= {"mfu": round(best / peak, 4) if peak else None, "share": round(best / run.matmul, 4)}
         bar |= {"mfu": MFU_BARS.get(name), "share": SHARE_BAR}
     met = {key: ours.get(key) is not None and wanted is not None and ours[key] >= wanted for key, wanted in bar.items()}
@@ -266,6 +265,7 @@ def main() -> int:
     parser.add_argument("--model", required=True, choices=[*SHAPES, "resnet50", "tiny-resnet"])
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--compile", default="inductor", choices=("inductor", "aot_eager", "none"))
+    parser.add_argument("--arms", nargs="+", default=list(RATIO_BARS), choices=list(RATIO_BARS), help="ResNet-50 has zero1 alone")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--limit", type=float, default=400.0, help="seconds after which no other arm is begun")
     parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks" / "results")
@@ -279,7 +279,7 @@ def main() -> int:
     disable_shared_memory_op()
     backend = "nccl" if asked.device == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
-    run = Run(asked.model, device, asked.compile, asked.rounds, asked.limit)
+    run = Run(asked.model, device, asked.compile, asked.rounds, asked.limit, asked.arms)
     run.all_arms()
     status = report(asked.model, run, asked.folder)
     torch.distributed.destroy_process_group()

@@ -53,7 +53,8 @@ def _convert(hint: Any, value: Any, flag: str) -> Any:
         raise ConfigError(f"{flag}={value} is not possible: allowed is a mapping such as {{width: 64}}.")
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{flag}={value!r} is not possible: allowed is a list such as [0.9,0.95].")
+            example = "[[1000,8],[4000,16]]" if get_origin(get_args(hint)[0]) is tuple else "[0.9,0.95]"
+            raise ConfigError(f"{flag}={value!r} is not possible: allowed is a list such as {example}.")
         return tuple(_convert(get_args(hint)[0], item, flag) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

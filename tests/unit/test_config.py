@@ -15,8 +15,10 @@ from orchestrator.layout import legal
 from orchestrator.spec import WHY_NO_OPTIMIZER, JobSpec, Precision, from_dict, to_dict
 
 TRAINING = (
-    "training.max_steps, training.global_batch_size, training.micro_batch_size, training.precision, training.gradient_clipping, "
-    "training.eval_interval_steps, training.eval_samples, training.log_interval_steps, training.seed"
+    "training.max_steps, training.global_batch_size, training.micro_batch_size, training.batch_size_warmup, training.precision, "
+    "training.gradient_clipping, training.eval_interval_steps, training.eval_samples, training.sample_at_evaluation, "
+    "training.log_interval_steps, training.seed, training.ema_decay, training.evaluate_ema, training.best_metric, training.best_maximize, "
+    "training.early_stopping_patience, training.early_stopping_min_delta"
 )
 OPTIMIZERS = "adafactor, adamw, gpt, gpt-large, lion, muon, resnet, sgd"
 GROUPS = "checkpoint, cluster, data, model, optimizer, parallelism, recovery, resources, storage, tracking, training, workload"
@@ -357,6 +359,7 @@ SAMPLES = {
     "data": ["data=digits", "data.name=x"],
     "training.seed": ["training.seed=1", "++training.seed=1"],
     "training.global_batch_size": ["training.global_batch_size=24"],
+    "training.batch_size_warmup": ["training.batch_size_warmup=[[24,4]]"],
     "optimizer.name": ["optimizer.name=lion"],
     "storage.url": ["storage.url=file:///x"],
 }

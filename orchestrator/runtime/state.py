@@ -16,11 +16,10 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 
 from orchestrator.checkpoints.pieces import StatePiece
-from orchestrator.errors import ConfigError
 from orchestrator.layout import Layout
-from orchestrator.runtime.lion import Lion
 from orchestrator.runtime.masters import Flat, flats, partition, placements, refresh
 from orchestrator.runtime.muon import Muon
+from orchestrator.runtime.optimizer_state import element_wise, ensure_state, statistics
 from orchestrator.runtime.pipeline import Pipeline
 from orchestrator.runtime.tensor_parallel import Part, Parts
 
@@ -124,7 +123,7 @@ class EngineState:
     def _flats(self) -> list[Flat]:
         found = list(flats(self._optimizer, self._parts, self._place))
         for flat in found:
-            _ensure_state(self._torch_optimizer, flat.key)
+            ensure_state(self._torch_optimizer, flat.key)
         return found
 
     def _place(self, part: Part) -> tuple[int, int]:
@@ -133,18 +132,16 @@ class EngineState:
         return self._data_rank // group, self._layout.sequence_data_parallel_size // group
 
     def _pieces(self, flat: Flat, with_lent: bool = True) -> Iterator[tuple[StatePiece, Part]]:
-        tensors = {"param": flat.data, **_element_wise(self._torch_optimizer.state[flat.key], flat.key)}
+        tensors = {"param": flat.data, **element_wise(self._torch_optimizer.state[flat.key], flat.key)}
         tensors |= {role: held[id(flat.key)] for role, held in self.beside.items()}
         for fragment in flat.fragments:
             for role, tensor in tensors.items() if with_lent or not fragment.part.lent else ():
                 mine = tensor[fragment.offset : fragment.offset + fragment.length]
                 yield _piece(fragment.part, role, fragment.start, mine), fragment.part
-        if isinstance(self._torch_optimizer, torch.optim.Adafactor):
-            (fragment,) = flat.fragments  # ZeRO 0
-            for role, tensor in self._torch_optimizer.state[flat.key].items():
-                if role in ("row_var", "col_var") and tensor.shape != flat.key.shape:
-                    part = Part(fragment.part.name, tuple(tensor.shape))
-                    yield _piece(part, role, 0, tensor.view(-1)), part
+        for role, tensor in statistics(self._torch_optimizer.state[flat.key], flat.key).items():
+            (fragment,) = flat.fragments  # Adafactor's, at ZeRO 0
+            part = Part(fragment.part.name, tuple(tensor.shape))
+            yield _piece(part, role, 0, tensor.view(-1)), part
 
     def _unoptimized(self, with_lent: bool = True) -> Iterator[tuple[StatePiece, torch.Tensor, Part, bool]]:
         """(copy, what it was copied from, part, replicated) of frozen parameters and persistent buffers; fractions as fp32."""
@@ -189,43 +186,6 @@ class EngineState:
         for lows, masters in zip(self._optimizer.fp16_groups, self._optimizer.fp32_groups, strict=True):
             for low, master in zip(lows, masters, strict=True):
                 master.data.copy_(low.data)
-
-
-def _ensure_state(optimizer: torch.optim.Optimizer, master: torch.Tensor) -> None:
-    """What torch would make at the first step: zeros, so making it now changes nothing."""
-    state = optimizer.state[master]
-    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)  # where the fused one counts
-            state["exp_avg"] = torch.zeros_like(master.detach())
-            state["exp_avg_sq"] = torch.zeros_like(master.detach())
-    elif isinstance(optimizer, torch.optim.SGD):
-        if optimizer.param_groups[0]["momentum"] and state.get("momentum_buffer") is None:
-            state["momentum_buffer"] = torch.zeros_like(master.detach())
-    elif isinstance(optimizer, Lion):
-        if not state:
-            state["exp_avg"] = torch.zeros_like(master.detach())
-    elif isinstance(optimizer, Muon):
-        optimizer.ensure_state(master)
-    elif isinstance(optimizer, torch.optim.Adafactor):
-        if not state:
-            _begin_adafactor(state, master)
-    else:
-        raise ConfigError(f"the optimizer {type(optimizer).__name__} is not supported: its state cannot be cut.")
-
-
-def _begin_adafactor(state: dict[str, Any], master: torch.Tensor) -> None:
-    """Mean squares of the rows and columns of the last two dimensions; of a vector, of each element."""
-    state["step"] = torch.zeros((), dtype=torch.float32)
-    if master.dim() > 1:
-        state["row_var"] = master.new_zeros((*master.shape[:-1], 1), requires_grad=False)
-        state["col_var"] = master.new_zeros((*master.shape[:-2], 1, master.shape[-1]), requires_grad=False)
-    else:
-        state["variance"] = torch.zeros_like(master.detach())
-
-
-def _element_wise(state: Mapping[str, Any], master: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {key: value.view(-1) for key, value in state.items() if torch.is_tensor(value) and value.shape == master.shape and key != "step"}
 
 
 def _scalers(optimizer: Any) -> list[Any]:

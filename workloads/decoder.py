@@ -26,6 +26,7 @@ from transformers import (
 from orchestrator.errors import DataError
 from orchestrator.spec import from_dict
 
+from .adapters import Adapters
 from .model_folder import FLAG, TOKENIZER_FILE, check_fit, check_folder, load_model, read_config, read_json
 from .requirements import require
 
@@ -132,13 +133,14 @@ class Mixture(Architecture):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrained:
-    """A decoder in a local folder as transformers' `save_pretrained` writes it: `config.json`, safetensors, maybe `tokenizer.json`."""
+class Pretrained(Adapters):
+    """A decoder in a local folder (`model_folder`), trained whole or by adapters."""
 
     pretrained: str
     """The folder. Every node must see it. Pickled weights and code in the folder are refused: loading them can run anything."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_folder(self._folder)
 
     @property
@@ -162,7 +164,7 @@ class Pretrained:
         config.use_cache = False
         check_fit(config, vocab_size)
         _check_length(config, block_size)
-        return load_model(AutoModelForCausalLM, self._folder, config)
+        return self.adapt(load_model(AutoModelForCausalLM, self._folder, config))
 
 
 Decoder = Architecture | Pretrained

@@ -17,6 +17,7 @@ from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel
 from orchestrator.errors import DataError
 from orchestrator.spec import from_dict
 
+from .adapters import Adapters
 from .model_folder import FLAG, TOKENIZER_FILE, check_fit, check_folder, load_model, read_config
 from .requirements import require
 
@@ -99,7 +100,7 @@ class Architecture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrained:
+class Pretrained(Adapters):
     """An encoder in a local folder (`model_folder`): what `bert` has made, or any of `MODEL_TYPES` with a fast tokenizer."""
 
     pretrained: str
@@ -108,6 +109,7 @@ class Pretrained:
     """Of states and attention, in training. With more than 0 the result depends on the number of workers."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_folder(self._folder)
         require(0 <= self.dropout < 1, "model.options.dropout", self.dropout, "0 up to, but not, 1")
 
@@ -123,16 +125,16 @@ class Pretrained:
         return path.read_bytes()
 
     def classifier(self, vocab_size: int, length: int, num_classes: int) -> nn.Module:
-        """The stored encoder under a new linear layer."""
+        """The stored encoder, maybe with adapters, under a new linear layer that is always trained."""
         config = self._config(MODEL_TYPES, vocab_size, length)
         encoder = load_model(AutoModel, self._folder, config, new=("pooler",))
         if hasattr(encoder, "pooler"):
             encoder.pooler = None
-        return Classifier(encoder, config.hidden_size, num_classes, self.dropout)
+        return Classifier(self.adapt(encoder), config.hidden_size, num_classes, self.dropout)
 
     def masked_lm(self, vocab_size: int, length: int) -> nn.Module:
         """The stored model, to be trained further on other texts."""
-        return load_model(BertOverMasked, self._folder, self._config(("bert",), vocab_size, length))
+        return self.adapt(load_model(BertOverMasked, self._folder, self._config(("bert",), vocab_size, length)))
 
     def _config(self, types: tuple[str, ...], vocab_size: int, length: int) -> Any:
         config = read_config(self._folder)

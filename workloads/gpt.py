@@ -28,8 +28,9 @@ from orchestrator.errors import DataError
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.workload import DatasetSink, DatasetView
 
+from .adapters import merge
 from .chunked_loss import allow_chunks, cross_entropy
-from .decoder import Decoder, Mixture, decoder_of
+from .decoder import Decoder, Mixture, Pretrained, decoder_of
 from .documents import check_positions, document_inputs
 from .layers import decoder_layers
 from .mixture import active_parameters, balance_loss, expert_counts, imbalance
@@ -91,6 +92,8 @@ class GPT:
     def __init__(self, spec: JobSpec) -> None:
         self.recipe: Recipe = from_dict(Recipe, spec.data.options, "data.options.")
         self.decoder: Decoder = decoder_of(spec.model.options)
+        if isinstance(self.decoder, Pretrained):
+            self.decoder.check_layout(spec)
         self.options: Options = from_dict(Options, spec.workload.options, "workload.options.")
         self.root = Path(self.recipe.root or sysconfig.get_paths()["stdlib"])
 
@@ -190,7 +193,7 @@ class GPT:
         """A folder for `model=gpt-pretrained` and transformers."""
         tokenizer = _tokenizer(dataset)
         model.config.eos_token_id = self._end(tokenizer)
-        save_folder(model, folder, tokenizer)
+        save_folder(merge(model), folder, tokenizer)
 
     def _continue(self, model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.options.sample_seed)

@@ -21,7 +21,8 @@ from torch.nn import functional
 from orchestrator.spec import JobSpec, from_dict
 from orchestrator.workload import DatasetSink, DatasetView
 
-from .encoder import Encoder, encoder_of
+from .adapters import merge
+from .encoder import Encoder, Pretrained, encoder_of
 from .model_folder import save_folder
 from .requirements import require
 from .tokens import Recipe, Special, encode, inputs_of, kept_tokenizer, special_tokens
@@ -49,6 +50,8 @@ class MaskedLM:
     def __init__(self, spec: JobSpec) -> None:
         self.recipe: Recipe = from_dict(Recipe, spec.data.options, "data.options.")
         self.encoder: Encoder = encoder_of(spec.model.options)
+        if isinstance(self.encoder, Pretrained):
+            self.encoder.check_layout(spec)
         self.masking: Masking = from_dict(Masking, spec.workload.options, "workload.options.")
         self._special = Special(0, 0, 0, 0)
         self._vocab_size = 0
@@ -109,7 +112,7 @@ class MaskedLM:
         return str(tokenizer.decode(tokens[0].tolist()))
 
     def export(self, model: nn.Module, dataset: DatasetView, folder: Path) -> None:
-        save_folder(model, folder, kept_tokenizer(dataset))
+        save_folder(merge(model), folder, kept_tokenizer(dataset))
 
     def _predict(
         self, model: nn.Module, tokens: torch.Tensor, mask: torch.Tensor, draws: torch.Tensor

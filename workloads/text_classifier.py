@@ -21,7 +21,7 @@ from torch.nn import functional
 from orchestrator.spec import JobSpec, from_dict
 from orchestrator.workload import DatasetSink, DatasetView
 
-from .encoder import Encoder, encoder_of
+from .encoder import Encoder, Pretrained, encoder_of
 from .requirements import require
 from .scores import figures, report_files, sums_of
 from .texts import Text
@@ -48,6 +48,8 @@ class TextClassifier:
     def __init__(self, spec: JobSpec) -> None:
         self.recipe: Recipe = from_dict(Recipe, spec.data.options, "data.options.")
         self.encoder: Encoder = encoder_of(spec.model.options)
+        if isinstance(self.encoder, Pretrained):
+            self.encoder.check_layout(spec)
         self.targets: Targets = from_dict(Targets, spec.workload.options, "workload.options.")
         self._pad = -1
 

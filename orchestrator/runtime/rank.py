@@ -66,7 +66,7 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
     sequence_fields = fields_of(workload, layout)
     store = open_store(spec.storage)
     dataset = _dataset(task, spec, workload, store, link, device)
-    engine, meter = _engine(workload, dataset, spec, layout, device, sequence_fields)
+    engine, meter = _engine(workload, dataset, spec, layout, device, sequence_fields, link)
     seed_rank(spec.training.seed, 0, layout.sequence_data_parallel_rank(task.rank), layout.pipeline_stage(task.rank))
     run = Training(task, spec, layout, workload, store, dataset, engine, link, clock, meter, selection_of(spec))
     restore_newest(run)
@@ -126,14 +126,23 @@ def _model(workload: Workload, dataset: Dataset, spec: JobSpec) -> torch.nn.Modu
 
 
 def _engine(
-    workload: Workload, dataset: Dataset, spec: JobSpec, layout: Layout, device: torch.device, sequence_fields: Mapping[str, int]
-) -> tuple[Engine, Meter]:
+    workload: Workload, dataset: Dataset, spec: JobSpec, layout: Layout, device: torch.device, sequence_fields: Mapping[str, int],
+    link: AgentLink,
+) -> tuple[Engine, Meter]:  # fmt: skip
     """Nobody else may hold on to the model: of a pipeline, the engine keeps this rank's layers only."""
     model = _model(workload, dataset, spec)
+    if dist.get_rank() == 0:
+        link.send("phase", text=_sizes(model))
     flops = flops_per_sample(workload, model)
     disable_shared_memory_op()
     engine = Engine(model, workload.loss, spec, layout, device, layers=getattr(workload, "layers", None), sequence_fields=sequence_fields)
     return engine, _meter(workload, spec, engine, flops)
+
+
+def _sizes(model: torch.nn.Module) -> str:
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return f"{total:,} parameters" + (f", {trained:,} of them trained" if trained < total else "")
 
 
 def _meter(workload: Workload, spec: JobSpec, engine: Engine, flops: float) -> Meter:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import BertForMaskedLM
+import torch
+from transformers import BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -61,3 +62,41 @@ def test_an_encoder_is_pretrained_exported_and_fine_tuned(tmp_path, table):
     assert after["accuracy"] > 0.9 > before["accuracy"] and after["loss"] < before["loss"] / 2
     refused = exported(tuned, tmp_path / "classifier")
     assert refused.returncode == 2 and "it has no method export" in refused.stderr
+
+
+@pytest.fixture
+def decoder(tmp_path):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=8, eos_token_id=0, **shape)).save_pretrained(tmp_path / "decoder")
+    (tmp_path / "source").mkdir()
+    for number in range(40):
+        (tmp_path / "source" / f"m{number}.py").write_text(f"def function_{number}(argument):\n    return argument + {number}\n" * 4)
+    return tmp_path / "decoder"
+
+
+@pytest.mark.slow
+def test_adapters_go_on_exactly_leave_the_stored_weights_and_are_merged_in_the_folder(tmp_path, decoder):
+    settings = {
+        "workload__entrypoint": "workloads.gpt:GPT", "model__options": {"pretrained": str(decoder), "lora_rank": 2}, "data__name": "source",
+        "data__options": {"root": str(tmp_path / "source"), "vocab_size": 280, "block_size": 8}, "optimizer__lr": 0.02,
+        "workload__options": {"new_tokens": 1}, "parallelism__zero_stage": 2,
+    }  # fmt: skip
+    group = Group(tmp_path, 1, spec_of(tmp_path / "store", **settings)).run()
+    newest, half = group.log.chain()[:2]
+    calm = export_tensors(group.store, group.log.load_manifest(newest))
+    assert any(message["text"].endswith("of them trained") for message in group.of("phase"))
+    again = Group(tmp_path, 1, group.spec).run([half.key])
+    assert [again.history()[step] for step in (4, 5, 6)] == [group.history()[step] for step in (4, 5, 6)]
+    resumed = export_tensors(again.store, again.log.load_manifest(again.log.chain()[0]))
+    assert resumed.keys() == calm.keys() and all(np.array_equal(resumed[name], value) for name, value in calm.items())
+    stored = dict(LlamaForCausalLM.from_pretrained(decoder).named_parameters())
+    base = {name.replace(".base_layer", ""): value for name, value in calm.items() if "lora_" not in name}
+    assert base.keys() == stored.keys() and all(np.array_equal(stored[name].detach().numpy(), value) for name, value in base.items())
+    done = exported(again, tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    merged = dict(LlamaForCausalLM.from_pretrained(tmp_path / "merged").named_parameters())
+    name = "model.layers.0.self_attn.q_proj"
+    share = 8 * calm[f"{name}.lora_B.default.weight"] @ calm[f"{name}.lora_A.default.weight"]  # alpha 16, rank 2
+    assert np.abs(share).max() > 1e-4
+    assert np.allclose(merged[f"{name}.weight"].detach().numpy(), base[f"{name}.weight"] + share, atol=1e-6)

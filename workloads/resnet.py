@@ -1,4 +1,4 @@
-"""`resnet`: a small convolutional network with residual connections learns to read handwritten digits.
+"""`resnet`: a convolutional network with residual connections, or another classifier of images, learns to read handwritten digits.
 
 The images are scikit-learn's digits (1,797 of 8 x 8 pixels, from the UCI collection). Records are
 `image: float32[1, 8, 8]` (standardised with the training images' mean and deviation) and `label: int64`.
@@ -22,6 +22,7 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.workload import DatasetSink, DatasetView
 
+from .image_models import NUM_CHANNELS, Published, published_of, use_group_norm
 from .requirements import require
 from .scores import figures, report_files, sums_of
 
@@ -64,6 +65,22 @@ class Architecture:
         ok = self.norm_groups >= 1 and all(width >= 1 and width % self.norm_groups == 0 for width in widths)
         require(ok, "model.options.norm_groups", self.norm_groups, f"a divisor of every width in {widths}")
 
+    def build(self, num_classes: int) -> nn.Module:
+        config = ResNetConfig(
+            num_channels=1,
+            embedding_size=self.embedding_size,
+            hidden_sizes=list(self.hidden_sizes),
+            depths=list(self.depths),
+            layer_type="basic",
+            num_labels=num_classes,
+        )
+        model: nn.Module = ResNetForImageClassification(config)
+        stem = model.resnet.embedder
+        stem.embedder.convolution = nn.Conv2d(1, self.embedding_size, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.embedder.convolution.weight, mode="fan_out", nonlinearity="relu")
+        stem.pooler = nn.Identity()
+        return use_group_norm(model, self.norm_groups)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -84,7 +101,7 @@ class ResNet:
 
     def __init__(self, spec: JobSpec) -> None:
         self.recipe: Recipe = from_dict(Recipe, spec.data.options, "data.options.")
-        self.architecture: Architecture = from_dict(Architecture, spec.model.options, "model.options.")
+        self.architecture: Architecture | Published = _architecture_of(spec.model.options)
         self.augmentation: Augmentation = from_dict(Augmentation, spec.workload.options, "workload.options.")
 
     def source_fingerprint(self) -> str:
@@ -107,35 +124,41 @@ class ResNet:
         sink.write("validation", records[held_out])
 
     def build_model(self, dataset: DatasetView) -> nn.Module:
-        shape = self.architecture
-        config = ResNetConfig(
-            num_channels=1,
-            embedding_size=shape.embedding_size,
-            hidden_sizes=list(shape.hidden_sizes),
-            depths=list(shape.depths),
-            layer_type="basic",
-            num_labels=NUM_CLASSES,
-        )
-        model: nn.Module = ResNetForImageClassification(config)
-        stem = model.resnet.embedder
-        stem.embedder.convolution = nn.Conv2d(1, shape.embedding_size, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(stem.embedder.convolution.weight, mode="fan_out", nonlinearity="relu")
-        stem.pooler = nn.Identity()
-        _use_group_norm(model, shape.norm_groups)
-        return model
+        return self.architecture.build(NUM_CLASSES)
 
     def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        logits = _logits(model, batch)
+        logits = self._logits(model, batch)
         return functional.cross_entropy(logits, batch["label"], label_smoothing=self.augmentation.label_smoothing)
 
     def evaluate(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        return sums_of(_logits(model, batch), batch["label"])
+        return sums_of(self._logits(model, batch), batch["label"])
 
     def metrics(self, sums: Mapping[str, np.ndarray[Any, Any]]) -> Mapping[str, float]:
         return figures(sums)
 
     def report(self, sums: Mapping[str, np.ndarray[Any, Any]], dataset: DatasetView) -> Mapping[str, bytes]:
         return report_files(sums, [str(digit) for digit in range(NUM_CLASSES)], "images")
+
+    def _logits(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        images = batch["image"].to(next(model.parameters()).dtype)  # bf16 where the engine computes in bf16
+        if not isinstance(self.architecture, Architecture):
+            images = _as_published(images, self.architecture.image_size)
+        logits: torch.Tensor = model(pixel_values=images).logits
+        return logits.float()
+
+
+def _architecture_of(options: Mapping[str, Any]) -> Architecture | Published:
+    """The shape of this module, or with `family` a published one."""
+    if "family" in options:
+        return published_of(options)
+    small: Architecture = from_dict(Architecture, options, "model.options.")
+    return small
+
+
+def _as_published(images: torch.Tensor, size: int) -> torch.Tensor:
+    """float[n, 1, 8, 8] -> [n, 3, size, size]."""
+    scaled = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    return scaled.expand(-1, NUM_CHANNELS, -1, -1)
 
 
 def _digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -152,16 +175,3 @@ def _held_out(labels: np.ndarray[Any, Any], recipe: Recipe) -> np.ndarray[Any, A
         members = generator.permutation(np.flatnonzero(labels == digit))
         held_out[members[: round(len(members) * recipe.validation_share)]] = True
     return held_out
-
-
-def _use_group_norm(model: nn.Module, groups: int) -> None:
-    """Put a group norm where each batch norm stands."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.BatchNorm2d):
-            model.set_submodule(name, nn.GroupNorm(groups, module.num_features))
-
-
-def _logits(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    images = batch["image"].to(next(model.parameters()).dtype)  # bf16 where the engine computes in bf16
-    logits: torch.Tensor = model(pixel_values=images).logits
-    return logits.float()

@@ -77,9 +77,8 @@ class Texts:
 
     def split_of(self, text: Text) -> str:
         """`train` or `validation`."""
-        name = f"{self.split_seed or ''}{text.origin}".encode()
-        place = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") / 2**64
-        return "validation" if place < self.validation_share else "train"
+        name = f"{self.split_seed or ''}{text.origin}"
+        return "validation" if share_of(name) < self.validation_share else "train"
 
     def classes_of(self, texts: list[Text]) -> list[str]:
         """The classes that are told apart, in order. Raises DataError where there are fewer than two, or a named one has no text."""
@@ -97,8 +96,8 @@ class Texts:
 
 def _python(asked: Texts) -> Iterator[Text]:
     root = Path(asked.path or sysconfig.get_paths()["stdlib"])
-    _require_folder(root)
-    for path in _files_below(root, ".py"):
+    require_folder(root)
+    for path in files_below(root, ".py"):
         name = path.relative_to(root).as_posix()
         package = name.partition("/")[0] if "/" in name else ""
         lines = [line for line in _decoded(path).splitlines() if line.strip()]
@@ -140,8 +139,8 @@ def _files(asked: Texts) -> Iterator[Text]:
     if path.suffix in (".csv", ".jsonl"):
         yield from _table(asked, path)
         return
-    _require_folder(path)
-    for file in _files_below(path, ""):
+    require_folder(path)
+    for file in files_below(path, ""):
         name = file.relative_to(path).as_posix()
         label, _, rest = name.partition("/")
         if rest:
@@ -166,15 +165,21 @@ def _row(asked: Texts, row: dict[str, object]) -> Text:
     return Text(origin=text, label="" if label is None else str(label), text=text)
 
 
-def _files_below(root: Path, suffix: str) -> Iterator[Path]:
+def files_below(root: Path, suffix: str, passed_over: frozenset[str] = _PASSED_OVER) -> Iterator[Path]:
+    """In the order of the file system, without what lies in folders of the names `passed_over`."""
     for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in _PASSED_OVER]  # os.walk goes into what is left here
+        folders[:] = [name for name in folders if name not in passed_over]  # os.walk goes into what is left here
         yield from (Path(folder, name) for name in names if name.endswith(suffix))
 
 
-def _require_folder(path: Path) -> None:
+def require_folder(path: Path, flag: str = "data.options.path") -> None:
     if not path.is_dir():
-        raise DataError(f"data.options.path={path} is not a folder.")
+        raise DataError(f"{flag}={path} is not a folder.")
+
+
+def share_of(name: str) -> float:
+    """A number from 0 up to 1 that looks drawn and is always the same for a name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") / 2**64
 
 
 def _decoded(path: Path) -> str:

@@ -93,8 +93,11 @@ def special_tokens(tokenizer: Tokenizer) -> Special:
     return Special(**found)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool) -> Tokenizer:
-    """A byte-level BPE with BERT's special tokens: every text can be encoded."""
+BERT_TOKENS = tuple(spellings[0] for spellings in _SPELLINGS.values())
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = False, special: tuple[str, ...] = BERT_TOKENS) -> Tokenizer:
+    """A byte-level BPE: every text can be encoded. The ids of the tokens `special` begin at 0."""
     tokenizer = Tokenizer(models.BPE())
     if lowercase:
         tokenizer.normalizer = normalizers.Lowercase()
@@ -102,7 +105,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool) -> T
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[spellings[0] for spellings in _SPELLINGS.values()],
+        special_tokens=list(special),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -29,6 +29,8 @@ _MODELS = (
     "transformers.models.mixtral.modeling_mixtral",
     "transformers.models.resnet.modeling_resnet",
     "transformers.models.convnext.modeling_convnext",
+    "transformers.models.vit.modeling_vit",
+    "transformers.models.t5.modeling_t5",
     "tokenizers",
 )
 _OURS = ("orchestrator.runtime.rank", "orchestrator.storage.s3")

@@ -119,6 +119,7 @@ GOLDEN: dict[str, Callable[[], str]] = {
     "spec-resnet.yaml": lambda: spec_of("resnet"),
     "spec-text-classifier.yaml": lambda: spec_of("text-classifier"),
     "spec-bert.yaml": lambda: spec_of("bert"),
+    "spec-seq2seq.yaml": lambda: spec_of("seq2seq"),
     "deepspeed-gpt.yaml": deepspeed_of_gpt,
     "deepspeed-offload.yaml": offloaded_gpt,
     "deepspeed-tensor-parallel.yaml": tensor_parallel_gpt,

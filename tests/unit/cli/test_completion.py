@@ -29,7 +29,8 @@ def test_verbs_are_completed() -> None:
     assert complete("orchestrator d") == ["dashboard", "down"]
     assert complete("orchestrator x") == []
     assert complete("orchestrator ") == [
-        "train", "submit", "resume", "list", "status", "logs", "cancel", "dashboard", "down", "version", "completion",
+        "train", "submit", "resume", "list", "status", "logs", "cancel", "dashboard", "down", "version", "export",
+        "completion",
     ]  # fmt: skip
 
 
@@ -39,10 +40,12 @@ def test_names_of_groups_are_completed() -> None:
 
 
 def test_options_of_a_group_are_completed() -> None:
-    assert complete("orchestrator train workload=") == ["workload=custom", "workload=gpt", "workload=resnet"]
+    assert complete("orchestrator train workload=") == [
+        f"workload={name}" for name in ("bert", "custom", "gpt", "resnet", "seq2seq", "text-classifier")
+    ]
     assert complete("orchestrator train workload=r") == ["workload=resnet"]
     assert complete("orchestrator submit workload=gpt optimizer=") == [
-        f"optimizer={name}" for name in ("adamw", "gpt", "gpt-large", "lion", "resnet", "sgd")
+        f"optimizer={name}" for name in ("adamw", "bert", "gpt", "gpt-large", "lion", "resnet", "sgd", "t5")
     ]
 
 

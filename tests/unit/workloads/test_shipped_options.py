@@ -27,7 +27,7 @@ class WithTokenizer:
         return train_tokenizer(["x = 1\n"], 300).to_str().encode()
 
 
-@pytest.mark.parametrize("workload", ["gpt", "resnet", "text-classifier", "bert"])
+@pytest.mark.parametrize("workload", ["gpt", "resnet", "text-classifier", "bert", "seq2seq"])
 def test_one_two_and_three_workers_are_legal(workload):
     assert {1, 2, 3} <= {layout.world_size for layout in legal(shipped(workload))}
 

@@ -270,7 +270,7 @@ def own_optimizer(asked: OptimizerSpec, model: torch.nn.Module, experts: bool = 
     """
     shared: dict[str, Any] = {"lr": asked.lr, "weight_decay": asked.weight_decay}
     if asked.name is OptimizerName.lion:
-        lion = partial(Lion, betas=asked.betas, **shared)
+        lion: Callable[[Any], torch.optim.Optimizer] = partial(Lion, betas=asked.betas, **shared)
         return (lambda groups: lion(configure_moe_param_groups(groups))) if experts else lion
     if asked.name is OptimizerName.muon:
         hidden = hidden_matrices(model)

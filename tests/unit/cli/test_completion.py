@@ -45,7 +45,7 @@ def test_options_of_a_group_are_completed() -> None:
     ]
     assert complete("orchestrator train workload=r") == ["workload=resnet"]
     assert complete("orchestrator submit workload=gpt optimizer=") == [
-        f"optimizer={name}" for name in ("adamw", "bert", "gpt", "gpt-large", "lion", "resnet", "sgd", "t5")
+        f"optimizer={name}" for name in ("adafactor", "adamw", "bert", "gpt", "gpt-large", "lion", "muon", "resnet", "sgd", "t5")
     ]
 
 

@@ -325,10 +325,17 @@ def without_padding(parameter):
 
 
 def forward_loss(engine, layout, rank, cell):
+    """By the batch's own statistics, which are the same at any world size, and without a trace in the running ones."""
+    buffers = {name: buffer.clone() for name, buffer in engine.module.named_buffers()}
     engine.module.eval()
+    for module in engine.module.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.train()
     with torch.no_grad():
         compute = LOSSES.get(cell.model, loss)
         losses = [compute(engine.module, engine.to_device(batch)) for batch in micro_batches(layout, cell.steps, rank, cell.model)]
+        for name, buffer in engine.module.named_buffers():
+            buffer.copy_(buffers[name])
     engine.module.train()
     total = torch.stack(losses).double().mean()
     dist.all_reduce(total)

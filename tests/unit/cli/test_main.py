@@ -31,7 +31,7 @@ def test_help_is_printed(arguments: list[str], capsys: pytest.CaptureFixture[str
 def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nonsense"]) == 2
     verbs = capsys.readouterr().err.partition("Commands: ")[2].partition(".")[0].split(", ")
-    assert len(verbs) == 11
+    assert len(verbs) == 12
     assert [verb for verb in verbs if f"  {verb}" not in HELP and f" {verb} " not in HELP] == []
 
 
@@ -76,7 +76,10 @@ def test_wrong_flags_are_refused_with_the_usage(arguments: list[str], said: str,
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("workload=resnt", "workload=resnt is not possible: allowed is custom, gpt, resnet. Did you mean 'resnet'?"),
+        (
+            "workload=resnt",
+            "workload=resnt is not possible: allowed is bert, custom, gpt, resnet, seq2seq, text-classifier. Did you mean 'resnet'?",
+        ),
         ("foo", "'foo' is no override: allowed is key=value, for example training.max_steps=100."),
         ("--dryrun", "'--dryrun' is no override: allowed is key=value, for example training.max_steps=100."),
     ],

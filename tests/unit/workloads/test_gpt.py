@@ -297,7 +297,7 @@ def test_many_tokens_take_four_bytes():
         ({"vocab_size": 70_000}, "data.options.vocab_size=70000 is not possible: allowed is 257 to 65536"),
         ({"block_size": 0}, "data.options.block_size=0"),
         ({"validation_share": 1.0}, r"data.options.validation_share=1.0"),
-        ({"model": {"pretrained": "/x", "num_layers": 3}}, "model.options.num_layers is no setting. Known here: pretrained"),
+        ({"model": {"pretrained": "/x", "num_layers": 3}}, "model.options.num_layers is no setting. Known here: lora_rank, .*pretrained"),
         ({"model": {"num_heads": 5}}, "model.options.num_heads=5"),
         ({"model": {"layers": 3}}, r"model.options.layers is no setting.*Did you mean 'num_layers'"),
         ({"options": {"prompt": ""}}, "workload.options.prompt=''"),

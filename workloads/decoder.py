@@ -1,4 +1,4 @@
-"""Decoders of `gpt`: a Llama-like one from its shape, dense or with mixtures of experts, or one that was trained before, from a local folder.
+"""Decoders of `gpt`: a Llama-like one from its shape, dense or with mixtures of experts, or a trained one from a local folder.
 
 All are `model.options`: `decoder_of` tells them apart by `pretrained` and `num_experts`.
 """

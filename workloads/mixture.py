@@ -32,12 +32,12 @@ def expert_counts(logits: torch.Tensor, experts_per_token: int) -> torch.Tensor:
 
 
 def imbalance(counts: Sequence[Sequence[int]]) -> float:
-    """The load of a layer's busiest expert over the mean load, mean over the layers; 1: all experts are equally busy. `counts` [layers, E]."""
+    """A layer's largest load of an expert over the mean load, mean over the layers; 1: all are equally busy. `counts` [layers, E]."""
     return sum(max(row) * len(row) / sum(row) for row in counts) / len(counts)
 
 
 def active_parameters(model: nn.Module, experts_per_token: int) -> int:
-    """Parameters that one token meets: of a layer's experts those it is routed to. Experts are stacked: their first dimension counts them."""
+    """Parameters that one token meets: of a layer's experts those it is routed to. The first dimension of their weights counts them."""
     return sum(
         parameter.numel() * experts_per_token // parameter.shape[0] if ".experts." in name else parameter.numel()
         for name, parameter in model.named_parameters()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -89,7 +90,7 @@ class Engine:
         trained = self._pipeline.module if self._pipeline else model
         self._share = SequenceShare(layout, sequence_fields or {}, dist.get_rank(), group_of(layout))
         self._share.adapt(model)
-        with names_in_the_registry():
+        with names_in_the_registry() if mixtures else nullcontext():
             self._engine, *_ = deepspeed.initialize(
                 model=trained,
                 model_parameters=_parameter_groups(trained),
@@ -115,7 +116,7 @@ class Engine:
 
     @property
     def module(self) -> torch.nn.Module:
-        """The model for evaluation. A forward pass needs all ranks under ZeRO 3, else all of a tensor-parallel or sequence group."""
+        """The model for evaluation. A forward pass needs all ranks under ZeRO 3, else all of a tensor-, sequence- or expert-parallel group."""
         module: torch.nn.Module = self._engine.module
         return module
 

@@ -17,7 +17,6 @@ from deepspeed.module_inject.auto_ep import AutoEP
 from deepspeed.module_inject.auto_ep_config import AutoEPConfig
 from deepspeed.moe.fused_expert_layout import classify_fused_gate_up_layout
 from deepspeed.utils import groups
-from transformers.utils.output_capturing import _CanRecordRegistry
 
 from orchestrator.checkpoints.plan import Box
 from orchestrator.errors import ConfigError
@@ -56,16 +55,21 @@ def mixtures_of(model: torch.nn.Module, layout: Layout) -> list[Any]:
 def names_in_the_registry() -> Iterator[None]:
     """DeepSpeed 0.19.8 moves transformers' records of router logits to its own layers, and to do so asks a registry by a class's name and
     with a default. In transformers 5.23 that registry is asked by a model and without; while this lasts it takes both."""
-    plain = _CanRecordRegistry.get
+    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+    kind = type(_CAN_RECORD_REGISTRY)
+    plain = kind.get
 
     def get(registry: Any, key: Any, default: Any = None) -> Any:
         return dict.get(registry, key, default) if isinstance(key, str) else plain(registry, key)
 
-    _CanRecordRegistry.get = get
+    if kind is not dict:
+        kind.get = get
     try:
         yield
     finally:
-        _CanRecordRegistry.get = plain
+        if kind is not dict:
+            kind.get = plain
 
 
 def parts_with_experts(parts: Parts, mixtures: Sequence[Any], model: torch.nn.Module) -> Parts:

@@ -119,7 +119,7 @@ class JobSpec:
         require(parts.offload_optimizer is Offload.none, "parallelism.offload_optimizer", parts.offload_optimizer.value, allowed)
 
     def _check_clipping(self) -> None:
-        """DeepSpeed's optimizer for 16 bits at ZeRO 0 leaves gradients out of the norm that it clips by: other tensor ranks', all experts'.
+        """DeepSpeed's optimizer for 16 bits at ZeRO 0 leaves the other tensor ranks' gradients, and all experts', out of its norm.
         A pipeline's for fp16 does not see which gradients are of tied weights."""
         parts = self.parallelism
         narrow = self.training.precision in (Precision.bf16, Precision.fp16)

@@ -30,7 +30,7 @@ STAGES = {
 
 APART = {
     ("tensor_parallel_size", "pipeline_parallel_size"): "DeepSpeed finds no tensor-parallel plan in a pipeline's layers",
-    ("tensor_parallel_size", "expert_parallel_size"): "DeepSpeed deals experts out over both, and such state cannot be saved yet",
+    ("tensor_parallel_size", "expert_parallel_size"): "state that is dealt out over the ranks of both cannot be saved yet",
     ("pipeline_parallel_size", "sequence_parallel_size"): "a pipeline has no model whose attention could be exchanged",
     ("pipeline_parallel_size", "expert_parallel_size"): "a pipeline's last stage does not see the experts' balancing loss",
     ("sequence_parallel_size", "expert_parallel_size"): "a rank would balance the experts over its part of a sequence alone",

@@ -279,7 +279,7 @@ def test_dealing_experts_out_is_refused_where_the_norm_or_the_state_would_be_wro
     for stage in range(4):
         ParallelismSpec(zero_stage=stage, expert_parallel_size=2)
     for other in ("tensor_parallel_size", "pipeline_parallel_size", "sequence_parallel_size"):
-        with pytest.raises(ConfigError, match=rf"^parallelism\.{other}=2 is not possible: allowed is 1 at .*expert_parallel_size=2, because"):
+        with pytest.raises(ConfigError, match=rf"^parallelism\.{other}=2 is not possible: allowed is 1 at .*expert_parallel_size=2"):
             ParallelismSpec(zero_stage=1, expert_parallel_size=2, **{other: 2})
     values = smallest(training={**SMALLEST["training"], "precision": "bf16"}, parallelism={"zero_stage": 0, "expert_parallel_size": 2})
     with pytest.raises(ConfigError, match=r"^parallelism\.expert_parallel_size=2 .* 16 bits at parallelism\.zero_stage=0"):

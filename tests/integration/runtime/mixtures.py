@@ -17,18 +17,18 @@ from workloads.mixture import balance_loss
 
 ONE, DEALT = Cell(0, 1, model="mixture"), Cell(1, 2, model="mixture", experts=2)
 TWICE, FOURFOLD, SHARDED = DEALT._replace(world=4), Cell(1, 4, model="mixture", experts=4), Cell(3, 2, model="mixture")
-NARROW, LION = DEALT._replace(precision="bf16"), DEALT._replace(zero_stage=2, optimizer="lion")
-SHARED, LEFT = DEALT._replace(zero_stage=2, model="mixture-shared"), TWICE._replace(offload="optimizer")
-NARROW_ONE, LION_ONE = ONE._replace(zero_stage=1, precision="bf16"), ONE._replace(optimizer="lion")
-SHARED_ONE = ONE._replace(model="mixture-shared")
-UNDEALT = [ONE, SHARED_ONE, LION_ONE, NARROW_ONE, *(Cell(stage, 2, model="mixture") for stage in range(4))]
-DEALT_OUT = [layout._replace(zero_stage=stage) for layout in (DEALT, TWICE) for stage in range(4)]
-DEALT_OUT += [FOURFOLD, NARROW, LION, SHARED, LEFT, DEALT._replace(zero_stage=3, offload="optimizer_parameters")]
-HALF = [TWICE, TWICE._replace(zero_stage=0), TWICE._replace(zero_stage=3)]  # go on elsewhere only, to save time
+NARROW, NARROW_TWO = DEALT._replace(precision="bf16"), Cell(1, 2, "bf16", model="mixture")
+LION, LION_ONE = DEALT._replace(zero_stage=2, optimizer="lion"), ONE._replace(optimizer="lion")
+SHARED, SHARED_ONE = DEALT._replace(zero_stage=2, model="mixture-shared"), ONE._replace(model="mixture-shared")
+UNDEALT = [ONE, SHARED_ONE, LION_ONE, NARROW_TWO, *(Cell(stage, 2, model="mixture") for stage in range(4))]
+DEALT_OUT = [DEALT._replace(zero_stage=stage) for stage in range(4)] + [TWICE._replace(zero_stage=2), FOURFOLD, NARROW]
+DEALT_OUT += [DEALT._replace(zero_stage=stage, offload="optimizer") for stage in (1, 2)]
+DEALT_OUT += [DEALT._replace(zero_stage=3, offload="optimizer_parameters")]
+ELSEWHERE = [TWICE._replace(zero_stage=stage) for stage in (0, 1, 3)] + [LION, SHARED]  # not resumed in their own layout, to save time
 CROSS = [
     (DEALT, ONE), (ONE, TWICE._replace(zero_stage=2)), (DEALT._replace(zero_stage=0), SHARDED), (SHARDED, TWICE),
     (TWICE._replace(zero_stage=3), FOURFOLD), (FOURFOLD, DEALT._replace(zero_stage=3)),
-    (TWICE._replace(zero_stage=0), DEALT._replace(zero_stage=2)), (LEFT, ONE), (SHARED, SHARED_ONE), (NARROW, NARROW_ONE), (LION, LION_ONE),
+    (TWICE._replace(zero_stage=0), DEALT._replace(zero_stage=2)), (SHARED, SHARED_ONE), (NARROW, NARROW_TWO), (LION, LION_ONE),
 ]  # fmt: skip
 
 
@@ -46,6 +46,6 @@ def balanced_loss(model, batch):
 if __name__ == "__main__":
     matrix.MODELS.update({"mixture": partial(mixture, 0), "mixture-shared": partial(mixture, 40)})
     matrix.LOSSES.update(dict.fromkeys(("mixture", "mixture-shared"), balanced_loss))
-    matrix.BATCH = 16
-    matrix.RUNS["mixture"] = (UNDEALT + DEALT_OUT, [(layout, layout) for layout in DEALT_OUT if layout not in HALF] + CROSS)
+    matrix.BATCH = 8
+    matrix.RUNS["mixture"] = (UNDEALT + DEALT_OUT + ELSEWHERE, [(layout, layout) for layout in DEALT_OUT] + CROSS)
     matrix.main(Path(sys.argv[1]), "mixture")

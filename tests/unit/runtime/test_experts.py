@@ -7,13 +7,14 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
 
 import pytest
+import torch
 from torch import nn
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from orchestrator.errors import ConfigError
 from orchestrator.layout import Layout
 from orchestrator.runtime.experts import mixtures_of, names_in_the_registry
-from workloads.decoder import Architecture, Mixture
+from workloads.decoder import Architecture, Mixture, decoder_of
 
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "num_heads": 2}
 
@@ -31,6 +32,14 @@ def test_the_mixtures_of_a_model_are_found(shared):
     found = mixtures_of(mixture(shared_intermediate_size=shared), layout(2))
     assert [note.moe_module_name for note in found] == ["model.layers.0.mlp", "model.layers.1.mlp"]
     assert {(note.num_experts, note.top_k, note.ffn_hidden_size, note.hidden_size) for note in found} == {(4, 2, 24, 16)}
+
+
+def test_the_mixtures_of_a_trained_folder_are_found_and_hold_its_weights(tmp_path):
+    kept = mixture()
+    kept.save_pretrained(tmp_path)
+    model = decoder_of({"pretrained": str(tmp_path)}).build(vocab_size=30, block_size=8)
+    assert all(torch.equal(found, weight) for found, weight in zip(model.parameters(), kept.parameters(), strict=True))
+    assert len(mixtures_of(model, layout(2))) == 2
 
 
 def test_one_rank_for_all_experts_asks_for_nothing():

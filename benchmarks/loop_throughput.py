@@ -4,8 +4,8 @@
 
 All loops live in the same processes and train the GPT of `make train` on the same samples in turn, block by block; a ratio is taken per
 round, so that the machine's drift cancels. `ours` is `orchestrator.runtime.train.train` itself, with logging, progress clock and votes;
-evaluation and saves are outside the measured time. Plain is PyTorch as in nanoGPT: AdamW, clipping, accumulation; with two workers DDP
-without needless synchronisation.
+evaluation and saves are outside the measured time. Plain is PyTorch as in nanoGPT with the same kernels: fused AdamW, clipping,
+accumulation; with two workers DDP without needless synchronisation.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Loops:
         vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
         asked = self.spec.optimizer
-        optimizer = torch.optim.AdamW(groups, lr=asked.lr, betas=asked.betas, eps=asked.eps, weight_decay=asked.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=asked.lr, betas=asked.betas, eps=asked.eps, weight_decay=asked.weight_decay, fused=True)
         return (torch.nn.parallel.DistributedDataParallel(model) if self.world > 1 else model), optimizer
 
     def ours(self) -> float:

@@ -150,6 +150,7 @@ def deepspeed_config(spec: JobSpec, layout: Layout, precision: Precision) -> dic
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31 - 1,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the device at each micro batch
     }
     if layout.tensor_parallel_size > 1:
         config["tensor_parallel"] = {"autotp_size": layout.tensor_parallel_size, "vocab_parallel_lm_head": False}
@@ -168,7 +169,8 @@ def plain_optimizer(layout: Layout, precision: Precision, asked: ParallelismSpec
     There DeepSpeed's copies into flat tensors would cost 3 % of a small model's step and change nothing.
     """
     whole = layout.zero_stage == 0 or (layout.zero_stage < 3 and layout.sequence_data_parallel_size == 1)
-    return precision is Precision.fp32 and asked.offload_optimizer is Offload.none and whole
+    apart = layout.pipeline_parallel_size > 1  # whose engine clips over the stages
+    return precision is Precision.fp32 and asked.offload_optimizer is Offload.none and whole and not apart
 
 
 def _buckets(spec: JobSpec) -> dict[str, Any]:

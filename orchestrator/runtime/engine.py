@@ -116,7 +116,7 @@ class Engine:
 
     @property
     def module(self) -> torch.nn.Module:
-        """The model for evaluation. A forward pass needs all ranks under ZeRO 3, else all of a tensor-, sequence- or expert-parallel group."""
+        """The model for evaluation. A forward pass needs all ranks under ZeRO 3, else all ranks of a group of another kind."""
         module: torch.nn.Module = self._engine.module
         return module
 
@@ -132,9 +132,10 @@ class Engine:
 
     def set_batch_size(self, samples: int) -> None:
         """Of the next steps, over all ranks: by more or fewer micro batches in a step. Only between steps."""
-        if samples == self._engine.train_batch_size():
+        counted = samples * self.layout.sequence_parallel_size  # by DeepSpeed, to which a slice of a sequence is a sample
+        if counted == self._engine.train_batch_size():
             return
-        self._engine.set_train_batch_size(samples)
+        self._engine.set_train_batch_size(counted)
         self._engine.micro_steps = 0  # a step ends where this is a multiple of the micro batches in a step
         if hasattr(self._engine.optimizer, "gradient_accumulation_steps"):
             self._engine.optimizer.gradient_accumulation_steps = self._engine.gradient_accumulation_steps()

@@ -6,6 +6,7 @@ JOB is JSON: the job's id and its spec, storage.url filled in. A program of its 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -53,6 +54,7 @@ def _fill(targets: dict[str, torch.Tensor], stored: dict[str, Any], job_id: str)
 
 
 def main() -> int:
+    os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed, which transformers imports, looks for one and says so
     job = json.load(sys.stdin)
     spec: JobSpec = from_dict(JobSpec, job["spec"])
     try:

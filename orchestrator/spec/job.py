@@ -75,6 +75,7 @@ class JobSpec:
         self._check_recomputation()
         self._check_whole_matrices()
         self._check_quantized()
+        self._check_together()
         if self.optimizer.schedule is Schedule.wsd:
             share = self.optimizer.decay_share
             allowed = f"at most {1 - warmup / steps:.3g}, what optimizer.warmup_steps={warmup} leaves of training.max_steps={steps}"
@@ -82,6 +83,16 @@ class JobSpec:
         if self.name:
             ok = re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", self.name) is not None
             require(ok, "name", self.name, "up to 40 of a-z, 0-9 and '-'")
+
+    def _check_together(self) -> None:
+        """What is not proven where ranks share a model is refused there."""
+        for name in SIZES:
+            size, compiled = getattr(self.parallelism, name), self.training.compile
+            allowed = f"false at parallelism.{name}={size}, because the two have not been proven together"
+            require(size == 1 or not compiled, "training.compile", str(compiled).lower(), allowed)
+        stages, growing = self.parallelism.pipeline_parallel_size, [list(stage) for stage in self.training.batch_size_warmup]
+        allowed = f"[] at parallelism.pipeline_parallel_size={stages}, whose schedule has a fixed number of micro batches"
+        require(stages == 1 or not growing, "training.batch_size_warmup", growing, allowed)
 
     def _check_sequences(self) -> None:
         """The ranks of a sequence get as many positions each, and as many heads. Where the options do not say, the ranks check."""

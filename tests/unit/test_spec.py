@@ -461,3 +461,16 @@ def test_what_is_left_out_has_its_default() -> None:
     assert spec.optimizer == OptimizerSpec()
     assert spec.cluster == ClusterSpec()
     assert spec.training.precision is Precision.auto
+
+
+@pytest.mark.parametrize("name", ["tensor_parallel_size", "pipeline_parallel_size", "sequence_parallel_size", "expert_parallel_size"])
+def test_what_is_not_proven_where_ranks_share_a_model_is_refused(name: str) -> None:
+    def asked(size: int, **training: Any) -> JobSpec:
+        return from_dict(JobSpec, smallest(training={**SMALLEST["training"], **training}, parallelism={name: size}))
+
+    asked(1, compile=True)
+    with pytest.raises(ConfigError, match=rf"^training\.compile=true is not possible: allowed is false at parallelism\.{name}=2"):
+        asked(2, compile=True)
+    if name == "pipeline_parallel_size":
+        with pytest.raises(ConfigError, match=r"^training\.batch_size_warmup=\[\[4, 1\]\] .* at parallelism\.pipeline_parallel_size=2"):
+            asked(2, batch_size_warmup=[[4, 1]])

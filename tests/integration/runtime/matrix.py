@@ -364,7 +364,7 @@ def build(cell, seed=1):
     torch.manual_seed(seed)
     global built
     model = MODELS[cell.model]()
-    fields = {"input_ids": 0, "target": 0}
+    fields = {"input_ids": 0, "target": 0} if cell.shared > 1 else {}
     layers = Net.layers if cell.model == "net" else lambda model: decoder_layers(model, lambda batch: batch["input_ids"])
     built = [weakref.ref(weight) for weight in model.parameters()]
     engine = Engine(model, LOSSES.get(cell.model, loss), spec, layout_for(spec), torch.device("cpu"), layers=layers, sequence_fields=fields)

@@ -78,9 +78,9 @@ def test_mfu_is_the_share_of_the_peak_of_all_devices():
 
 def test_the_share_of_the_measured_rate_and_the_bytes_sent_stand_beside_the_rates():
     clock = Clock()
-    meter = Meter(4, 512, 3e12, 0.0, clock, measured_flops_per_s=2 * 700e12, sent_bytes={"all_reduce": 30.0, "all_gather": 12.0})
+    meter = Meter(512, 3e12, 0.0, clock, measured_flops_per_s=2 * 700e12, sent_bytes={"all_reduce": 30.0, "all_gather": 12.0})
     spend(meter, clock, (Phase.FORWARD, 0.01))
-    figures = meter.figures(1)
+    figures = meter.figures(1, 4)
     assert figures["mfu_of_measured"] == pytest.approx(4 / 0.01 * 3e12 / (2 * 700e12))
     assert {name: value for name, value in figures.items() if name.startswith("comm_")} == {
         "comm_bytes_per_step": 42.0, "comm_all_reduce_bytes_per_step": 30.0, "comm_all_gather_bytes_per_step": 12.0,

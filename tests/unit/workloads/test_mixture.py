@@ -163,7 +163,8 @@ def test_an_evaluation_tells_how_busy_the_experts_are():
     subject = workload()
     sums = subject.evaluate(built(), {"tokens": torch.randint(0, 30, (3, 9))})
     assert sums["expert_tokens"].shape == (2, 4) and sums["expert_tokens"].sum(1).tolist() == [48, 48]
-    figures = subject.metrics({"loss_sum": np.array(3.0), "tokens": np.array(2), "expert_tokens": np.array([[6, 2], [4, 4]])})
+    counts = {"tokens": np.array(2), "right": np.array(1), "expert_tokens": np.array([[6, 2], [4, 4]])}
+    figures = subject.metrics({"loss_sum": np.array(3.0), **counts})
     assert figures["expert_imbalance"] == pytest.approx((1.5 + 1) / 2) and figures["loss"] == 1.5
 
 

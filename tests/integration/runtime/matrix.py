@@ -66,6 +66,8 @@ class Cell(NamedTuple):
     """Expert-parallel size."""
     hpz: int = 1
     """Ranks that keep a second copy of ZeRO 3's parameters."""
+    recompute: str = "none"
+    """`training.activation_checkpointing`."""
 
     @property
     def batch(self):
@@ -135,7 +137,7 @@ NARROW_PIPE, NARROW_PIPES = PIPE._replace(precision="bf16"), PIPES._replace(zero
 UNTIED_PIPE, NETS, SHARDED = PIPE._replace(model="llama-untied"), NET._replace(world=4, zero_stage=0), Cell(3, 2, model="llama")
 PIPELINES = [
     PIPE, PIPE._replace(zero_stage=0), PIPES, THREE, UNTIED_PIPE, NARROW_PIPE, NARROW_PIPES, PIPE._replace(offload="optimizer"), NET, NETS,
-    PIPE._replace(world=6),
+    PIPE._replace(world=6), PIPE._replace(recompute="full"),
 ]  # fmt: skip
 PIPELINES_CROSS = [
     (PIPE, ONE), (ONE, PIPE), (PIPE, SHARDED), (SHARDED, PIPES), (PIPES, THREE), (THREE, PIPE._replace(zero_stage=0)),
@@ -348,7 +350,7 @@ def spec_of(cell):
         "workload": {"name": "net", "entrypoint": "net:Net"}, "model": {"name": "net"}, "data": {"name": "net"},
         "training": {
             "max_steps": cell.steps, "global_batch_size": cell.batch, "micro_batch_size": MICRO, "precision": cell.precision,
-            "ema_decay": DECAY,
+            "ema_decay": DECAY, "activation_checkpointing": cell.recompute,
         },
         "resources": {"num_workers": cell.world}, "optimizer": {"name": cell.optimizer, "lr": 0.01},
         "parallelism": {

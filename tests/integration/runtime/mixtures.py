@@ -24,6 +24,7 @@ UNDEALT = [ONE, SHARED_ONE, LION_ONE, NARROW_TWO, *(Cell(stage, 2, model="mixtur
 DEALT_OUT = [DEALT._replace(zero_stage=stage) for stage in range(4)] + [TWICE._replace(zero_stage=2), FOURFOLD, NARROW]
 DEALT_OUT += [DEALT._replace(zero_stage=stage, offload="optimizer") for stage in (1, 2)]
 DEALT_OUT += [DEALT._replace(zero_stage=3, offload="optimizer_parameters")]
+AGAIN = [DEALT._replace(zero_stage=stage, recompute="full") for stage in (1, 3)]
 ELSEWHERE = [TWICE._replace(zero_stage=stage) for stage in (0, 1, 3)] + [LION, SHARED]  # not resumed in their own layout, to save time
 CROSS = [
     (DEALT, ONE), (ONE, TWICE._replace(zero_stage=2)), (DEALT._replace(zero_stage=0), SHARDED), (SHARDED, TWICE),
@@ -47,5 +48,5 @@ if __name__ == "__main__":
     matrix.MODELS.update({"mixture": partial(mixture, 0), "mixture-shared": partial(mixture, 40)})
     matrix.LOSSES.update(dict.fromkeys(("mixture", "mixture-shared"), balanced_loss))
     matrix.BATCH = 8
-    matrix.RUNS["mixture"] = (UNDEALT + DEALT_OUT + ELSEWHERE, [(layout, layout) for layout in DEALT_OUT] + CROSS)
+    matrix.RUNS["mixture"] = (UNDEALT + DEALT_OUT + ELSEWHERE + AGAIN, [(layout, layout) for layout in DEALT_OUT] + CROSS)
     matrix.main(Path(sys.argv[1]), "mixture")

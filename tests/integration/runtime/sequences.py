@@ -24,8 +24,9 @@ PAIR, QUAD = [[LONG._replace(zero_stage=stage, world=world, shared=2) for stage 
 ALL_FOUR, BOTH, TENSOR = QUAD[2]._replace(shared=4), QUAD[1]._replace(together=2), Cell(1, 2, together=2, model="long")
 NARROW, LEFT = PAIR[0]._replace(precision="bf16"), PAIR[3]._replace(offload="optimizer_parameters")
 SHARED = [*PAIR, *QUAD, ALL_FOUR, BOTH, NARROW, PAIR[3]._replace(precision="bf16"), LEFT]
-SHARED += [BOTH._replace(zero_stage=stage) for stage in (0, 2)] + [PAIR[stage]._replace(offload="optimizer") for stage in (1, 2)]
+SHARED += [BOTH._replace(zero_stage=stage) for stage in (0, 2, 3)] + [PAIR[stage]._replace(offload="optimizer") for stage in (1, 2)]
 SHARED += [PAIR[1]._replace(model=model) for model in ("gpt2", "qwen3")]
+AGAIN = [PAIR[stage]._replace(recompute="full") for stage in (1, 3)]
 RESUMED = [(layout, layout) for layout in (*PAIR, QUAD[3], BOTH, NARROW, LEFT)]
 RESUMED += [(layout, LONG) for layout in (*PAIR, *QUAD, ALL_FOUR, BOTH)] + [(LONG, layout) for layout in (*PAIR, BOTH)]
 RESUMED += [(QUAD[1], TENSOR), (ALL_FOUR, PAIR[3])]
@@ -40,5 +41,5 @@ if __name__ == "__main__":
     matrix.MODELS.update({name: partial(decoder, name) for name in DECODERS})
     matrix.MICRO = 6
     matrix.LENGTHS.update(dict.fromkeys(DECODERS, 8))
-    matrix.RUNS["sequence"] = ([*ONE.values(), LONG._replace(zero_stage=1, precision="bf16"), *SHARED], RESUMED)
+    matrix.RUNS["sequence"] = ([*ONE.values(), LONG._replace(zero_stage=1, precision="bf16"), *SHARED, *AGAIN], RESUMED)
     matrix.main(Path(sys.argv[1]), "sequence")

@@ -11,7 +11,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 from ranks import Group, spec_of
-from test_state_matrix import run_matrix
+from test_state_matrix import check_recomputed, run_matrix
 
 pytestmark = pytest.mark.timeout(1000)
 LLAMA = {"workload__entrypoint": "llama_workload:Threes", "workload__options": {"heads": 2}}
@@ -27,16 +27,17 @@ def results(tmp_path_factory):
 def test_ranks_of_a_sequence_train_as_one_rank(results):
     calm, _ = results
     shared = {cell: row for cell, row in calm.items() if cell[8] > 1}
-    assert len(shared) == 19
+    assert len(shared) == 22
     assert {(cell[0], cell[1], cell[8]) for cell in shared} >= {(stage, world, 2) for stage in range(4) for world in (2, 4)} | {(2, 4, 4)}
     for (_, _, precision, optimizer, _, _, model, *_), row in shared.items():
         narrow = precision == "bf16"
-        whole = calm[(int(narrow), 1, precision, optimizer, "", 1, model, 1, 1, 1, 1)]
+        whole = calm[(int(narrow), 1, precision, optimizer, "", 1, model, 1, 1, 1, 1, "none")]
         pairs = list(zip(row["losses"], whole["losses"], strict=True))
         assert [loss for (loss, _), _ in pairs] == pytest.approx([loss for _, (loss, _) in pairs], abs=1e-2 if narrow else 1e-5)
         compared = pairs[:1] if narrow else pairs  # in bf16 the weights soon differ by rounding
         assert [norm for (_, norm), _ in compared] == pytest.approx([norm for _, (_, norm) in compared], abs=5e-3 if narrow else 5e-5)
         assert whole["losses"][0][0] - row["losses"][-1][0] > 0.5
+    check_recomputed(calm, 2)
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_muon_and_adafactor_train_on_many_ranks_as_on_one(results):
         cells = {cell: row for cell, row in calm.items() if cell[3] == name}
         assert len(cells) == count
         for (_, _, precision, *_), row in cells.items():
-            one = calm[(0, 1 if precision == "fp32" else 2, precision, name, "", 1, "net", 1, 1, 1, 1)]
+            one = calm[(0, 1 if precision == "fp32" else 2, precision, name, "", 1, "net", 1, 1, 1, 1, "none")]
             found, expected = ([loss for loss, _ in some["losses"]] for some in (row, one))
             assert found == pytest.approx(expected, abs=1e-5 if precision == "fp32" else 1e-2)
 
@@ -93,7 +93,7 @@ def test_where_state_and_second_copies_lie_changes_a_loss_by_rounding_only(resul
     offloaded = {cell: row for cell, row in calm.items() if cell[4] or cell[10] > 1}
     assert len(offloaded) == 11
     for cell, row in offloaded.items():
-        on_device = calm[(*cell[:4], "", *cell[5:10], 1)]
+        on_device = calm[(*cell[:4], "", *cell[5:10], 1, cell[11])]
         tolerance = 1e-5 if cell[2] == "fp32" else 1e-2
         assert [loss for loss, _ in row["losses"]] == pytest.approx([loss for loss, _ in on_device["losses"]], abs=tolerance), cell
         assert row["steps"] == on_device["steps"]
@@ -106,7 +106,7 @@ def test_tensor_parallel_ranks_train_as_one_rank(llama):
     assert {cell[:2] for cell in divided} == {(0, 2), (1, 2), (2, 2), (3, 2), (0, 4), (1, 4), (2, 4), (3, 4)}
     for (_, _, precision, optimizer, _, _, model, *_), row in divided.items():
         narrow = precision == "bf16"
-        whole = calm[(int(narrow), 1, precision, optimizer, "", 1, model, 1, 1, 1, 1)]
+        whole = calm[(int(narrow), 1, precision, optimizer, "", 1, model, 1, 1, 1, 1, "none")]
         for (loss, norm), (expected_loss, expected_norm) in zip(row["losses"], whole["losses"], strict=True):
             assert loss == pytest.approx(expected_loss, abs=1e-2 if narrow else 1e-5)
             assert norm == pytest.approx(expected_norm, abs=5e-2 if narrow else 1e-5)
@@ -148,7 +148,7 @@ def test_the_stages_of_a_pipeline_train_as_one_rank(pipeline):
     assert {(cell[0], cell[1], cell[7]) for cell in staged} == {(0, 2, 2), (1, 2, 2), (0, 4, 2), (1, 4, 2), (1, 3, 3), (1, 6, 2)}
     for (_, _, precision, _, _, _, model, *_), row in staged.items():
         narrow = precision == "bf16"
-        whole = calm[(int(narrow), 1, precision, "adamw", "", 1, model, 1, 1, 1, 1)]
+        whole = calm[(int(narrow), 1, precision, "adamw", "", 1, model, 1, 1, 1, 1, "none")]
         for (loss, norm), (expected_loss, expected_norm) in zip(row["losses"], whole["losses"], strict=True):
             assert loss == pytest.approx(expected_loss, abs=1e-2 if narrow else 1e-5)
             assert norm == pytest.approx(expected_norm, abs=5e-2 if narrow else 2e-4 if model == "net" else 1e-5)
@@ -159,7 +159,7 @@ def test_the_stages_of_a_pipeline_train_as_one_rank(pipeline):
 @pytest.mark.slow
 def test_a_pipelines_state_goes_on_bit_for_bit_and_into_other_layouts_within_rounding(pipeline):
     calm, resumed = pipeline
-    assert len(resumed) == 23
+    assert len(resumed) == 24
     for (source, target), row in resumed.items():
         expected = calm[source]["losses"][len(calm[source]["losses"]) // 2 :]
         assert row["steps"] == calm[source]["steps"]
@@ -176,7 +176,8 @@ def test_a_mixture_of_experts_trains_as_on_one_rank_with_its_experts_dealt_out_o
     assert {(cell[0], cell[1], cell[9]) for cell in calm} >= layouts | {(1, 4, 4)}
     for (_, _, precision, optimizer, _, _, model, *_), row in calm.items():
         narrow = precision == "bf16"
-        whole = calm[(int(narrow), 1 + narrow, precision, optimizer, "", 1, model, 1, 1, 1, 1)]  # in bf16 another world rounds otherwise
+        # in bf16 another world rounds otherwise
+        whole = calm[(int(narrow), 1 + narrow, precision, optimizer, "", 1, model, 1, 1, 1, 1, "none")]
         for (loss, norm), (expected_loss, expected_norm) in zip(row["losses"], whole["losses"], strict=True):
             assert loss == pytest.approx(expected_loss, abs=3e-2 if narrow else 1e-5)
             assert norm == pytest.approx(expected_norm, abs=2e-1 if narrow else 1e-5)
@@ -195,3 +196,18 @@ def test_dealt_out_experts_go_on_bit_for_bit_and_in_other_layouts_within_roundin
             assert (row["losses"], row["digest"]) == (expected, calm[source]["digest"]), source
         tolerance = 1e-5 if source[2] == "fp32" else 3e-2
         assert [loss for loss, _ in row["losses"]] == pytest.approx([loss for loss, _ in expected], abs=tolerance), (source, target)
+
+
+@pytest.mark.slow
+def test_activations_are_computed_again_in_pipelines_and_with_experts_dealt_out(pipeline, mixture):
+    check_recomputed(pipeline[0], 1)
+    check_recomputed(mixture[0], 2)
+
+
+def check_recomputed(calm, count):
+    """The same bits as without."""
+    again = {cell: row for cell, row in calm.items() if cell[11] == "full"}
+    assert len(again) == count
+    for cell, row in again.items():
+        plain = calm[(*cell[:11], "none")]
+        assert (row["losses"], row["digest"]) == (plain["losses"], plain["digest"]), cell

@@ -92,7 +92,7 @@ class Loops:
         from orchestrator.runtime.metrics import Meter
         from orchestrator.runtime.selection import selection_of
         from orchestrator.runtime.task import RankTask
-        from orchestrator.runtime.train import Training
+        from orchestrator.runtime.training import Training
         from orchestrator.spec import to_dict
         from orchestrator.storage import MemoryStore
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import torch
 
 from orchestrator.errors import ConfigError
-from orchestrator.paths import JobKeys
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.seeding import undisturbed
-
-if TYPE_CHECKING:
-    from orchestrator.runtime.train import Training
+from orchestrator.runtime.training import Training, put_artifact
 
 
 def write_final(run: Training) -> None:
@@ -23,10 +19,10 @@ def write_final(run: Training) -> None:
     run.tick(run.step, Phase.END)
     if run.task.rank == 0:
         figures = {"before": run.evaluation_before, "after": evaluation.values}
-        _put(run, "evaluation.json", json.dumps(figures, indent=1).encode())
+        put_artifact(run, "evaluation.json", json.dumps(figures, indent=1).encode())
         report = getattr(run.workload, "report", None)
         for name, content in (report(evaluation.sums, run.dataset) if report else {}).items():
-            _put(run, name, content)
+            put_artifact(run, name, content)
     if hasattr(run.workload, "sample"):
         with run.engine.average.swapped_in():
             write_sample(run, "sample.txt")
@@ -46,10 +42,5 @@ def write_sample(run: Training, name: str) -> None:
         if module is not None:
             was_training = module.training
             module.eval()
-            _put(run, name, sample(module, run.dataset).encode())
+            put_artifact(run, name, sample(module, run.dataset).encode())
             module.train(was_training)
-
-
-def _put(run: Training, name: str, content: bytes) -> None:
-    run.store.put(JobKeys(run.task.job_id).artifact(name), content)
-    run.link.send("artifact", name=name)

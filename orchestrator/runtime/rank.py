@@ -29,7 +29,8 @@ from orchestrator.runtime.seeding import seed_model, seed_rank
 from orchestrator.runtime.selection import selection_of
 from orchestrator.runtime.sequence_parallel import fields_of
 from orchestrator.runtime.task import RankTask
-from orchestrator.runtime.train import Training, train
+from orchestrator.runtime.train import train
+from orchestrator.runtime.training import Training
 from orchestrator.spec import JobSpec, from_dict
 from orchestrator.storage import ObjectStore, open_store
 from orchestrator.workload import Workload

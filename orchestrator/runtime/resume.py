@@ -13,7 +13,8 @@ from orchestrator.runtime.collective import all_agree
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.seeding import seed_rank, set_random_states
 from orchestrator.runtime.selection import selection_of
-from orchestrator.runtime.train import Training
+from orchestrator.runtime.training import Training
+from orchestrator.spec import SIZES
 
 
 def restore_newest(run: Training) -> None:
@@ -77,8 +78,8 @@ def _go_on(run: Training, manifest: Manifest) -> None:
     run.position = int(scalars["position"])
     run.evaluation_before = scalars["evaluation_before"]
     run.selection = selection_of(run.spec, scalars.get("selection"))
-    shares = scalars.get("data_parallel_size", manifest.world_size), scalars.get("sequence_parallel_size", 1)  # absent in older ones
-    if (manifest.world_size, *shares) == (run.layout.world_size, run.layout.data_parallel_size, run.layout.sequence_parallel_size):
+    sizes = {name: getattr(run.layout, name) for name in SIZES}
+    if (manifest.world_size, scalars["sizes"]) == (run.layout.world_size, sizes):
         set_random_states(manifest.rank_scalars[run.task.rank]["random"])
     else:
         rank = run.task.rank

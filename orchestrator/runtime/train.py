@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,67 +12,21 @@ import numpy as np
 from ulid import ULID
 
 from orchestrator.checkpoints.write import write_checkpoint
-from orchestrator.data.loader import Dataset, TrainLoader
+from orchestrator.data.loader import TrainLoader
 from orchestrator.data.order import ids_at
-from orchestrator.layout import Layout
 from orchestrator.paths import JobKeys
 from orchestrator.runtime.artifacts import write_sample
 from orchestrator.runtime.collective import broadcast_text, sum_over_ranks
-from orchestrator.runtime.engine import Engine, StepReport
+from orchestrator.runtime.engine import StepReport
 from orchestrator.runtime.evaluate import Evaluation, evaluate
-from orchestrator.runtime.link import AgentLink, Order, Phase, ProgressClock
-from orchestrator.runtime.metrics import Meter, memory
+from orchestrator.runtime.link import Order, Phase
+from orchestrator.runtime.metrics import memory
 from orchestrator.runtime.profiling import StepProfiler
 from orchestrator.runtime.schedule import learning_rate
 from orchestrator.runtime.seeding import random_states
-from orchestrator.runtime.selection import Selection, figure, judged, why_early
-from orchestrator.runtime.task import RankTask
-from orchestrator.spec import JobSpec
-from orchestrator.storage import ObjectStore
-from orchestrator.workload import Workload
-
-
-@dataclass
-class Training:
-    """Everything the loop touches. `step` steps are done; the next one begins at the global sample `position`."""
-
-    task: RankTask
-    spec: JobSpec
-    layout: Layout
-    workload: Workload
-    store: ObjectStore
-    dataset: Dataset
-    engine: Engine
-    link: AgentLink
-    clock: ProgressClock
-    meter: Meter
-    selection: Selection
-    step: int = 0
-    position: int = 0
-    saved_step: int = 0
-    """Newest step that is in the store: the one restored from, or saved since."""
-    evaluation_before: Mapping[str, Any] | None = None
-    """Metrics before the first step of the job, over all its lives."""
-    last_evaluation: Evaluation | None = None
-
-    @property
-    def max_steps(self) -> int:
-        return self.spec.training.max_steps
-
-    @property
-    def ended(self) -> bool:
-        """All steps are done, or no more are worth it."""
-        return self.step >= self.max_steps or bool(self.why_early)
-
-    @property
-    def why_early(self) -> str:
-        """Why the job ends before its last step; empty if it does not."""
-        return why_early(self.selection, self.spec.training) if self.step < self.max_steps else ""
-
-    def tick(self, step: int, phase: Phase) -> None:
-        """The rank now does `phase` of `step`: for who watches for hangs, and for who measures."""
-        self.clock.tick(step, phase)
-        self.meter.tick(phase)
+from orchestrator.runtime.selection import figure, judged
+from orchestrator.runtime.training import Training, put_artifact
+from orchestrator.spec import SIZES
 
 
 def train(run: Training) -> bool:
@@ -179,13 +132,6 @@ def save(run: Training) -> None:
     run.saved_step = run.step
 
 
-def put_artifact(run: Training, name: str, content: bytes) -> None:
-    """A file for people into the store, from where it goes to the tracking server."""
-    run.tick(run.step, Phase.END)
-    run.store.put(JobKeys(run.task.job_id).artifact(name), content)
-    run.link.send("artifact", name=name)
-
-
 def job_scalars(run: Training) -> dict[str, Any]:
     """What is the same for all ranks; goes into the manifest as JSON."""
     return {
@@ -194,8 +140,7 @@ def job_scalars(run: Training) -> dict[str, Any]:
         "seed": run.spec.training.seed,
         "dataset": run.dataset.content_hash,
         "world_size": run.task.world_size,
-        "data_parallel_size": run.layout.data_parallel_size,
-        "sequence_parallel_size": run.layout.sequence_parallel_size,
+        "sizes": {name: getattr(run.layout, name) for name in SIZES},
         "precision": run.engine.precision.value,
         "evaluation_before": run.evaluation_before,
         "selection": run.selection.to_dict(),

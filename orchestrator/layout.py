@@ -166,7 +166,7 @@ def deepspeed_config(spec: JobSpec, layout: Layout, precision: Precision) -> dic
 def plain_optimizer(layout: Layout, precision: Precision, asked: ParallelismSpec) -> bool:
     """Whether the optimizer works on the model's own fp32 tensors: at ZeRO 0, and at ZeRO 1 and 2 without a second rank to divide by.
 
-    There DeepSpeed's copies into flat tensors would cost 3 % of a small model's step and change nothing.
+    There DeepSpeed's copies into flat tensors would take time and change nothing (docs/decisions/0016).
     """
     whole = layout.zero_stage == 0 or (layout.zero_stage < 3 and layout.sequence_data_parallel_size == 1)
     apart = layout.pipeline_parallel_size > 1  # whose engine clips over the stages
@@ -176,8 +176,8 @@ def plain_optimizer(layout: Layout, precision: Precision, asked: ParallelismSpec
 def _buckets(spec: JobSpec) -> dict[str, Any]:
     """How gradients travel at ZeRO 1 and 2. Without these, DeepSpeed waits for the last gradient (ZeRO 1) in one bucket of 10^9 bytes.
 
-    On GPUs buckets of 100 MB (in 16 bits) go out while the backward pass computes the next. On CPUs nothing overlaps, but buckets that
-    stay in the cache, reduced to the rank that keeps them instead of to all, took 0.55 times as long.
+    On GPUs buckets of 100 MB (in 16 bits) go out while the backward pass computes the next. On CPUs nothing overlaps;
+    there buckets are small enough for the cache, and are reduced to the rank that keeps them instead of to all.
     """
     if spec.parallelism.zero_stage not in (1, 2):
         return {}
@@ -206,8 +206,7 @@ def _zero_plus_plus(asked: ParallelismSpec) -> dict[str, Any]:
 def _optimizer(spec: JobSpec) -> dict[str, Any]:
     """The section `optimizer`; none for what the engine brings along, which DeepSpeed is to take also where it offloads.
 
-    torch's fused AdamW is one kernel on a GPU, and on a CPU 4 to 8 times as fast as its others (15 instead of 67 to 127 ms for 11 million
-    weights on one thread).
+    torch's fused AdamW is one kernel on a GPU, and one pass over memory on a CPU.
     """
     asked = spec.optimizer
     if asked.name in (OptimizerName.lion, OptimizerName.muon, OptimizerName.adafactor):

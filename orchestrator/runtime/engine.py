@@ -196,7 +196,7 @@ class Engine:
         the model itself.
         """
         if self._pipeline:
-            return self._pipeline.whole(build, mine, _DTYPES[self.precision])
+            return self._pipeline.whole(build, mine, self.dtype)
         sizes = self.layout.tensor_parallel_size, self.layout.sequence_parallel_size, self.layout.expert_parallel_size
         if self.layout.zero_stage < 3 and sizes == (1, 1, 1):
             return self.module if mine else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,6 +20,10 @@ from orchestrator.layout import Layout
 from orchestrator.runtime.sequence_parallel import SequenceShare
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec
 from workloads.gpt import END_OF_TEXT, GPT, Tokenizer, pack, train_tokenizer
+
+sys.path.append(str(Path(__file__).parent))
+
+import kept
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_layers": 1, "num_heads": 2}
 
@@ -53,32 +59,7 @@ def workload(root, model=TINY, options=(), **data):
     )
 
 
-class Kept:
-    """A sink and view in memory."""
-
-    content_hash = "none"
-
-    def __init__(self):
-        self.parts, self.files, self.said = {"train": [], "validation": []}, {}, []
-
-    def write(self, split, records):
-        self.parts[split].append(records)
-
-    def add_file(self, name, content):
-        self.files[name] = content
-
-    def progress(self, message):
-        self.said.append(message)
-
-    def num_samples(self, split):
-        return len(self.records(split))
-
-    def file(self, name):
-        return self.files[name]
-
-    def records(self, split):
-        return np.concatenate(self.parts[split])
-
+class Kept(kept.Kept):
     def batch(self, split="train", count=4):
         return {"tokens": torch.from_numpy(self.records(split)["tokens"][:count].astype(np.int64))}
 

@@ -163,6 +163,13 @@ class Loops:
                 loss.item()
         return time.monotonic() - began
 
+    def together(self, arm: Callable[[], float]) -> float:
+        """A block that all ranks begin at the same time: what one of them does after a block (rank 0 tells more) is in no figure."""
+        import torch
+
+        torch.distributed.barrier()
+        return arm()
+
     def _next(self) -> int:
         self.position += self.layout.global_batch_size
         return self.position
@@ -177,12 +184,12 @@ def rank_main(rank: int, world: int, folder: str, blocks: int, port: int, result
     arms: dict[str, Callable[[], float]] = {"ours": loops.ours, "deepspeed": loops.deepspeed, "plain": loops.plain}
     for _ in range(2):
         for arm in arms.values():
-            arm()
+            loops.together(arm)
     rng = random.Random(0)  # the same turns on all ranks
     for number in range(blocks):
         turns = list(arms)
         rng.shuffle(turns)
-        row = {name: arms[name]() for name in turns}
+        row = {name: loops.together(arms[name]) for name in turns}
         if rank == 0:
             results.put(row)
             print(number + 1, {name: f"{seconds / STEPS * 1000:.0f} ms" for name, seconds in row.items()}, flush=True)

@@ -19,7 +19,8 @@ from orchestrator.errors import ConfigError, WorkloadError
 from orchestrator.layout import Layout, deepspeed_config
 from orchestrator.runtime.compilation import compile_blocks, compile_model
 from orchestrator.runtime.ema import WeightAverage
-from orchestrator.runtime.experts import clip_gradients, group_of_experts, mixtures_of, names_in_the_registry, parts_with_experts
+from orchestrator.runtime.experts import group_of_experts, mixtures_of, names_in_the_registry, parts_with_experts
+from orchestrator.runtime.gradients import gradient_norm
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.lion import Lion
 from orchestrator.runtime.muon import Muon, hidden_matrices
@@ -27,7 +28,7 @@ from orchestrator.runtime.pipeline import Pipeline, Sums
 from orchestrator.runtime.recompute import checkpoint_activations
 from orchestrator.runtime.sequence_parallel import SequenceShare, group_of
 from orchestrator.runtime.state import EngineState
-from orchestrator.runtime.tensor_parallel import Part, exchanged_width, gather, gradient_norm, make_groups, parts_of, shapes_of
+from orchestrator.runtime.tensor_parallel import exchanged_width, gather, make_groups, parts_of, shapes_of
 from orchestrator.spec import JobSpec, OptimizerName, OptimizerSpec, Precision
 
 Batch = Mapping[str, torch.Tensor]
@@ -206,7 +207,7 @@ class Engine:
         for parameter in self.module.parameters():
             part = self._parts[id(parameter)]
             with deepspeed.zero.GatheredParameters([parameter]):
-                whole = gather(parameter, part, self._holders(part))
+                whole = gather(parameter, part, self._model_group)
             if mine:
                 target = targets[part.name]
                 target.data = target.data + whole if part.name in filled else whole
@@ -226,18 +227,18 @@ class Engine:
 
     def _clip(self) -> torch.Tensor:
         """Clip the gradients by their global norm, which is returned. DeepSpeed keeps no norm where the optimizer is plain."""
-        if self.layout.expert_parallel_size > 1:
-            return clip_gradients(self.module, self._parts, self.layout, self._max_norm)
-        norm = gradient_norm(self.module, self._parts, self.layout)
+        group = self._model_group
+        norm = gradient_norm(self.module, self._parts, group, counts_whole=group is None or dist.get_rank(group) == 0)
         if self._max_norm:
             torch.nn.utils.clip_grads_with_norm_(self.module.parameters(), self._max_norm, norm)
         return norm
 
-    def _holders(self, part: Part) -> Any:
-        """The ranks that hold a parameter between them; None where each holds all of it."""
-        if part.expert:
+    @property
+    def _model_group(self) -> Any:
+        """The ranks that hold the model between them before ZeRO cuts it; None where each holds all of it. Not of a pipeline."""
+        if self.layout.expert_parallel_size > 1:
             return group_of_experts(self.layout)
-        return None if part.block is None else deepspeed_groups.get_tensor_model_parallel_group()
+        return deepspeed_groups.get_tensor_model_parallel_group() if self.layout.tensor_parallel_size > 1 else None
 
 
 def _pipeline(model: torch.nn.Module, layers: Layers | None, loss: Loss, layout: Layout) -> Pipeline | None:

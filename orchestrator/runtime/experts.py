@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from deepspeed.module_inject.auto_ep import AutoEP
 from deepspeed.module_inject.auto_ep_config import AutoEPConfig
 from deepspeed.moe.fused_expert_layout import classify_fused_gate_up_layout
@@ -76,25 +75,6 @@ def parts_with_experts(parts: Parts, mixtures: Sequence[Any], model: torch.nn.Mo
     """`parts` of what DeepSpeed left in the model, and those of what it made anew. To be called after it has."""
     made = dict(pair for mixture in mixtures for pair in _parts_of(mixture, model.get_submodule(mixture.moe_module_name)))
     return {id(parameter): made.get(id(parameter)) or parts[id(parameter)] for parameter in model.parameters()}
-
-
-def clip_gradients(model: torch.nn.Module, parts: Parts, layout: Layout, limit: float) -> torch.Tensor:
-    """Scale the gradients so that their norm over all experts is at most `limit` (0: leave them); returns the norm before, a scalar.
-
-    For ZeRO 0, where each rank holds the gradients of all that it computes with: DeepSpeed would clip by a rank's own experts alone.
-    """
-    gradients: dict[bool, list[torch.Tensor]] = {True: [], False: []}
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            gradients[parts[id(parameter)].expert].append(parameter.grad)
-    squares = torch.nn.utils.get_total_norm(gradients[True]).double() ** 2
-    dist.all_reduce(squares, group=group_of_experts(layout))
-    norm = (squares + torch.nn.utils.get_total_norm(gradients[False]).double() ** 2).sqrt()
-    if limit:
-        scale = (limit / (norm + 1e-6)).clamp(max=1.0)  # as torch and DeepSpeed clip
-        for gradient in (*gradients[True], *gradients[False]):
-            gradient.mul_(scale.to(gradient.dtype))
-    return norm
 
 
 def group_of_experts(layout: Layout) -> Any:

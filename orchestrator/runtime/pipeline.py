@@ -20,6 +20,7 @@ from torch import nn
 from orchestrator.errors import WorkloadError
 from orchestrator.layout import Layout
 from orchestrator.runtime.chain import Chain, Held, check_chain, holdings, kinds_of, names_of, places_of, size_of
+from orchestrator.runtime.gradients import gradient_norm
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.stages import cut
 from orchestrator.runtime.tensor_parallel import Part, Parts
@@ -131,7 +132,7 @@ class Pipeline:
         def instruction(engine: Any, **arguments: Any) -> None:
             self._tick(_PHASES.get(kind, Phase.COLLECTIVE))
             if kind is schedule.OptimizerStep and self._plain_optimizer:
-                self._norm = self._gradient_norm()
+                self._norm = gradient_norm(self._stage, self.parts, self.module.mpu().get_model_parallel_group())
             execute(engine, **arguments)
 
         return instruction
@@ -146,13 +147,6 @@ class Pipeline:
             gradient = weight._hp_grad if engine.using_bf16_optimizer else weight.grad
             gradient.div_(self._layout.data_parallel_size)
             dist.all_reduce(gradient, group=group)
-
-    def _gradient_norm(self) -> torch.Tensor:
-        """Over all stages, a tied weight once; DeepSpeed keeps no norm for ZeRO 0 in fp32. Scalar."""
-        counted = [weight.grad for weight in self._stage.parameters() if weight.grad is not None and not self.parts[id(weight)].lent]
-        squares = torch.nn.utils.get_total_norm(counted).double() ** 2
-        dist.all_reduce(squares, group=self.module.mpu().get_model_parallel_group())
-        return squares.sqrt()
 
     # between the stages, for evaluation: DeepSpeed's ways know one shape only
 

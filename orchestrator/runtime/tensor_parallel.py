@@ -116,15 +116,3 @@ def gather(parameter: torch.Tensor, part: Part, group: Any) -> torch.Tensor:
     whole[part.block.within(Box((0,) * len(part.shape), part.shape))] = parameter.detach()
     dist.all_reduce(whole, group=group)
     return whole
-
-
-def gradient_norm(model: torch.nn.Module, parts: Parts, layout: Layout) -> torch.Tensor:
-    """Over the whole model, where every rank holds the gradients of all that it computes with. Scalar."""
-    first = layout.tensor_parallel_rank(dist.get_rank()) == 0
-    counted = [parameter for parameter in model.parameters() if parameter.grad is not None and (first or parts[id(parameter)].block)]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in counted])
-    if layout.tensor_parallel_size == 1:
-        return norm
-    squares = norm.double() ** 2
-    dist.all_reduce(squares, group=groups.get_tensor_model_parallel_group())
-    return squares.sqrt()

@@ -4,6 +4,8 @@ has imported all.
 Each cell (a layout) trains `STEPS` steps and saves after half of them; then each pair (source, target) loads the source's state at the
 target's layout and trains the other half. Losses and a digest of all weights go to `FOLDER/result.json`.
 
+With `MATRIX_STEPS=50` in the environment each cell trains as many steps, and none is resumed.
+
 Every cell keeps an average of its weights, which is compared with one by hand after each step, and computes the last batch's loss with it.
 """
 
@@ -43,6 +45,7 @@ from orchestrator.storage import DirectoryStore  # noqa: E402
 from workloads.layers import decoder_layers  # noqa: E402
 
 BATCH, MICRO, STEPS, DECAY = 12, 2, {"net": 6}, 0.75  # of other models 20 steps
+LONG_STEPS = int(os.environ.get("MATRIX_STEPS", "0"))
 built = []
 """Weak references to the weights of the newest model."""
 
@@ -75,7 +78,7 @@ class Cell(NamedTuple):
 
     @property
     def steps(self):
-        return STEPS.get(self.model, 20)
+        return LONG_STEPS or STEPS.get(self.model, 20)
 
 
 SAME = [Cell(stage, world) for stage in range(4) for world in (1, 2, 3)]
@@ -205,7 +208,8 @@ def loss(model, batch):
 def main(folder, model):
     disable_shared_memory_op()
     gc.freeze()
-    for phase, todo in zip(("calm", "resumed"), RUNS[model], strict=True):
+    phases = ("calm",) if LONG_STEPS else ("calm", "resumed")
+    for phase, todo in zip(phases, RUNS[model], strict=False):
         worlds = {}  # a process makes DeepSpeed's groups once
         for cell in todo:
             at = cell if phase == "calm" else cell[1]
@@ -252,8 +256,9 @@ def as_rank(rank, world, port, folder, phase, cells):
             traceback.print_exc()
             raise
         if rank == 0:
+            trained = cell if phase == "calm" else cell[1]
             name = name_of(cell) if phase == "calm" else f"{name_of(cell[0])}-{name_of(cell[1])}"
-            (folder / f"{phase}-{name}.json").write_text(json.dumps({"phase": phase, "cell": cell, **found}))
+            (folder / f"{phase}-{name}.json").write_text(json.dumps({"phase": phase, "cell": cell, "batch": trained.batch, **found}))
 
 
 def calm(folder, cell, rank):

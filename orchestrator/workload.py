@@ -84,6 +84,28 @@ class OffersLayers(Protocol):
     """
 
     def layers(self, model: torch.nn.Module) -> Sequence[torch.nn.Module]: ...
+
+
+class Initialise(Protocol):
+    """Sets the tensors of one module of a model; see `OffersInitialisation`."""
+
+    def __call__(self, model: torch.nn.Module, name: str, module: torch.nn.Module) -> None: ...
+
+
+class OffersInitialisation(Protocol):
+    """Optional, for models that should not stand whole in one process's memory: their values, module by module.
+
+    Where it is offered, the runtime calls `build_model` under `torch.device("meta")`: tensors get shapes and no values, and nothing may
+    look at those. Then it takes one module after the other: memory for its tensors, their values, and on to where they stay.
+    """
+
+    @property
+    def initialise(self) -> Initialise | None:
+        """`initialise(model, name, module)` sets `module`'s own parameters and buffers, which are fp32 on the rank's device and hold NaN; a
+        tied one is set by the first module that has it. torch's random numbers are seeded from the job's seed and `name`, which is
+        `model.named_modules()`'s. No other module may be looked at. None: this job's model is built by `build_model` alone."""
+
+
 class OffersSequence(Protocol):
     """Optional: what ranks need to know to share each sample's sequence (`parallelism.sequence_parallel_size` > 1).
 

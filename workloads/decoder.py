@@ -25,9 +25,22 @@ from transformers import (
 
 from orchestrator.errors import DataError
 from orchestrator.spec import from_dict
+from orchestrator.workload import Initialise
 
 from .adapters import Adapters
-from .model_folder import FLAG, TOKENIZER_FILE, check_fit, check_folder, load_model, read_config, read_json
+from .layers import CHAINS
+from .model_folder import (
+    FLAG,
+    TOKENIZER_FILE,
+    StoredTensors,
+    check_fit,
+    check_folder,
+    load_model,
+    on_meta,
+    outline,
+    read_config,
+    read_json,
+)
 from .requirements import require
 
 _ROPE_TYPES = ("linear", "yarn")
@@ -90,6 +103,12 @@ class Architecture:
         if self.depth_scaled_init:
             _scale_residual_projections(model, 1 / math.sqrt(2 * self.num_layers))
         return model
+
+    def initialise(self, model: Any, name: str, module: nn.Module) -> None:
+        """What `build` does, for the tensors of one module of its model (`orchestrator.workload.OffersInitialisation`)."""
+        model._init_weights(module)
+        if self.depth_scaled_init:
+            _scale_residual_projections(module, 1 / math.sqrt(2 * self.num_layers), f"{name}.", recurse=False)
 
     def _model(self, **shape: Any) -> nn.Module:
         model: nn.Module = LlamaForCausalLM(LlamaConfig(**shape))
@@ -164,7 +183,20 @@ class Pretrained(Adapters):
         config.use_cache = False
         check_fit(config, vocab_size)
         _check_length(config, block_size)
+        if on_meta():
+            return outline(AutoModelForCausalLM, config)
         return self.adapt(load_model(AutoModelForCausalLM, self._folder, config))
+
+    @property
+    def initialise(self) -> Initialise | None:
+        """Reads a module's tensors from the folder. None where adapters come between them, and where the folder does not hold exactly the
+        tensors of one of `CHAINS` under their own names: those are loaded whole, by transformers, which also knows what is wrong."""
+        if self.lora_rank:
+            return None
+        with torch.device("meta"):
+            model = outline(AutoModelForCausalLM, read_config(self._folder))
+        stored = StoredTensors(self._folder)
+        return stored.initialise if type(model).__name__ in CHAINS and stored.are_those_of(model) else None
 
 
 Decoder = Architecture | Pretrained
@@ -184,9 +216,9 @@ def _rope(theta: float, factor: float, kind: str, block_size: int) -> dict[str, 
     return {"rope_type": kind, "factor": factor, "rope_theta": theta, **original}
 
 
-def _scale_residual_projections(model: nn.Module, factor: float) -> None:
-    for name, parameter in model.named_parameters():
-        if name.endswith(_INTO_RESIDUAL_STREAM):
+def _scale_residual_projections(module: nn.Module, factor: float, prefix: str = "", recurse: bool = True) -> None:
+    for name, parameter in module.named_parameters(recurse=recurse):
+        if f"{prefix}{name}".endswith(_INTO_RESIDUAL_STREAM):
             with torch.no_grad():
                 parameter.mul_(factor)
 

@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from orchestrator.errors import DataError
 from orchestrator.spec import JobSpec, from_dict, to_dict
-from orchestrator.workload import DatasetSink, DatasetView
+from orchestrator.workload import DatasetSink, DatasetView, Initialise
 
 from .adapters import merge
 from .chunked_loss import allow_chunks, cross_entropy
@@ -136,6 +136,10 @@ class GPT:
         if self.options.loss_chunk_tokens and not isinstance(self.decoder, Mixture):
             allow_chunks(model)
         return model
+
+    @property
+    def initialise(self) -> Initialise | None:
+        return self.decoder.initialise
 
     def loss(self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Cross entropy, and for a mixture of experts the balance losses of its layers."""

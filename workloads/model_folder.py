@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoConfig
@@ -76,6 +77,49 @@ def load_model(auto: Any, folder: Path, config: Any, new: tuple[str, ...] = ()) 
     _check_loaded(folder, sorted(key[0] for key in found["mismatched_keys"]), "have another shape for")
     module: nn.Module = model
     return module
+
+
+def on_meta() -> bool:
+    """Whether tensors are made without values (`torch.device("meta")`)."""
+    return torch.empty(0).is_meta
+
+
+def outline(auto: Any, config: Any) -> nn.Module:
+    """The model of `config` in fp32 with the shapes that `load_model` gives it."""
+    model: nn.Module = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return model
+
+
+class StoredTensors:
+    """The tensors of a folder by name, of which each is read when it is needed."""
+
+    def __init__(self, folder: Path) -> None:
+        index = folder / "model.safetensors.index.json"
+        single = folder / "model.safetensors"
+        files = [single] if single.is_file() else [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._files: dict[str, Path] = {}
+        for path in files:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118  it is no dict
+                    self._shapes[name], self._files[name] = tuple(file.get_slice(name).get_shape()), path
+
+    def are_those_of(self, model: nn.Module) -> bool:
+        """Whether they are the model's parameters and persistent buffers, each once (tied ones under their first name), and no more."""
+        tensors = {name: tensor for name, tensor in model.named_parameters()}
+        persistent = model.state_dict().keys()
+        tensors |= {name: tensor for name, tensor in model.named_buffers() if name in persistent}
+        return self._shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def initialise(self, model: Any, name: str, module: nn.Module) -> None:
+        """Set one module's tensors (`orchestrator.workload.OffersInitialisation`): those that are not stored as transformers does."""
+        if module._non_persistent_buffers_set:
+            model._init_weights(module)
+        for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if key not in module._non_persistent_buffers_set:
+                full = f"{name}.{key}"
+                with safe_open(self._files[full], "pt") as file:  # opened anew: what it has mapped counts as this process's memory
+                    tensor.copy_(file.get_tensor(full))
 
 
 def save_folder(model: Any, folder: Path, tokenizer: Tokenizer) -> None:

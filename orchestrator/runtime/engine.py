@@ -21,6 +21,7 @@ from orchestrator.runtime.compilation import compile_blocks, compile_model
 from orchestrator.runtime.ema import WeightAverage
 from orchestrator.runtime.experts import group_of_experts, mixtures_of, names_in_the_registry, parts_with_experts
 from orchestrator.runtime.gradients import gradient_norm
+from orchestrator.runtime.initialise import Values, partition_at_once
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.lion import Lion
 from orchestrator.runtime.muon import Muon, hidden_matrices
@@ -30,6 +31,7 @@ from orchestrator.runtime.sequence_parallel import SequenceShare, group_of
 from orchestrator.runtime.state import EngineState
 from orchestrator.runtime.tensor_parallel import exchanged_width, gather, make_groups, parts_of, shapes_of
 from orchestrator.spec import JobSpec, OptimizerName, OptimizerSpec, Precision
+from orchestrator.workload import Initialise
 
 Batch = Mapping[str, torch.Tensor]
 Loss = Callable[[torch.nn.Module, Batch], torch.Tensor]
@@ -67,36 +69,43 @@ class Engine:
     """A model under training on this rank. The process group exists; every rank makes its own at the same time.
 
     `layers` and `sequence_fields` are the workload's (`OffersLayers`, `OffersSequence`), for layouts that need them. Each rank of a
-    pipeline keeps its own layers of `model`.
+    pipeline keeps its own layers of `model`. With `initialise` (`OffersInitialisation`) the model is on the meta device, and a rank fills
+    only what it keeps.
     """
 
     def __init__(
         self, model: torch.nn.Module, loss: Loss, spec: JobSpec, layout: Layout, device: torch.device, *, layers: Layers | None = None,
-        sequence_fields: Mapping[str, int] | None = None,
+        sequence_fields: Mapping[str, int] | None = None, initialise: Initialise | None = None,
     ) -> None:  # fmt: skip
         self.precision = resolve_precision(spec.training.precision, device)
         self.dtype = _DTYPES[self.precision]
         self.device = device
         self.layout = layout
         self._loss = loss
-        for parameter in model.parameters():
-            parameter.data = parameter.data.contiguous()
+        if initialise is None:
+            for parameter in model.parameters():
+                parameter.data = parameter.data.contiguous()
+        values = Values(model, initialise, spec.training.seed, device, self.dtype) if initialise else None
         if spec.training.channels_last:
             _check_images(model)
         self._channels_last = spec.training.channels_last
         checkpoint_activations(model, spec.training.activation_checkpointing)
         compile_blocks(model, spec.training, layout)
         shapes, groups, mixtures = shapes_of(model), make_groups(model, layout), mixtures_of(model, layout)
-        self._pipeline = _pipeline(model, layers, self._checked_loss, layout)
+        config = deepspeed_config(spec, layout, self.precision)
+        self._pipeline = _pipeline(model, layers, self._checked_loss, layout, values)
         trained = self._pipeline.module if self._pipeline else model
         self._share = SequenceShare(layout, sequence_fields or {}, dist.get_rank(), group_of(layout))
         self._share.adapt(model)
+        parameter_groups, optimizer = _parameter_groups(trained), own_optimizer(spec.optimizer, trained, bool(mixtures))
+        if values and not self._pipeline:
+            values.fill(model, partition_at_once(layout, config))  # from here on ZeRO 3 hides shapes
         with names_in_the_registry() if mixtures else nullcontext():
             self._engine, *_ = deepspeed.initialize(
                 model=trained,
-                model_parameters=_parameter_groups(trained),
-                optimizer=own_optimizer(spec.optimizer, trained, bool(mixtures)),
-                config=deepspeed_config(spec, layout, self.precision),
+                model_parameters=parameter_groups,
+                optimizer=optimizer,
+                config=config,
                 mpu=groups,
                 dist_init_required=False,
             )
@@ -241,7 +250,9 @@ class Engine:
         return deepspeed_groups.get_tensor_model_parallel_group() if self.layout.tensor_parallel_size > 1 else None
 
 
-def _pipeline(model: torch.nn.Module, layers: Layers | None, loss: Loss, layout: Layout) -> Pipeline | None:
+def _pipeline(
+    model: torch.nn.Module, layers: Layers | None, loss: Loss, layout: Layout, values: Values | None
+) -> Pipeline | None:  # fmt: skip
     if layout.pipeline_parallel_size == 1:
         return None
     if layers is None:
@@ -249,7 +260,7 @@ def _pipeline(model: torch.nn.Module, layers: Layers | None, loss: Loss, layout:
             f"parallelism.pipeline_parallel_size={layout.pipeline_parallel_size} is not possible: allowed is 1, "
             "or a workload with the method layers()."
         )
-    return Pipeline(model, list(layers(model)), loss, layout)
+    return Pipeline(model, list(layers(model)), loss, layout, values)
 
 
 def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from orchestrator.errors import WorkloadError
 from orchestrator.layout import Layout
 from orchestrator.runtime.chain import Chain, Held, check_chain, holdings, kinds_of, names_of, places_of, size_of
 from orchestrator.runtime.gradients import gradient_norm
+from orchestrator.runtime.initialise import Values
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.stages import cut
 from orchestrator.runtime.tensor_parallel import Part, Parts
@@ -43,8 +44,13 @@ _HEADER = 8  # numbers that describe an activation: number format, number of dim
 class Pipeline:
     """`module` goes to DeepSpeed, whose engine then comes to `start`. Everything is done by all ranks together."""
 
-    def __init__(self, model: nn.Module, chain: Chain, loss: Callable[[nn.Module, Batch], torch.Tensor], layout: Layout) -> None:
+    def __init__(
+        self, model: nn.Module, chain: Chain, loss: Callable[[nn.Module, Batch], torch.Tensor], layout: Layout,
+        values: Values | None = None,
+    ) -> None:  # fmt: skip
         """`chain`: the workload's `layers(model)`. Keeps this rank's layers; what else belongs to `model` is free to go.
+
+        `values`: for a model on the meta device, of which only this rank's layers are filled.
 
         Raises WorkloadError for a chain that is not the model's, ConfigError for more stages than its layers can fill.
         """
@@ -58,6 +64,8 @@ class Pipeline:
         self._places = places_of(runs[self._number], names_of(model))
         _refuse_shared_buffers(self._held)
         self._stage = _Stage(runs[self._number], is_first=self._number == 0, is_last=self._is_last)
+        if values:
+            values.fill(self._stage)
         deepspeed.comm.init_distributed(dist.get_backend(), dist_init_required=False)
         self.module = _Module(self._stage, layout, self._loss_of)
         self._ties = self._make_ties()

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from orchestrator.data.loader import Dataset, open_dataset
 from orchestrator.data.prepare import ensure_dataset
-from orchestrator.errors import LayoutError, WorkloadError
+from orchestrator.errors import LayoutError
 from orchestrator.layout import Layout, legal
 from orchestrator.runtime.accelerator import choose_device
 from orchestrator.runtime.artifacts import write_final
@@ -22,10 +22,11 @@ from orchestrator.runtime.collective import broadcast_text
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op
 from orchestrator.runtime.entrypoint import load_workload, workload_file
 from orchestrator.runtime.failure import describe
+from orchestrator.runtime.initialise import build_model
 from orchestrator.runtime.link import AgentLink, Phase, ProgressClock
 from orchestrator.runtime.metrics import Meter, device_name, flops_per_sample, measure_flops_per_s, peak_flops_per_s
 from orchestrator.runtime.resume import restore_newest
-from orchestrator.runtime.seeding import seed_model, seed_rank
+from orchestrator.runtime.seeding import seed_rank
 from orchestrator.runtime.selection import selection_of
 from orchestrator.runtime.sequence_parallel import fields_of
 from orchestrator.runtime.task import RankTask
@@ -118,25 +119,20 @@ def _dataset(task: RankTask, spec: JobSpec, workload: Workload, store: ObjectSto
     return open_dataset(store, spec.data.name, content_hash, Path(task.cache_dir))
 
 
-def _model(workload: Workload, dataset: Dataset, spec: JobSpec) -> torch.nn.Module:
-    seed_model(spec.training.seed)
-    model = workload.build_model(dataset)
-    if not isinstance(model, torch.nn.Module):
-        raise WorkloadError(f"build_model() must return a torch.nn.Module; it returned {type(model).__name__}.")
-    return model
-
-
 def _engine(
     workload: Workload, dataset: Dataset, spec: JobSpec, layout: Layout, device: torch.device, sequence_fields: Mapping[str, int],
     link: AgentLink,
 ) -> tuple[Engine, Meter]:  # fmt: skip
     """Nobody else may hold on to the model: of a pipeline, the engine keeps this rank's layers only."""
-    model = _model(workload, dataset, spec)
+    model, initialise = build_model(workload, dataset, spec.training.seed)
     if dist.get_rank() == 0:
         link.send("phase", text=_sizes(model))
     flops = flops_per_sample(workload, model)
     disable_shared_memory_op()
-    engine = Engine(model, workload.loss, spec, layout, device, layers=getattr(workload, "layers", None), sequence_fields=sequence_fields)
+    layers = getattr(workload, "layers", None)
+    engine = Engine(
+        model, workload.loss, spec, layout, device, layers=layers, sequence_fields=sequence_fields, initialise=initialise
+    )  # fmt: skip
     return engine, _meter(workload, spec, engine, flops)
 
 

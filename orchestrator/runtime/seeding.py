@@ -17,6 +17,14 @@ def seed_model(seed: int) -> None:
     _seed_all(np.random.SeedSequence([seed]))
 
 
+def seed_module(seed: int, name: str, device: torch.device) -> None:
+    """torch's numbers for `device`, the same on every rank, before a module of the model gets its values by itself."""
+    drawn = int(np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint64)[0])
+    torch.default_generator.manual_seed(drawn)  # torch.manual_seed() takes milliseconds before CUDA has begun: it notes where it was called
+    if device.type == "cuda":
+        torch.cuda.manual_seed(drawn)
+
+
 def seed_rank(seed: int, step: int, share: int, pipeline_stage: int = 0) -> None:
     """Different for every share of samples and positions: at the start of training, and where a checkpoint of another layout is continued.
 

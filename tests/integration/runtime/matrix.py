@@ -18,6 +18,7 @@ import os
 import socket
 import sys
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -197,6 +198,8 @@ def llama(tied):
 MODELS = {"net": Net, "llama": lambda: llama(tied=True), "llama-untied": lambda: llama(tied=False)}
 LENGTHS, LOSSES = {}, {}
 """Positions of a sequence where they are not 6; what is trained where it is not `loss`."""
+INITIALISE = dict.fromkeys(("llama", "llama-untied"), lambda model, name, module: model._init_weights(module))
+"""What is built on the meta device and gets its values module by module."""
 
 
 def loss(model, batch):
@@ -349,13 +352,13 @@ def forward_loss(engine, layout, rank, cell):
     return float(total / layout.world_size)
 
 
-def spec_of(cell):
+def spec_of(cell, seed=1):
     on_cpu = {f"offload_{part}": "cpu" for part in cell.offload.split("_") if part}
     values = {
         "workload": {"name": "net", "entrypoint": "net:Net"}, "model": {"name": "net"}, "data": {"name": "net"},
         "training": {
             "max_steps": cell.steps, "global_batch_size": cell.batch, "micro_batch_size": MICRO, "precision": cell.precision,
-            "ema_decay": DECAY, "activation_checkpointing": cell.recompute,
+            "ema_decay": DECAY, "activation_checkpointing": cell.recompute, "seed": seed,
         },
         "resources": {"num_workers": cell.world}, "optimizer": {"name": cell.optimizer, "lr": 0.01},
         "parallelism": {
@@ -367,14 +370,19 @@ def spec_of(cell):
 
 
 def build(cell, seed=1):
-    spec = spec_of(cell)
+    spec = spec_of(cell, seed)
     torch.manual_seed(seed)
     global built
-    model = MODELS[cell.model]()
+    initialise = INITIALISE.get(cell.model)
+    with torch.device("meta") if initialise else nullcontext():
+        model = MODELS[cell.model]()
     fields = {"input_ids": 0, "target": 0} if cell.shared > 1 else {}
     layers = Net.layers if cell.model == "net" else lambda model: decoder_layers(model, lambda batch: batch["input_ids"])
-    built = [weakref.ref(weight) for weight in model.parameters()]
-    engine = Engine(model, LOSSES.get(cell.model, loss), spec, layout_for(spec), torch.device("cpu"), layers=layers, sequence_fields=fields)
+    built = [] if initialise else [weakref.ref(weight) for weight in model.parameters()]  # what never had memory cannot keep it
+    engine = Engine(
+        model, LOSSES.get(cell.model, loss), spec, layout_for(spec), torch.device("cpu"), layers=layers, sequence_fields=fields,
+        initialise=initialise,
+    )  # fmt: skip
     return engine, layout_for(spec)
 
 

@@ -35,7 +35,7 @@ CROSS = [
 
 def mixture(shared_width):
     shape = {"hidden_size": 24, "intermediate_size": 16, "num_layers": 2, "num_heads": 3, "num_experts": 4}
-    return Mixture(**shape, shared_intermediate_size=shared_width).build(vocab_size=13, block_size=8)
+    return Mixture(**shape, shared_intermediate_size=shared_width)
 
 
 def balanced_loss(model, batch):
@@ -45,7 +45,8 @@ def balanced_loss(model, batch):
 
 
 if __name__ == "__main__":
-    matrix.MODELS.update({"mixture": partial(mixture, 0), "mixture-shared": partial(mixture, 40)})
+    for name, decoder in (("mixture", mixture(0)), ("mixture-shared", mixture(40))):
+        matrix.MODELS[name], matrix.INITIALISE[name] = partial(decoder.build, vocab_size=13, block_size=8), decoder.initialise
     matrix.LOSSES.update(dict.fromkeys(("mixture", "mixture-shared"), balanced_loss))
     matrix.BATCH = 8
     matrix.RUNS["mixture"] = (UNDEALT + DEALT_OUT + ELSEWHERE + AGAIN, [(layout, layout) for layout in DEALT_OUT] + CROSS)

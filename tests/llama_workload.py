@@ -36,6 +36,9 @@ class Threes:
         shape = {"hidden_size": 8 * self.heads, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": self.heads}
         return LlamaForCausalLM(LlamaConfig(vocab_size=13, max_position_embeddings=8, use_cache=False, **shape))
 
+    def initialise(self, model, name, module):
+        model._init_weights(module)
+
     def loss(self, model, batch):
         return self._cross_entropy(model, batch, "mean")
 

@@ -16,8 +16,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-_PLAIN = ("LlamaForCausalLM",)  # known; others are tried, which takes a forward pass
-
+from .layers import CHAINS
 
 def allow_chunks(model: nn.Module) -> bool:
     """Teach a transformers decoder `forward(..., targets=..., chunk=...)`; names of parameters and all else stay as they are.
@@ -25,8 +24,8 @@ def allow_chunks(model: nn.Module) -> bool:
     Returns whether it was: not where the logits are more than a linear layer of the hidden states (soft caps, scales), or less.
     """
     head = _head(model)
-    if type(head) is not nn.Linear or not (type(model).__name__ in _PLAIN or _head_is_all(model, head)):
-        return False
+    if type(head) is not nn.Linear or not (type(model).__name__ in CHAINS or _head_is_all(model, head)):
+        return False  # those are known; others are tried, which takes a forward pass
     head.__class__ = ChunkedHead
     model.__class__ = type(type(model).__name__, (_SumsLosses, type(model)), {})
     return True

@@ -106,7 +106,7 @@ class StoredTensors:
 
     def are_those_of(self, model: nn.Module) -> bool:
         """Whether they are the model's parameters and persistent buffers, each once (tied ones under their first name), and no more."""
-        tensors = {name: tensor for name, tensor in model.named_parameters()}
+        tensors = dict(model.named_parameters())
         persistent = model.state_dict().keys()
         tensors |= {name: tensor for name, tensor in model.named_buffers() if name in persistent}
         return self._shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import torch
 
 from orchestrator.errors import ConfigError
+from orchestrator.runtime.initialise import build_whole
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.seeding import undisturbed
 from orchestrator.runtime.training import Training, put_artifact
@@ -38,9 +40,13 @@ def write_sample(run: Training, name: str) -> None:
         kind = type(run.workload).__name__
         raise ConfigError(f"training.sample_at_evaluation=true is not possible: the workload {kind} has no sample().")
     with undisturbed(), torch.no_grad():
-        module = run.engine.whole_module(lambda: run.workload.build_model(run.dataset), run.task.rank == 0)
+        module = run.engine.whole_module(partial(_built, run), run.task.rank == 0)
         if module is not None:
             was_training = module.training
             module.eval()
             put_artifact(run, name, sample(module, run.dataset).encode())
             module.train(was_training)
+
+
+def _built(run: Training) -> torch.nn.Module:
+    return build_whole(run.workload, run.dataset, run.spec.training.seed, run.engine.device, run.engine.dtype)

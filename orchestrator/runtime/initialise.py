@@ -26,7 +26,7 @@ Settle = Callable[[list[nn.Parameter]], None]
 
 
 def build_model(workload: Workload, dataset: DatasetView, seed: int) -> tuple[nn.Module, Initialise | None]:
-    """The workload's model; on the meta device if it offers `initialise`, which then comes with it. Raises WorkloadError for what is none."""
+    """The workload's model; on the meta device if it offers `initialise`, which then comes with it. WorkloadError for no model."""
     initialise: Initialise | None = getattr(workload, "initialise", None)
     seed_model(seed)
     with torch.device("meta") if initialise else nullcontext():
@@ -36,6 +36,14 @@ def build_model(workload: Workload, dataset: DatasetView, seed: int) -> tuple[nn
     return model, initialise
 
 
+def build_whole(workload: Workload, dataset: DatasetView, seed: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A copy for one rank alone, whose parameters others are to replace."""
+    model, initialise = build_model(workload, dataset, seed)
+    if initialise:
+        Values(model, initialise, seed, device, dtype).fill(model)
+    return model
+
+
 class Values:
     """What fills a model, on this rank's device. Parameters are cast as soon as they have their fp32 values, as DeepSpeed would; buffers
     stay as they are."""
@@ -43,8 +51,6 @@ class Values:
     def __init__(self, model: nn.Module, initialise: Initialise, seed: int, device: torch.device, dtype: torch.dtype) -> None:
         self._model, self._initialise, self._seed = model, initialise, seed
         self._device, self._dtype = device, dtype
-        self.most_elements = 0
-        """Of one module's own tensors: what exists at a time beside what has settled."""
 
     @torch.no_grad()
     def fill(self, part: nn.Module, settle: Settle | None = None) -> None:
@@ -64,7 +70,6 @@ class Values:
     ) -> None:
         for tensor in fresh:
             _allocate(tensor, self._device)
-        self.most_elements = max(self.most_elements, sum(tensor.numel() for tensor in fresh))
         seed_module(self._seed, name, self._device)
         with _stand_ins(module, others, self._device):
             self._initialise(self._model, name, module)

@@ -22,7 +22,8 @@ THIRD = ONE._replace(zero_stage=3, world=2)
 CELLS = [
     ONE, ONE._replace(zero_stage=0, world=2), ONE._replace(zero_stage=2, world=2), THIRD, THIRD._replace(world=4),
     THIRD._replace(world=4, hpz=2), THIRD._replace(offload="optimizer_parameters"), THIRD._replace(precision="bf16"),
-    ONE._replace(zero_stage=1, world=2, precision="bf16"), ONE._replace(world=2, stages=2), ONE._replace(world=2, stages=2, precision="bf16"),
+    ONE._replace(zero_stage=1, world=2, precision="bf16"), ONE._replace(world=2, stages=2),
+    ONE._replace(world=2, stages=2, precision="bf16"),
     ONE._replace(model="untied"), THIRD._replace(model="untied"), ONE._replace(model="untied", world=2, stages=2),
 ]  # fmt: skip
 

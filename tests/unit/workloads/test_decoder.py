@@ -6,13 +6,18 @@ import json
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orchestrator.config import load_job_spec
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.runtime.initialise import Values
+from workloads.chunked_loss import allow_chunks
 from workloads.decoder import Architecture, decoder_of
 from workloads.gpt import END_OF_TEXT, train_tokenizer
 
@@ -139,6 +144,50 @@ def test_weights_in_several_files_and_in_bf16_are_read(tmp_path, trained):
     lost.unlink()
     with pytest.raises(DataError, match=f"has no {lost.name}, which model.safetensors.index.json names"):
         from_folder(tmp_path)
+
+
+def filled(decoder):
+    with torch.device("meta"):
+        model = decoder.build(VOCABULARY, BLOCK)
+    Values(model, decoder.initialise, 0, torch.device("cpu"), torch.float32).fill(model)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["LlamaForCausalLM", "Qwen3ForCausalLM"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_folder_is_read_module_by_module_into_the_same_model(tmp_path, kind, tied):
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64}
+    torch.manual_seed(4)
+    model_type = getattr(transformers, kind)
+    config = model_type.config_class(vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, tie_word_embeddings=tied, **shape)
+    model_type(config).bfloat16().save_pretrained(tmp_path, max_shard_size="10KB")
+    decoder = from_folder(tmp_path)
+    found, whole = filled(decoder), decoder.build(VOCABULARY, BLOCK)
+    assert type(found) is type(whole) and found.config.to_dict() == whole.config.to_dict()
+    assert (found.lm_head.weight is found.model.embed_tokens.weight) == tied
+    for tensors in ("named_parameters", "named_buffers"):
+        for (name, tensor), (same, expected) in zip(getattr(found, tensors)(), getattr(whole, tensors)(), strict=True):
+            assert name == same and tensor.dtype is torch.float32 and torch.equal(tensor, expected)
+    tokens = torch.arange(12).view(1, -1)
+    assert torch.equal(found.eval()(input_ids=tokens).logits, whole.eval()(input_ids=tokens).logits)
+    assert allow_chunks(decoder_outline(decoder)) and from_folder(tmp_path, lora_rank=2).initialise is None
+
+
+def decoder_outline(decoder):
+    with torch.device("meta"):
+        return decoder.build(VOCABULARY, BLOCK)
+
+
+def test_a_folder_whose_tensors_are_not_the_models_is_left_to_transformers(folder, trained):
+    assert from_folder(folder).initialise is not None
+    tensors = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    short, more = {name: tensors[name] for name in list(tensors)[1:]}, {**tensors, "another": torch.zeros(1)}
+    inner = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    for stored in (short, more, inner, {**tensors, "model.norm.weight": torch.ones(17)}):
+        save_file(stored, folder / "model.safetensors", {"format": "pt"})
+        assert from_folder(folder).initialise is None
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=VOCABULARY)).save_pretrained(folder)
+    assert from_folder(folder).initialise is None, "its names are known, but not that they are all there is to it"
 
 
 def test_its_tokenizer_comes_with_the_token_that_ends_a_text(folder):

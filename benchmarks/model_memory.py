@@ -1,0 +1,154 @@
+"""Claim: at ZeRO 3 a rank builds a model in memory for its share and a module or two, not for the model.
+
+    python benchmarks/model_memory.py [--ranks 4] [--layers 8]
+
+A Llama in fp32 on gloo ranks of one machine, as the workload `gpt` builds it: on the meta device, filled and divided module by module; and
+whole on every rank, then divided. What is counted is the most of a rank's own memory (peak of its resident set over that before, all
+imports done) until the weights are divided, and until the engine has its masters and AdamW's state. Beside it: `model=gpt-70b` without values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from record import ROOT, publish, table
+
+BAR = 0.5
+"""Of the model's size, for a rank of four."""
+VOCABULARY, BLOCK = 8192, 128
+WAYS = {"modules": "module by module", "whole": "whole, then divided"}
+ENDS = {"weights": "weights are divided", "engine": "engine is ready"}
+
+
+def one_rank(way: str, end: str, layers: int) -> None:
+    """In a process of its own: prints {"peak": bytes, "seconds": s}."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    from orchestrator.runtime.preload import preload
+
+    preload()
+    import deepspeed
+    import torch
+    import torch.distributed as dist
+
+    from orchestrator.layout import deepspeed_config, layout_for
+    from orchestrator.runtime.engine import Engine, disable_shared_memory_op
+    from orchestrator.runtime.initialise import Values, partition_at_once
+    from orchestrator.spec import JobSpec, Precision, from_dict
+    from workloads.decoder import decoder_of
+
+    torch.set_num_threads(1)
+    disable_shared_memory_op()
+    dist.init_process_group("gloo")
+    deepspeed.comm.init_distributed("gloo", dist_init_required=False)
+    world = dist.get_world_size()
+    spec = from_dict(JobSpec, {
+        "workload": {"name": "m", "entrypoint": "m:M"}, "model": {"name": "m"}, "data": {"name": "d"},
+        "training": {"max_steps": 1, "global_batch_size": world, "micro_batch_size": 1, "precision": "fp32"},
+        "parallelism": {"zero_stage": 3}, "resources": {"num_workers": world},
+    })  # fmt: skip
+    layout, cpu = layout_for(spec), torch.device("cpu")
+    config = deepspeed_config(spec, layout, Precision.fp32)
+    decoder = decoder_of({"hidden_size": 1024, "intermediate_size": 2816, "num_layers": layers, "num_heads": 16})
+    dist.barrier()
+    before, began = resident("VmRSS"), time.monotonic()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    with torch.device("meta" if way == "modules" else "cpu"):
+        model = decoder.build(VOCABULARY, BLOCK)
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    initialise = decoder.initialise if way == "modules" else None
+    if end == "engine":
+        Engine(model, lambda model, batch: model(**batch).loss, spec, layout, cpu, initialise=initialise)
+    elif initialise:
+        Values(model, initialise, 0, cpu, torch.float32).fill(model, partition_at_once(layout, config))
+    else:
+        deepspeed.zero.Init(model, config_dict_or_path=config)
+    found = {"peak": resident("VmHWM") - before, "seconds": time.monotonic() - began, "model": 4 * elements}
+    dist.barrier()
+    print(json.dumps(found), flush=True)
+    os._exit(0)
+
+
+def resident(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def measure(way: str, end: str, ranks: int, layers: int) -> dict[str, Any]:
+    """The largest of the ranks' figures."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, __file__, "--rank", way, end, "--layers", str(layers)]
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(ranks)
+    ]
+    said = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise SystemExit(f"the ranks ended with {[process.returncode for process in processes]}")
+    found = [json.loads(text.strip().splitlines()[-1]) for text in said]
+    return {name: max(row[name] for row in found) for name in found[0]}
+
+
+def outline() -> dict[str, Any]:
+    """In a process of its own: what `model=gpt-70b` takes without values."""
+    import torch
+
+    from orchestrator.config import load_job_spec
+    from workloads.decoder import decoder_of
+
+    options = load_job_spec(["workload=gpt", "model=gpt-70b"]).model.options
+    with torch.device("meta"):
+        decoder_of({"hidden_size": 64, "num_heads": 2}).build(VOCABULARY, BLOCK)  # what is made once
+        before, began = resident("VmRSS"), time.monotonic()
+        model = decoder_of(options).build(32_000, 4096)
+    seconds, peak = time.monotonic() - began, resident("VmHWM") - before
+    return {"elements": sum(parameter.numel() for parameter in model.parameters()), "seconds": seconds, "peak": peak}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--rank", nargs=2, metavar=("WAY", "END"))
+    parser.add_argument("--outline", action="store_true")
+    asked = parser.parse_args()
+    if asked.rank:
+        one_rank(*asked.rank, asked.layers)
+    if asked.outline:
+        print(json.dumps(outline()))
+        return 0
+    found = {(way, end): measure(way, end, asked.ranks, asked.layers) for way in WAYS for end in ENDS}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([sys.executable, __file__, "--outline"], env=environment, capture_output=True, text=True, check=True)
+    large = json.loads(done.stdout.strip().splitlines()[-1])
+    size = found["modules", "weights"]["model"]
+    rows = [
+        (WAYS[way], ENDS[end], f"{row['peak'] / 1e6:.0f} MB", f"{row['peak'] / size:.2f}", f"{row['seconds']:.1f} s")
+        for (way, end), row in found.items()
+    ]
+    ours, whole = (round(found[way, "weights"]["peak"] / size, 2) for way in WAYS)
+    return publish(
+        "model_memory", "At ZeRO 3 a rank builds a model in memory for its share and a module or two, not for the model",
+        ours=ours, bar=BAR, holds=ours <= BAR, peers={"built whole": whole},
+        rows=[
+            f"A Llama of {size / 1e6:.0f} MB in fp32 on {asked.ranks} gloo ranks; the most of any rank's memory until then.", "",
+            *table(("built", "until", "memory", "of the model's size", "time"), rows), "",
+            f"`model=gpt-70b` on the meta device: {large['elements']:,} parameters, {large['seconds']:.1f} s, {large['peak'] / 1e6:.0f} MB.",
+        ],
+        ranks=asked.ranks, model_bytes=size, outline_70b=large,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import LayoutError
-from orchestrator.spec import SIZES, JobSpec, Offload, OptimizerName, ParallelismSpec, Precision
+from orchestrator.spec import SIZES, JobSpec, Offload, OptimizerName, OptimizerSpec, ParallelismSpec, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ def deepspeed_config(spec: JobSpec, layout: Layout, precision: Precision) -> dic
         "train_micro_batch_size_per_gpu": layout.micro_batch_size,
         "gradient_accumulation_steps": layout.gradient_accumulation_steps,
         "gradient_clipping": 0.0 if plain else spec.training.gradient_clipping,
-        "zero_optimization": {**stage, **_offload(parts), **_zero_plus_plus(parts), **_linear(spec)},
+        "zero_optimization": {**stage, **_offload(spec), **_zero_plus_plus(parts), **_linear(spec)},
         **_optimizer(spec),
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31 - 1,
@@ -186,9 +186,21 @@ def _buckets(spec: JobSpec) -> dict[str, Any]:
     return {"reduce_bucket_size": 2_000_000, "use_multi_rank_bucket_allreduce": False}
 
 
-def _offload(asked: ParallelismSpec) -> dict[str, Any]:
+def _offload(spec: JobSpec) -> dict[str, Any]:
+    """On NVMe each rank puts a folder of its own in the place of the path, and the size of the sub-groups (`runtime.disk`)."""
+    asked = spec.parallelism
     parts = {"offload_optimizer": asked.offload_optimizer, "offload_param": asked.offload_parameters}
-    return {name: {"device": where.value} for name, where in parts.items() if where is not Offload.none}
+    found: dict[str, Any] = {name: {"device": where.value} for name, where in parts.items() if where is not Offload.none}
+    if asked.offload_optimizer is Offload.nvme:
+        found["offload_optimizer"] |= {"nvme_path": asked.nvme_path, "buffer_count": 2 + _states_per_weight(spec.optimizer)}
+    return found
+
+
+def _states_per_weight(asked: OptimizerSpec) -> int:
+    """Numbers that the optimizer keeps for each weight. DeepSpeed's buffers hold these, the weights and the gradients of a sub-group."""
+    if asked.name is OptimizerName.sgd:
+        return int(asked.momentum > 0)
+    return {OptimizerName.adamw: 2, OptimizerName.lion: 1}[asked.name]
 
 
 def _linear(spec: JobSpec) -> dict[str, Any]:

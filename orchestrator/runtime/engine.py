@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -18,6 +19,7 @@ from orchestrator.communication import bytes_per_step
 from orchestrator.errors import ConfigError, WorkloadError
 from orchestrator.layout import Layout, deepspeed_config
 from orchestrator.runtime.compilation import compile_blocks, compile_model
+from orchestrator.runtime.disk import place
 from orchestrator.runtime.ema import WeightAverage
 from orchestrator.runtime.experts import group_of_experts, mixtures_of, names_in_the_registry, parts_with_experts
 from orchestrator.runtime.gradients import gradient_norm
@@ -30,7 +32,7 @@ from orchestrator.runtime.recompute import checkpoint_activations
 from orchestrator.runtime.sequence_parallel import SequenceShare, group_of
 from orchestrator.runtime.state import EngineState
 from orchestrator.runtime.tensor_parallel import exchanged_width, gather, make_groups, parts_of, shapes_of
-from orchestrator.spec import JobSpec, OptimizerName, OptimizerSpec, Precision
+from orchestrator.spec import JobSpec, Offload, OptimizerName, OptimizerSpec, Precision
 from orchestrator.workload import Initialise
 
 Batch = Mapping[str, torch.Tensor]
@@ -70,12 +72,12 @@ class Engine:
 
     `layers` and `sequence_fields` are the workload's (`OffersLayers`, `OffersSequence`), for layouts that need them. Each rank of a
     pipeline keeps its own layers of `model`. With `initialise` (`OffersInitialisation`) the model is on the meta device, and a rank fills
-    only what it keeps.
+    only what it keeps. `disk`: an empty folder of this rank's, for layouts that keep state in files.
     """
 
     def __init__(
         self, model: torch.nn.Module, loss: Loss, spec: JobSpec, layout: Layout, device: torch.device, *, layers: Layers | None = None,
-        sequence_fields: Mapping[str, int] | None = None, initialise: Initialise | None = None,
+        sequence_fields: Mapping[str, int] | None = None, initialise: Initialise | None = None, disk: Path | None = None,
     ) -> None:  # fmt: skip
         self.precision = resolve_precision(spec.training.precision, device)
         self.dtype = _DTYPES[self.precision]
@@ -98,6 +100,8 @@ class Engine:
         self._share = SequenceShare(layout, sequence_fields or {}, dist.get_rank(), group_of(layout))
         self._share.adapt(model)
         parameter_groups, optimizer = _parameter_groups(trained), own_optimizer(spec.optimizer, trained, bool(mixtures))
+        if spec.parallelism.offload_optimizer is Offload.nvme:
+            place(config, disk, [x.numel() for x in trained.parameters() if x.requires_grad], layout.world_size)
         if values and not self._pipeline:
             values.fill(model, partition_at_once(layout, config))  # from here on ZeRO 3 hides shapes
         with names_in_the_registry() if mixtures else nullcontext():

@@ -146,7 +146,12 @@ def refresh(optimizer: Any) -> None:
     """Masters -> the weights of the forward pass, by the same copies that DeepSpeed makes after a step."""
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         for number in range(len(optimizer.fp16_groups)):
+            swapped = optimizer._swappable_optimizer_subgroup(number)
+            if swapped:
+                optimizer._optimizer_states_and_gradient_swap_in(number)
             optimizer._reassign_or_swap_out_partitioned_parameters(number)
+            if swapped:
+                optimizer._release_swap_buffers(number)
     elif isinstance(optimizer, DeepSpeedZeroOptimizer):
         _refresh_zero_1_and_2(optimizer)
     elif isinstance(optimizer, BF16_Optimizer):

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from orchestrator.layout import Layout, legal
 from orchestrator.runtime.accelerator import choose_device
 from orchestrator.runtime.artifacts import write_final
 from orchestrator.runtime.collective import broadcast_text
+from orchestrator.runtime.disk import check_op, own_folder
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op
 from orchestrator.runtime.entrypoint import load_workload, workload_file
 from orchestrator.runtime.failure import describe
@@ -32,7 +34,7 @@ from orchestrator.runtime.sequence_parallel import fields_of
 from orchestrator.runtime.task import RankTask
 from orchestrator.runtime.train import train
 from orchestrator.runtime.training import Training
-from orchestrator.spec import JobSpec, from_dict
+from orchestrator.spec import JobSpec, Offload, from_dict
 from orchestrator.storage import ObjectStore, open_store
 from orchestrator.workload import Workload
 
@@ -67,14 +69,15 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
     workload = load_workload(spec)
     sequence_fields = fields_of(workload, layout)
     store = open_store(spec.storage)
-    dataset = _dataset(task, spec, workload, store, link, device)
-    engine, meter = _engine(workload, dataset, spec, layout, device, sequence_fields, link)
-    seed_rank(spec.training.seed, 0, layout.sequence_data_parallel_rank(task.rank), layout.pipeline_stage(task.rank))
-    run = Training(task, spec, layout, workload, store, dataset, engine, link, clock, meter, selection_of(spec))
-    restore_newest(run)
-    stopped = train(run)
-    if not stopped:
-        write_final(run)
+    with _disk(task, spec) as disk:
+        dataset = _dataset(task, spec, workload, store, link, device)
+        engine, meter = _engine(workload, dataset, spec, layout, device, sequence_fields, disk, link)
+        seed_rank(spec.training.seed, 0, layout.sequence_data_parallel_rank(task.rank), layout.pipeline_stage(task.rank))
+        run = Training(task, spec, layout, workload, store, dataset, engine, link, clock, meter, selection_of(spec))
+        restore_newest(run)
+        stopped = train(run)
+        if not stopped:
+            write_final(run)
     clock.tick(run.step, Phase.END)
     dist.barrier()
     link.send("done", step=run.step, stopped=stopped, why=run.why_early)
@@ -108,6 +111,14 @@ def _join_group(task: RankTask, spec: JobSpec) -> torch.device:
     return device
 
 
+def _disk(task: RankTask, spec: JobSpec) -> AbstractContextManager[Path | None]:
+    """This rank's folder for state that lies in files; None for a job without."""
+    if spec.parallelism.offload_optimizer is not Offload.nvme:
+        return nullcontext()
+    check_op()
+    return own_folder(Path(spec.parallelism.nvme_path), f"{task.job_id}-{task.rank}")
+
+
 def _dataset(task: RankTask, spec: JobSpec, workload: Workload, store: ObjectStore, link: AgentLink, device: torch.device) -> Dataset:
     """Rank 0 prepares what was never prepared; all open the same content."""
     content_hash = ""
@@ -121,7 +132,7 @@ def _dataset(task: RankTask, spec: JobSpec, workload: Workload, store: ObjectSto
 
 def _engine(
     workload: Workload, dataset: Dataset, spec: JobSpec, layout: Layout, device: torch.device, sequence_fields: Mapping[str, int],
-    link: AgentLink,
+    disk: Path | None, link: AgentLink,
 ) -> tuple[Engine, Meter]:  # fmt: skip
     """Nobody else may hold on to the model: of a pipeline, the engine keeps this rank's layers only."""
     model, initialise = build_model(workload, dataset, spec.training.seed)
@@ -129,9 +140,9 @@ def _engine(
         link.send("phase", text=_sizes(model))
     flops = flops_per_sample(workload, model)
     disable_shared_memory_op()
-    layers = getattr(workload, "layers", None)
     engine = Engine(
-        model, workload.loss, spec, layout, device, layers=layers, sequence_fields=sequence_fields, initialise=initialise
+        model, workload.loss, spec, layout, device, layers=getattr(workload, "layers", None), sequence_fields=sequence_fields,
+        initialise=initialise, disk=disk,
     )  # fmt: skip
     return engine, _meter(workload, spec, engine, flops)
 

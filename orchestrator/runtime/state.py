@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from orchestrator.runtime.masters import Flat, flats, partition, placements, ref
 from orchestrator.runtime.muon import Muon
 from orchestrator.runtime.optimizer_state import element_wise, ensure_state, statistics
 from orchestrator.runtime.pipeline import Pipeline
+from orchestrator.runtime.swapped import SwappedState
 from orchestrator.runtime.tensor_parallel import Part, Parts
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -37,6 +39,7 @@ class EngineState:
         self._data_rank = layout.sequence_data_parallel_rank(dist.get_rank())
         self._optimizer = engine.optimizer
         self._torch_optimizer = getattr(self._optimizer, "optimizer", self._optimizer)
+        self._swapped = SwappedState(self._optimizer)
         self._incoming: list[tuple[StatePiece, torch.Tensor]] = []
         self.beside: dict[str, dict[int, torch.Tensor]] = {}
         """By role: what else is saved and restored for each tensor of `masters`, of its shape, under its key."""
@@ -75,6 +78,7 @@ class EngineState:
             self._optimizer.checkpoint_event_prologue()  # weights that are kept whole are taken apart
         for piece, target in incoming:
             target.copy_(piece.data.view(target.shape))
+        self._swapped.flush()
         refresh(self._optimizer)
         if sharded:
             for parameter in self._engine.module.parameters():
@@ -123,7 +127,11 @@ class EngineState:
     def _flats(self) -> list[Flat]:
         found = list(flats(self._optimizer, self._parts, self._place))
         for flat in found:
-            ensure_state(self._torch_optimizer, flat.key)
+            make = partial(ensure_state, self._torch_optimizer, flat.key)
+            if self._swapped.holds(flat.key):
+                self._swapped.ensure_state(flat.key, make)
+            else:
+                make()
         return found
 
     def _place(self, part: Part) -> tuple[int, int]:
@@ -132,7 +140,10 @@ class EngineState:
         return self._data_rank // group, self._layout.sequence_data_parallel_size // group
 
     def _pieces(self, flat: Flat, with_lent: bool = True) -> Iterator[tuple[StatePiece, Part]]:
-        tensors = {"param": flat.data, **element_wise(self._torch_optimizer.state[flat.key], flat.key)}
+        if self._swapped.holds(flat.key):
+            tensors = self._swapped.tensors(flat.key)
+        else:
+            tensors = {"param": flat.data, **element_wise(self._torch_optimizer.state[flat.key], flat.key)}
         tensors |= {role: held[id(flat.key)] for role, held in self.beside.items()}
         for fragment in flat.fragments:
             for role, tensor in tensors.items() if with_lent or not fragment.part.lent else ():

@@ -9,7 +9,6 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from orchestrator.errors import ConfigError, nearest
-from orchestrator.spec.parallelism import WHY_NO_OFFLOAD, Offload
 from orchestrator.spec.training import OptimizerName, why_no_optimizer
 
 
@@ -69,13 +68,6 @@ def _convert_enum(hint: type[enum.Enum], value: Any, flag: str) -> enum.Enum:
         return value
     allowed = [str(member.value) for member in hint]
     if value not in allowed:
-        remark = _reason(hint, str(value)) or nearest(str(value), allowed)
+        remark = (why_no_optimizer(str(value)) if hint is OptimizerName else "") or nearest(str(value), allowed)
         raise ConfigError(f"{flag}={value} is not possible: allowed is {', '.join(allowed)}.{remark}")
     return hint(value)
-
-
-def _reason(hint: type[enum.Enum], value: str) -> str:
-    """Why a value that people ask for is not offered: a sentence after a space, or nothing."""
-    if hint is OptimizerName:
-        return why_no_optimizer(value)
-    return f" {WHY_NO_OFFLOAD[value]}" if hint is Offload and value in WHY_NO_OFFLOAD else ""

@@ -76,6 +76,9 @@ class JobSpec:
         self._check_whole_matrices()
         self._check_quantized()
         self._check_together()
+        allowed = "0 at parallelism.offload_optimizer=nvme, because the average would lie in memory beside what is to leave it"
+        on_disk = self.parallelism.offload_optimizer is Offload.nvme
+        require(not on_disk or self.training.ema_decay == 0, "training.ema_decay", self.training.ema_decay, allowed)
         if self.optimizer.schedule is Schedule.wsd:
             share = self.optimizer.decay_share
             allowed = f"at most {1 - warmup / steps:.3g}, what optimizer.warmup_steps={warmup} leaves of training.max_steps={steps}"

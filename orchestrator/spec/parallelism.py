@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from orchestrator.spec.checks import require
 
@@ -13,13 +14,8 @@ class Offload(enum.Enum):
 
     none = "none"  # on the rank's own device
     cpu = "cpu"
+    nvme = "nvme"  # in files on a disk of the node
 
-
-WHY_NO_OFFLOAD = {
-    "nvme": "On NVMe DeepSpeed keeps state in files of its own, behind an op that is compiled on each node; "
-    "it cannot be saved from there yet."
-}
-"""Places that people ask for, and why state cannot lie there."""
 
 SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "sequence_parallel_size", "expert_parallel_size")
 
@@ -53,9 +49,13 @@ class ParallelismSpec:
     expert_parallel_size: int = 1
     """Neighbouring data-parallel ranks that share the experts of each mixture of experts; tokens travel to them and back."""
     offload_optimizer: Offload = Offload.none
-    """Where the fp32 weights and the optimizer's state lie, and where the optimizer computes. `cpu` needs ZeRO 1, 2 or 3."""
+    """Where the fp32 weights and the optimizer's state lie; then the CPU computes the step. `cpu` needs ZeRO 1, 2 or 3, `nvme` ZeRO 3 and
+    `nvme_path`; what is less than 1 MiB per rank stays in memory."""
     offload_parameters: Offload = Offload.none
-    """Where parameters lie while their layer does not compute. `cpu` needs ZeRO 3."""
+    """Where parameters lie while their layer does not compute. `cpu` needs ZeRO 3; `nvme` is not offered."""
+    nvme_path: str = ""
+    """Folder for `offload_optimizer=nvme`, the same on every node, on a local disk. Made if it does not exist; each rank has a folder of
+    its own in it while it lives."""
     zero_hpz_partition_size: int = 1
     """ZeRO++: neighbouring ranks, as a rule of one node, that keep a second copy of the 16-bit parameters among them, so that the backward
     pass gathers within the node. More than 1 needs ZeRO 3; it must divide the number of workers."""
@@ -77,6 +77,20 @@ class ParallelismSpec:
         self._check_zero_plus_plus()
         self._require_stage("offload_optimizer", self.offload_optimizer, 1, "only state that ZeRO partitions can leave the device")
         self._require_stage("offload_parameters", self.offload_parameters, 3, "only parameters that ZeRO partitions can leave the device")
+        self._check_nvme()
+
+    def _check_nvme(self) -> None:
+        allowed = "none or cpu, because only what the optimizer keeps can be saved from DeepSpeed's files"
+        require(self.offload_parameters is not Offload.nvme, "parallelism.offload_parameters", "nvme", allowed)
+        on_disk = self.offload_optimizer is Offload.nvme
+        allowed = f"none or cpu at parallelism.zero_stage={self.zero_stage}, because DeepSpeed keeps state in files at ZeRO 3 only"
+        require(not on_disk or self.zero_stage == 3, "parallelism.offload_optimizer", "nvme", allowed)
+        for size in (*SIZES, "zero_hpz_partition_size"):
+            allowed = "1 at parallelism.offload_optimizer=nvme, because the two have not been proven together"
+            require(not on_disk or getattr(self, size) == 1, f"parallelism.{size}", getattr(self, size), allowed)
+        path, allowed = PurePosixPath(self.nvme_path), "an absolute path without '..', of a folder on a disk of each node"
+        ok = path.is_absolute() and ".." not in path.parts if self.nvme_path else not on_disk
+        require(ok, "parallelism.nvme_path", self.nvme_path, f"{allowed}, at parallelism.offload_optimizer=nvme")
 
     def _check_zero_plus_plus(self) -> None:
         hpz = self.zero_hpz_partition_size
@@ -92,7 +106,7 @@ class ParallelismSpec:
     def _require_stage(self, name: str, value: Offload, least: int, why: str) -> None:
         needed = " or ".join(f"parallelism.zero_stage={stage}" for stage in range(least, 4))
         allowed = f"none at parallelism.zero_stage={self.zero_stage}, because {why}; for cpu choose {needed}"
-        require(value is Offload.none or self.zero_stage >= least, f"parallelism.{name}", value.value, allowed)
+        require(value is not Offload.cpu or self.zero_stage >= least, f"parallelism.{name}", value.value, allowed)
 
 
 def _or(stages: tuple[int, ...]) -> str:

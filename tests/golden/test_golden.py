@@ -66,6 +66,9 @@ def offloaded_gpt() -> str:
         flags = [f"parallelism.zero_stage={stage}", *(f"parallelism.offload_{part}=cpu" for part in parts)]
         spec = load_job_spec(["workload=gpt", "resources.num_workers=2", *flags])
         found[name] = deepspeed_config(spec, layout_for(spec), Precision.bf16)
+    on_disk = ["parallelism.zero_stage=3", "parallelism.offload_optimizer=nvme", "parallelism.nvme_path=/disk"]
+    spec = load_job_spec(["workload=gpt", "resources.num_workers=2", *on_disk])
+    found["optimizer on nvme at zero3"] = deepspeed_config(spec, layout_for(spec), Precision.bf16)
     return as_yaml(found)
 
 

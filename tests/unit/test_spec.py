@@ -196,6 +196,33 @@ def test_only_what_zero_partitions_can_leave_the_device(part: str, stage: int, s
     ParallelismSpec(zero_stage=3, **{f"offload_{part}": Offload.cpu})
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"zero_stage": 2}, r"parallelism\.offload_optimizer=nvme .* none or cpu at parallelism\.zero_stage=2, because .* at ZeRO 3 only"),
+        ({"offload_optimizer": Offload.none, "offload_parameters": Offload.nvme}, r"parallelism\.offload_parameters=nvme .* none or cpu, "),
+        ({"tensor_parallel_size": 2}, r"parallelism\.tensor_parallel_size=2 .* 1 at parallelism\.offload_optimizer=nvme, because "),
+        ({"zero_hpz_partition_size": 2}, r"parallelism\.zero_hpz_partition_size=2 .* 1 at parallelism\.offload_optimizer=nvme, because "),
+        ({"nvme_path": ""}, r"parallelism\.nvme_path= .* an absolute path without '\.\.', .*, at parallelism\.offload_optimizer=nvme\."),
+        ({"nvme_path": "scratch"}, r"parallelism\.nvme_path=scratch .* an absolute path without '\.\.', "),
+        ({"nvme_path": "/disk/../etc"}, r"parallelism\.nvme_path=/disk/\.\./etc .* an absolute path without '\.\.', "),
+    ],
+)
+def test_state_lies_on_a_disk_only_where_that_is_proven(changes: dict[str, Any], said: str) -> None:
+    asked: dict[str, Any] = {"zero_stage": 3, "offload_optimizer": Offload.nvme, "nvme_path": "/disk"}
+    ParallelismSpec(**asked)
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        ParallelismSpec(**{**asked, **changes})
+
+
+def test_an_average_in_memory_is_refused_beside_state_on_a_disk() -> None:
+    on_disk = {"zero_stage": 3, "offload_optimizer": "nvme", "nvme_path": "/disk"}
+    said = r"^training\.ema_decay=0\.9 .* allowed is 0 at parallelism\.offload_optimizer=nvme, because "
+    with pytest.raises(ConfigError, match=said):
+        from_dict(JobSpec, smallest(parallelism=on_disk, training={**SMALLEST["training"], "ema_decay": 0.9}))
+    from_dict(JobSpec, smallest(parallelism=on_disk))
+
+
 def test_zero_plus_plus_is_refused_where_it_does_nothing_or_cannot_run() -> None:
     for name, value in (("zero_hpz_partition_size", 2), ("zero_quantized_weights", True), ("zero_quantized_gradients", True)):
         for stage in (0, 1, 2):
@@ -346,10 +373,8 @@ def test_every_part_is_a_group_of_the_job() -> None:
         ("training", 3, "training=3 is not possible: training is a group of settings."),
         ("training.precision", "bf61", "training.precision=bf61 is not possible: allowed is auto, fp32, bf16, fp16. Did you mean 'bf16'?"),
         ("training.precision", None, "training.precision=None is not possible: allowed is auto, fp32, bf16, fp16."),
-        ("parallelism.offload_optimizer", "gpu", "parallelism.offload_optimizer=gpu is not possible: allowed is none, cpu. "
-                                                 "Did you mean 'cpu'?"),
-        ("parallelism.offload_optimizer", "nvme", "parallelism.offload_optimizer=nvme is not possible: allowed is none, cpu. On NVMe "
-         "DeepSpeed keeps state in files of its own, behind an op that is compiled on each node; it cannot be saved from there yet."),
+        ("parallelism.offload_optimizer", "gpu", "parallelism.offload_optimizer=gpu is not possible: allowed is none, cpu, "
+                                                 "nvme. Did you mean 'cpu'?"),
         ("optimizer.name", "adam", "optimizer.name=adam is not possible: allowed is adamw, sgd, lion, muon, adafactor. "
                                    "Did you mean 'adamw'?"),
         ("optimizer.name", "zzz", "optimizer.name=zzz is not possible: allowed is adamw, sgd, lion, muon, adafactor."),
@@ -417,7 +442,8 @@ job_specs = st.builds(
     | st.builds(ParallelismSpec, zero_stage=st.integers(1, 2), tensor_parallel_size=counts, sequence_parallel_size=counts)
     | st.builds(ParallelismSpec, zero_stage=st.just(1), pipeline_parallel_size=counts)
     | st.builds(
-        ParallelismSpec, zero_stage=st.just(3), offload_optimizer=st.sampled_from(Offload), offload_parameters=st.sampled_from(Offload)
+        ParallelismSpec, zero_stage=st.just(3), offload_optimizer=st.sampled_from(Offload), nvme_path=st.just("/disk"),
+        offload_parameters=st.sampled_from([Offload.none, Offload.cpu]),
     ),
     optimizer=st.builds(
         OptimizerSpec, name=st.sampled_from([OptimizerName.adamw, OptimizerName.sgd, OptimizerName.lion]), lr=positive,

@@ -17,6 +17,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
@@ -57,7 +58,7 @@ class Cell(NamedTuple):
     precision: str = "fp32"
     optimizer: str = "adamw"
     offload: str = ""
-    """What is on the CPU: nothing, `optimizer`, `parameters` or `optimizer_parameters`."""
+    """What is on the CPU: nothing, `optimizer`, `parameters` or `optimizer_parameters`; or `disk`: the optimizer in files."""
     together: int = 1
     """Tensor-parallel size."""
     model: str = "net"
@@ -196,6 +197,8 @@ def llama(tied):
 
 
 MODELS = {"net": Net, "llama": lambda: llama(tied=True), "llama-untied": lambda: llama(tied=False)}
+DISK = None
+"""Folder for state in files; None: where temporary files go."""
 LENGTHS, LOSSES = {}, {}
 """Positions of a sequence where they are not 6; what is trained where it is not `loss`."""
 INITIALISE = dict.fromkeys(("llama", "llama-untied"), lambda model, name, module: model._init_weights(module))
@@ -353,17 +356,19 @@ def forward_loss(engine, layout, rank, cell):
 
 
 def spec_of(cell, seed=1):
-    on_cpu = {f"offload_{part}": "cpu" for part in cell.offload.split("_") if part}
+    on_disk = cell.offload == "disk"
+    offloaded = {f"offload_{part}": "cpu" for part in cell.offload.split("_") if part and not on_disk}
+    offloaded |= {"offload_optimizer": "nvme", "nvme_path": "/nowhere"} if on_disk else {}
     values = {
         "workload": {"name": "net", "entrypoint": "net:Net"}, "model": {"name": "net"}, "data": {"name": "net"},
         "training": {
             "max_steps": cell.steps, "global_batch_size": cell.batch, "micro_batch_size": MICRO, "precision": cell.precision,
-            "ema_decay": DECAY, "activation_checkpointing": cell.recompute, "seed": seed,
+            "ema_decay": 0.0 if on_disk else DECAY, "activation_checkpointing": cell.recompute, "seed": seed,
         },
         "resources": {"num_workers": cell.world}, "optimizer": {"name": cell.optimizer, "lr": 0.01},
         "parallelism": {
             "zero_stage": cell.zero_stage, "tensor_parallel_size": cell.together, "pipeline_parallel_size": cell.stages,
-            "sequence_parallel_size": cell.shared, "expert_parallel_size": cell.experts, "zero_hpz_partition_size": cell.hpz, **on_cpu,
+            "sequence_parallel_size": cell.shared, "expert_parallel_size": cell.experts, "zero_hpz_partition_size": cell.hpz, **offloaded,
         },
     }  # fmt: skip
     return from_dict(JobSpec, values)
@@ -379,9 +384,10 @@ def build(cell, seed=1):
     fields = {"input_ids": 0, "target": 0} if cell.shared > 1 else {}
     layers = Net.layers if cell.model == "net" else lambda model: decoder_layers(model, lambda batch: batch["input_ids"])
     built = [] if initialise else [weakref.ref(weight) for weight in model.parameters()]  # what never had memory cannot keep it
+    disk = Path(tempfile.mkdtemp(dir=DISK)) if cell.offload == "disk" else None
     engine = Engine(
         model, LOSSES.get(cell.model, loss), spec, layout_for(spec), torch.device("cpu"), layers=layers, sequence_fields=fields,
-        initialise=initialise,
+        initialise=initialise, disk=disk,
     )  # fmt: skip
     return engine, layout_for(spec)
 

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.cpp_extension import _get_build_directory
-
 from orchestrator.errors import ConfigError
 
 LEAST_SUB_GROUP, LARGEST_SUB_GROUP = 2**18, 2**26
@@ -120,6 +118,7 @@ def _check_lockable(needed: int) -> None:
 def check_op() -> None:
     """Raises ConfigError unless DeepSpeed's op is there: to compile it takes minutes, which is not for a job's start."""
     from deepspeed.git_version_info import installed_ops
+    from torch.utils.cpp_extension import _get_build_directory
 
     if not installed_ops.get("async_io", False) and not (Path(_get_build_directory("async_io", False)) / "async_io.so").exists():
         raise ConfigError(

@@ -363,7 +363,7 @@ def spec_of(cell, seed=1):
         "workload": {"name": "net", "entrypoint": "net:Net"}, "model": {"name": "net"}, "data": {"name": "net"},
         "training": {
             "max_steps": cell.steps, "global_batch_size": cell.batch, "micro_batch_size": MICRO, "precision": cell.precision,
-            "ema_decay": 0.0 if on_disk else DECAY, "activation_checkpointing": cell.recompute, "seed": seed,
+            "ema_decay": DECAY, "activation_checkpointing": cell.recompute, "seed": seed,
         },
         "resources": {"num_workers": cell.world}, "optimizer": {"name": cell.optimizer, "lr": 0.01},
         "parallelism": {

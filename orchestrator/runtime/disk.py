@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import os
 import resource
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from orchestrator.errors import ConfigError
@@ -22,6 +24,8 @@ _FLAG = "parallelism.offload_optimizer=nvme"
 _PREFIX = "orchestrator-"
 _ELEMENT_BYTES = 4
 _CAP_IPC_LOCK = 1 << 14
+_OPS = ("pin_memory", "async_io")
+"""Names of DeepSpeed's; the second asks the first."""
 
 
 @contextlib.contextmanager
@@ -57,8 +61,9 @@ def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 def _remove_abandoned(root: Path) -> None:
+    """Of this user."""
     for folder in root.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(folder, wait=False):
+        with contextlib.suppress(BlockingIOError, FileNotFoundError, PermissionError), _locked(folder, wait=False):
             shutil.rmtree(folder)
 
 
@@ -115,16 +120,36 @@ def _check_lockable(needed: int) -> None:
         )
 
 
-def check_op() -> None:
-    """Raises ConfigError unless DeepSpeed's op is there: to compile it takes minutes, which is not for a job's start."""
+def load_op() -> None:
+    """Give DeepSpeed its op as it was compiled at set-up. Raises ConfigError where it was not.
+
+    DeepSpeed's own loader asks the compiler each time, compiles for minutes what is not there, and waits for ever behind the lock of a
+    rank that was killed in it.
+    """
     from deepspeed.git_version_info import installed_ops
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    for name in _OPS if not installed_ops.get("async_io", False) else ():
+        if name not in OpBuilder._loaded_ops:
+            OpBuilder._loaded_ops[name] = _compiled(name)
+
+
+def _compiled(name: str) -> ModuleType:
     from torch.utils.cpp_extension import _get_build_directory
 
-    if not installed_ops.get("async_io", False) and not (Path(_get_build_directory("async_io", False)) / "async_io.so").exists():
+    path = Path(_get_build_directory(name, False)) / f"{name}.so"
+    try:
+        found = importlib.util.spec_from_file_location(name, path)
+        if found is None or found.loader is None:
+            raise ImportError(f"{path} cannot be loaded")
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+    except ImportError as error:
         raise ConfigError(
-            f"{_FLAG} needs DeepSpeed's op async_io, which is not compiled on this node. Install libaio's headers (Debian: libaio-dev), "
-            "a C++ compiler and ninja, then run `python -m orchestrator.runtime.disk` once, in the environment of the workers."
-        )
+            f"{_FLAG} needs DeepSpeed's op {name}, which is not compiled on this node ({error}). Install libaio's headers (Debian: "
+            "libaio-dev), a C++ compiler and ninja, then run `python -m orchestrator.runtime.disk` once, in the environment of the workers."
+        ) from error
+    return module
 
 
 def compile_op() -> None:

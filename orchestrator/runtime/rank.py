@@ -20,7 +20,7 @@ from orchestrator.layout import Layout, legal
 from orchestrator.runtime.accelerator import choose_device
 from orchestrator.runtime.artifacts import write_final
 from orchestrator.runtime.collective import broadcast_text
-from orchestrator.runtime.disk import check_op, own_folder
+from orchestrator.runtime.disk import load_op, own_folder
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op
 from orchestrator.runtime.entrypoint import load_workload, workload_file
 from orchestrator.runtime.failure import describe
@@ -115,7 +115,7 @@ def _disk(task: RankTask, spec: JobSpec) -> AbstractContextManager[Path | None]:
     """This rank's folder for state that lies in files; None for a job without."""
     if spec.parallelism.offload_optimizer is not Offload.nvme:
         return nullcontext()
-    check_op()
+    load_op()
     return own_folder(Path(spec.parallelism.nvme_path), f"{task.job_id}-{task.rank}")
 
 

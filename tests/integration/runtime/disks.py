@@ -9,9 +9,10 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent))
 
 import matrix
-from deepspeed.ops.op_builder import AsyncIOBuilder
 from matrix import Cell
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from orchestrator.runtime.disk import load_op
 
 MEMORY = Cell(3, 2, model="wide")
 DISK = MEMORY._replace(offload="disk")
@@ -27,7 +28,7 @@ def wide():
 
 
 if __name__ == "__main__":
-    AsyncIOBuilder().load()  # here, so that not every rank does it
+    load_op()  # here, so that not every rank does it
     matrix.MODELS["wide"] = wide
     matrix.STEPS["wide"] = 6
     matrix.DECAY = 0.0  # an average of the weights and state in files exclude each other

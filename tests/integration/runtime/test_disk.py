@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ranks import Group, spec_of
 
 from orchestrator.errors import ConfigError
-from orchestrator.runtime.disk import check_op
+from orchestrator.runtime.disk import load_op
 
 pytestmark = pytest.mark.timeout(600)  # what runs the matrix for all tests counts as the first one's time
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(600)  # what runs the matrix for all tests coun
 @pytest.fixture(scope="module", autouse=True)
 def op():
     try:
-        check_op()
+        load_op()
     except ConfigError as error:
         pytest.skip(str(error))
 
@@ -79,7 +79,7 @@ def test_killed_ranks_go_on_from_their_checkpoint_and_no_file_of_theirs_stays(tm
     (tmp_path / "calm").mkdir()
     calm = Group(tmp_path / "calm", 2, spec_of(tmp_path / "calm" / "store", **wide)).run()
     killed = Group(tmp_path, 2, spec_of(tmp_path / "store", **wide, **on_disk)).start()
-    killed.wait_for(lambda message: message["type"] == "metrics" and message["step"] == 4)
+    killed.wait_for(lambda message: message["type"] == "metrics" and message["step"] == 4, timeout_s=240)
     for process in killed.processes:
         process.kill()
     killed.finish()

@@ -8,9 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
+from deepspeed.ops.op_builder.builder import OpBuilder
 
 from orchestrator.errors import ConfigError
-from orchestrator.runtime.disk import check_op, own_folder, place
+from orchestrator.runtime.disk import load_op, own_folder, place
 
 NOBODY = 65534
 
@@ -74,11 +75,10 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path, monkeypatch):
 
 def test_a_node_without_the_op_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"needs DeepSpeed's op async_io, .* libaio-dev.* `python -m orchestrator\.runtime\.disk` once"):
-        check_op()
-    (tmp_path / "async_io").mkdir(exist_ok=True)
-    (tmp_path / "async_io" / "async_io.so").touch()
-    check_op()
+    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
+    said = r"needs DeepSpeed's op pin_memory, .* \(.*No such file.*\)\. .* libaio-dev.* `python -m orchestrator\.runtime\.disk` once"
+    with pytest.raises(ConfigError, match=said):
+        load_op()
 
 
 def test_too_little_lockable_memory_is_refused_before_deepspeed_aborts(monkeypatch):

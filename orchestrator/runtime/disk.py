@@ -24,8 +24,6 @@ _FLAG = "parallelism.offload_optimizer=nvme"
 _PREFIX = "orchestrator-"
 _ELEMENT_BYTES = 4
 _CAP_IPC_LOCK = 1 << 14
-_OPS = ("pin_memory", "async_io")
-"""Names of DeepSpeed's; the second asks the first."""
 
 
 @contextlib.contextmanager
@@ -127,11 +125,14 @@ def load_op() -> None:
     rank that was killed in it.
     """
     from deepspeed.git_version_info import installed_ops
+    from deepspeed.ops.op_builder import PinMemoryBuilder
     from deepspeed.ops.op_builder.builder import OpBuilder
 
-    for name in _OPS if not installed_ops.get("async_io", False) else ():
-        if name not in OpBuilder._loaded_ops:
-            OpBuilder._loaded_ops[name] = _compiled(name)
+    if installed_ops.get("async_io", False) or "async_io" in OpBuilder._loaded_ops:
+        return
+    OpBuilder._loaded_ops["pin_memory"] = _compiled("pin_memory")
+    PinMemoryBuilder().load()  # makes its symbols known to the other
+    OpBuilder._loaded_ops["async_io"] = _compiled("async_io")
 
 
 def _compiled(name: str) -> ModuleType:

@@ -83,7 +83,7 @@ def test_killed_ranks_go_on_from_their_checkpoint_and_no_file_of_theirs_stays(tm
     for process in killed.processes:
         process.kill()
     killed.finish()
-    assert len(list(disk.glob("orchestrator-job-*/zero_stage_3/optimizer/rank*/exp_avg-*.swp"))) > 2
+    assert len(list(disk.glob("orchestrator-job-*/zero_stage_3/optimizer/rank*/exp_avg-*.swp"))) == 2  # one of each rank
     resumed = Group(tmp_path, 2, spec_of(tmp_path / "store", **wide, **on_disk)).run()
     begun = min(resumed.losses())
     assert begun in (4, 7, 10) and sorted(resumed.losses()) == list(range(begun, 13))

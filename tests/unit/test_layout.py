@@ -16,6 +16,7 @@ from orchestrator.spec import (
     DataSpec,
     JobSpec,
     ModelSpec,
+    Offload,
     OptimizerName,
     OptimizerSpec,
     ParallelismSpec,
@@ -225,6 +226,20 @@ def test_only_a_compiled_model_at_zero_3_keeps_torchs_own_linear_layer() -> None
         spec = dataclasses.replace(spec, training=dataclasses.replace(spec.training, compile=compiled))
         found = deepspeed_config(spec, layout_for(spec), Precision.fp32)["zero_optimization"]
         assert ("memory_efficient_linear" in found) == (zero_stage == 3 and compiled)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "count"),
+    [
+        (OptimizerSpec(name=OptimizerName.adamw), 4), (OptimizerSpec(name=OptimizerName.lion), 3),
+        (OptimizerSpec(name=OptimizerName.sgd, momentum=0.9), 3), (OptimizerSpec(name=OptimizerName.sgd, momentum=0.0), 2),
+    ],
+)  # fmt: skip
+def test_state_in_files_has_a_buffer_for_weights_gradients_and_each_number_of_the_optimizer(optimizer: OptimizerSpec, count: int) -> None:
+    on_disk = ParallelismSpec(zero_stage=3, offload_optimizer=Offload.nvme, nvme_path="/disk")
+    spec = dataclasses.replace(job(8, 2), parallelism=on_disk, optimizer=optimizer)
+    section = deepspeed_config(spec, layout_for(spec), Precision.fp32)["zero_optimization"]
+    assert section["offload_optimizer"] == {"device": "nvme", "nvme_path": "/disk", "buffer_count": count}
 
 
 def test_an_open_precision_is_a_mistake_of_the_caller() -> None:

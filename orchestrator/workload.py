@@ -2,7 +2,7 @@
 
 A workload is built once per process as `cls(spec)`. Arrays of samples are numpy structured arrays: one record per sample, the
 fields of fixed shape (`tokens: uint16[513]`, `image: float32[1, 8, 8]`). In a batch each field is a tensor whose first dimension
-is the number of samples.
+is the number of samples; whole numbers come as int64, but bytes (uint8) as they are, others as float32.
 """
 
 from __future__ import annotations
@@ -118,6 +118,18 @@ class OffersSequence(Protocol):
     def sequence_fields(self) -> Mapping[str, int]:
         """Fields of a batch that run along the sequence, [samples, positions + n, ...], each with its n: 0 where it has an element for
         each position, 1 where inputs are `[:, :-1]` and targets `[:, 1:]` of one field. Slices overlap by n."""
+
+
+class OffersDraws(Protocol):
+    """Optional: random numbers for each training sample, for augmentation in `loss`.
+
+    A training batch then has a field `draws`, int64[samples, draws_per_sample] from 0 up to 2**32: a function of the job's seed, the
+    epoch and the sample alone, so the same at any number of workers and after a restart. Evaluation has none.
+    """
+
+    @property
+    def draws_per_sample(self) -> int:
+        """0: none."""
 
 
 class OffersSample(Protocol):

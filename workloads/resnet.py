@@ -1,48 +1,30 @@
-"""`resnet`: a convolutional network with residual connections, or another classifier of images, learns to read handwritten digits.
+"""`resnet`: a convolutional network with residual connections, or another classifier of images, learns to tell images apart.
 
-The images are scikit-learn's digits (1,797 of 8 x 8 pixels, from the UCI collection). Records are
-`image: float32[1, 8, 8]` (standardised with the training images' mean and deviation) and `label: int64`.
+The images are handwritten digits (`digits`), or those of a folder (`image_folder`): `data.options` with a `path`. Records have an `image`
+[channels, height, width] and a `label`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from orchestrator.spec import JobSpec, from_dict, to_dict
+from orchestrator.spec import JobSpec, from_dict
 from orchestrator.workload import DatasetSink, DatasetView
 
+from .augmentation import Augmentation
+from .digits import Digits
+from .image_folder import ImageFolder
 from .image_models import NUM_CHANNELS, Published, published_of, use_group_norm
 from .requirements import require
 from .scores import figures, report_files, sums_of
-
-NUM_CLASSES = 10
-STATISTICS_FILE = "statistics.json"
-_FORMAT = 1  # of the recipe: a change here makes every data set anew
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """`data.options`."""
-
-    validation_share: float = 0.2
-    """Share of each class's images that is held out."""
-    split_seed: int = 0
-
-    def __post_init__(self) -> None:
-        ok = 0.01 <= self.validation_share <= 0.9
-        require(ok, "data.options.validation_share", self.validation_share, "0.01 to 0.9")
-        require(self.split_seed >= 0, "data.options.split_seed", self.split_seed, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +47,9 @@ class Architecture:
         ok = self.norm_groups >= 1 and all(width >= 1 and width % self.norm_groups == 0 for width in widths)
         require(ok, "model.options.norm_groups", self.norm_groups, f"a divisor of every width in {widths}")
 
-    def build(self, num_classes: int) -> nn.Module:
+    def build(self, num_classes: int, num_channels: int) -> nn.Module:
         config = ResNetConfig(
-            num_channels=1,
+            num_channels=num_channels,
             embedding_size=self.embedding_size,
             hidden_sizes=list(self.hidden_sizes),
             depths=list(self.depths),
@@ -76,22 +58,10 @@ class Architecture:
         )
         model: nn.Module = ResNetForImageClassification(config)
         stem = model.resnet.embedder
-        stem.embedder.convolution = nn.Conv2d(1, self.embedding_size, 3, padding=1, bias=False)
+        stem.embedder.convolution = nn.Conv2d(num_channels, self.embedding_size, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(stem.embedder.convolution.weight, mode="fan_out", nonlinearity="relu")
         stem.pooler = nn.Identity()
         return use_group_norm(model, self.norm_groups)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """`workload.options`."""
-
-    label_smoothing: float = 0.1
-    """Share of each target that is spread over all classes; training only."""
-
-    def __post_init__(self) -> None:
-        ok = 0 <= self.label_smoothing < 1
-        require(ok, "workload.options.label_smoothing", self.label_smoothing, "0 up to, but not, 1")
 
 
 class ResNet:
@@ -100,31 +70,28 @@ class ResNet:
     tokens_per_sample = 0
 
     def __init__(self, spec: JobSpec) -> None:
-        self.recipe: Recipe = from_dict(Recipe, spec.data.options, "data.options.")
+        self.images: Images = _images_of(spec.data.options)
         self.architecture: Architecture | Published = _architecture_of(spec.model.options)
         self.augmentation: Augmentation = from_dict(Augmentation, spec.workload.options, "workload.options.")
+        self._statistics: tuple[list[float], list[float]] | None = None
+        self._on_device: torch.Tensor | None = None
+
+    @property
+    def draws_per_sample(self) -> int:
+        return self.augmentation.num_draws
 
     def source_fingerprint(self) -> str:
-        images, labels = _digits()
-        digest = hashlib.blake2b(digest_size=20)
-        digest.update(json.dumps([_FORMAT, to_dict(self.recipe)], sort_keys=True).encode())
-        digest.update(images.tobytes() + labels.tobytes())
-        return digest.hexdigest()
+        return self.images.fingerprint()
 
     def prepare(self, sink: DatasetSink) -> None:
-        images, labels = _digits()
-        sink.progress(f"splitting {len(labels):,} images of digits")
-        held_out = _held_out(labels, self.recipe)
-        mean, deviation = float(images[~held_out].mean()), float(images[~held_out].std())
-        sink.add_file(STATISTICS_FILE, json.dumps({"mean": mean, "deviation": deviation}).encode())
-        records = np.empty(len(labels), dtype=[("image", "<f4", (1, 8, 8)), ("label", "<i8")])
-        records["image"][:, 0] = (images - mean) / deviation
-        records["label"] = labels
-        sink.write("train", records[~held_out])
-        sink.write("validation", records[held_out])
+        self.images.prepare(sink)
 
     def build_model(self, dataset: DatasetView) -> nn.Module:
-        return self.architecture.build(NUM_CLASSES)
+        self._statistics = self.images.statistics(dataset)
+        num_classes = len(self.images.classes(dataset))
+        if isinstance(self.architecture, Architecture):
+            return self.architecture.build(num_classes, self.images.num_channels)
+        return self.architecture.build(num_classes)
 
     def loss(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         logits = self._logits(model, batch)
@@ -137,14 +104,35 @@ class ResNet:
         return figures(sums)
 
     def report(self, sums: Mapping[str, np.ndarray[Any, Any]], dataset: DatasetView) -> Mapping[str, bytes]:
-        return report_files(sums, [str(digit) for digit in range(NUM_CLASSES)], "images")
+        return report_files(sums, self.images.classes(dataset), "images")
 
     def _logits(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        images = batch["image"].to(next(model.parameters()).dtype)  # bf16 where the engine computes in bf16
-        if not isinstance(self.architecture, Architecture):
-            images = _as_published(images, self.architecture.image_size)
+        dtype = next(model.parameters()).dtype  # bf16 where the engine computes in bf16
+        images = self._inputs(batch["image"], batch.get("draws")).to(dtype)
         logits: torch.Tensor = model(pixel_values=images).logits
         return logits.float()
+
+    def _inputs(self, images: torch.Tensor, draws: torch.Tensor | None) -> torch.Tensor:
+        """What the model reads: standardised, cropped where there are `draws`, and of the published model's size and channels."""
+        if self._statistics:
+            if self._on_device is None:
+                self._on_device = torch.tensor(self._statistics, device=images.device)[..., None, None]
+            images = (images.float() - self._on_device[0]) / self._on_device[1]
+        size = images.shape[-1] if isinstance(self.architecture, Architecture) else self.architecture.image_size
+        if draws is not None:
+            images = self.augmentation.apply(images.float(), draws, size)
+        elif images.shape[-1] != size:
+            images = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+        return images if isinstance(self.architecture, Architecture) else images.expand(-1, NUM_CHANNELS, -1, -1)
+
+
+Images = Digits | ImageFolder
+
+
+def _images_of(options: Mapping[str, Any]) -> Images:
+    """`data.options` as the source that they name."""
+    images: Images = from_dict(ImageFolder if "path" in options else Digits, options, "data.options.")
+    return images
 
 
 def _architecture_of(options: Mapping[str, Any]) -> Architecture | Published:
@@ -153,25 +141,3 @@ def _architecture_of(options: Mapping[str, Any]) -> Architecture | Published:
         return published_of(options)
     small: Architecture = from_dict(Architecture, options, "model.options.")
     return small
-
-
-def _as_published(images: torch.Tensor, size: int) -> torch.Tensor:
-    """float[n, 1, 8, 8] -> [n, 3, size, size]."""
-    scaled = functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-    return scaled.expand(-1, NUM_CHANNELS, -1, -1)
-
-
-def _digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """(images float32[1797, 8, 8] of values 0 to 16, labels int64[1797])."""
-    digits = load_digits()
-    return digits.images.astype(np.float32), digits.target.astype(np.int64)
-
-
-def _held_out(labels: np.ndarray[Any, Any], recipe: Recipe) -> np.ndarray[Any, Any]:
-    """bool[n]: the validation images, the same share of every class."""
-    generator = np.random.default_rng(recipe.split_seed)
-    held_out = np.zeros(len(labels), dtype=bool)
-    for digit in range(NUM_CLASSES):
-        members = generator.permutation(np.flatnonzero(labels == digit))
-        held_out[members[: round(len(members) * recipe.validation_share)]] = True
-    return held_out

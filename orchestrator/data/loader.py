@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from orchestrator.data.order import Ids, ids_at, rank_slice
+from orchestrator.data.order import Ids, draws_of, ids_at, rank_slice
 from orchestrator.data.shards import Index, Part, Records
 from orchestrator.errors import CorruptObject, DataError, ObjectNotFound
 from orchestrator.layout import Layout
@@ -85,10 +85,13 @@ class TrainLoader:
     It holds no state: what it gives is a function of the position.
     """
 
-    def __init__(self, dataset: Dataset, layout: Layout, rank: int, seed: int) -> None:
+    def __init__(self, dataset: Dataset, layout: Layout, rank: int, seed: int, num_draws: int = 0) -> None:
+        """`num_draws`: with more than 0, batches have a field `draws` of so many random numbers for each sample (`order.draws_of`)."""
         self._dataset = dataset
+        self._num_draws = num_draws
         self._layout = layout
         self._share = layout.data_parallel_rank(rank)
+        self._total = dataset.num_samples("train")
         self._seed = seed
 
     def sample_ids(self, position: int, batch_size: int = 0) -> Ids:
@@ -96,14 +99,22 @@ class TrainLoader:
 
         int64[accumulation, micro].
         """
-        count, total = batch_size or self._layout.global_batch_size, self._dataset.num_samples("train")
-        ids = ids_at(position, count, total, self._seed)
-        return rank_slice(ids, self._layout.data_parallel_size, self._share, self._layout.micro_batch_size)
+        return self._share_of(ids_at(position, self._count(batch_size), self._total, self._seed))
 
     def micro_batches(self, position: int, batch_size: int = 0) -> Iterator[Batch]:
         """This rank's micro batches of that step."""
-        for ids in self.sample_ids(position, batch_size):
-            yield to_batch(self._dataset.gather("train", ids))
+        epochs_of_all = (position + np.arange(self._count(batch_size))) // self._total
+        for ids, epochs in zip(self.sample_ids(position, batch_size), self._share_of(epochs_of_all), strict=True):
+            batch = to_batch(self._dataset.gather("train", ids))
+            if self._num_draws:
+                batch["draws"] = torch.from_numpy(draws_of(self._seed, epochs, ids, self._num_draws))
+            yield batch
+
+    def _count(self, batch_size: int) -> int:
+        return batch_size or self._layout.global_batch_size
+
+    def _share_of(self, of_all: Ids) -> Ids:
+        return rank_slice(of_all, self._layout.data_parallel_size, self._share, self._layout.micro_batch_size)
 
 
 def eval_batches(dataset: Dataset, split: str, rank: int, world_size: int, batch_size: int, limit: int = 0) -> Iterator[Batch]:
@@ -120,8 +131,12 @@ def eval_batches(dataset: Dataset, split: str, rank: int, world_size: int, batch
 
 
 def to_batch(records: Records) -> Batch:
-    """Each field as a tensor [samples, ...]: whole numbers as int64, others as float32, truth values as bool."""
-    return {name: torch.from_numpy(records[name].astype(_BATCH_TYPES[records[name].dtype.kind])) for name in records.dtype.names or ()}
+    """Each field as a tensor [samples, ...]: whole numbers as int64, bytes as uint8, others as float32, truth values as bool."""
+    return {name: torch.from_numpy(records[name].astype(_batch_type(records[name].dtype))) for name in records.dtype.names or ()}
+
+
+def _batch_type(stored: np.dtype[Any]) -> Any:
+    return np.uint8 if stored == np.uint8 else _BATCH_TYPES[stored.kind]
 
 
 _BATCH_TYPES = {"i": np.int64, "u": np.int64, "f": np.float32, "b": np.bool_}

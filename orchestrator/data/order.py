@@ -48,6 +48,22 @@ def sample_ids(seed: int, epoch: int, offsets: Ids, num_samples: int, window: in
     return chosen * window + _permute(inside, sizes, _keys(seed, epoch, 1), chosen)
 
 
+def draws_of(seed: int, epochs: Ids, ids: Ids, count: int) -> Ids:
+    """Random whole numbers from 0 up to 2**32, int64[n, count], for samples `ids` in their `epochs` (int64[n] each).
+
+    A pure function of (seed, epoch, sample id): the same at any number of workers and after a restart.
+    """
+    places = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step
+    drawn = np.empty((len(ids), count), dtype=np.int64)
+    for epoch in np.unique(epochs):
+        first, second, *_ = _keys(seed, int(epoch), 2)
+        chosen = epochs == epoch
+        state = _mix(_mix(ids[chosen].astype(np.uint64) ^ first) ^ second)
+        with np.errstate(over="ignore"):
+            drawn[chosen] = _mix(state[:, None] + places) >> np.uint64(32)
+    return drawn
+
+
 def rank_slice(ids: Ids, world_size: int, rank: int, micro_batch_size: int) -> Ids:
     """What `rank` trains of a step's ids: int64[accumulation, micro].
 

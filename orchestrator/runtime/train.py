@@ -31,7 +31,8 @@ from orchestrator.spec import SIZES
 
 def train(run: Training) -> bool:
     """Train until the job has ended, or until an order to drain. Returns whether it was the order; all state is saved then too."""
-    loader = TrainLoader(run.dataset, run.layout, run.task.rank, run.spec.training.seed)
+    num_draws = getattr(run.workload, "draws_per_sample", 0)
+    loader = TrainLoader(run.dataset, run.layout, run.task.rank, run.spec.training.seed, num_draws)
     profiler = StepProfiler(run.spec.training.profile_steps if run.task.rank == 0 else (), run.engine.device)
     stop = False
     if run.step == 0:

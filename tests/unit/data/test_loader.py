@@ -217,6 +217,7 @@ def test_batches_are_tensors_of_the_types_that_models_take(dataset):
         "weight": (torch.float32, (2,)),
     }
     assert to_batch(np.array([(True,)], dtype=[("flag", "?")]))["flag"].dtype is torch.bool
+    assert to_batch(np.zeros(2, dtype=[("image", "u1", (3, 4, 4))]))["image"].dtype is torch.uint8
 
 
 def test_tensor_parallel_ranks_see_the_samples_of_their_group(dataset):
@@ -242,3 +243,27 @@ def _evaluated(dataset, world_size, limit):
 
 def test_evaluating_a_split_that_is_not_there_gives_nothing(dataset):
     assert list(eval_batches(dataset, "test", 0, 1, 4)) == []
+
+
+def drawn(dataset, world_size, positions, seed=3):
+    """(position of the step, sample id, its draws) of all that the ranks together get."""
+    found = []
+    for rank in range(world_size):
+        loader = TrainLoader(dataset, layout(world_size), rank, seed, num_draws=3)
+        for position in positions:
+            batches = loader.micro_batches(position)
+            for ids, batch in zip(loader.sample_ids(position), batches, strict=True):
+                found += [(position, int(sample), tuple(row)) for sample, row in zip(ids, batch["draws"].tolist(), strict=True)]
+    return sorted(found)
+
+
+def test_draws_belong_to_a_sample_and_its_epoch_whoever_trains_it(dataset):
+    positions = range(0, 2 * 101 - 12, 12)
+    alone = drawn(dataset, 1, positions)
+    assert all(drawn(dataset, world_size, positions) == alone for world_size in (2, 3))
+    by_sample = {}
+    for _, sample, row in alone:
+        by_sample.setdefault(sample, []).append(row)
+    assert any(len(rows) == 2 for rows in by_sample.values()) and all(len(set(rows)) == len(rows) for rows in by_sample.values())
+    assert drawn(dataset, 1, [0], seed=4) != drawn(dataset, 1, [0])
+    assert "draws" not in next(TrainLoader(dataset, layout(1), 0, 0).micro_batches(0))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.data.order import ids_at, rank_slice, sample_ids
+from orchestrator.data.order import draws_of, ids_at, rank_slice, sample_ids
 
 sizes = st.integers(1, 3000)
 windows = st.integers(1, 400)
@@ -97,3 +97,14 @@ def test_impossible_positions_are_refused(position, count, num_samples):
     with pytest.raises(ValueError, match="must"):
         ids_at(position, count, num_samples, 0)
 
+
+def test_draws_are_spread_evenly_and_depend_on_seed_epoch_sample_and_place():
+    ids, epochs = np.arange(20_000), np.zeros(20_000, dtype=np.int64)
+    draws = draws_of(1, epochs, ids, 4)
+    assert draws.shape == (20_000, 4) and draws.min() >= 0 and draws.max() < 2**32
+    counts = np.apply_along_axis(lambda column: np.bincount(column >> 28, minlength=16), 0, draws)
+    assert (abs(counts - 1250) < 200).all()  # 16 bins of 1,250 each; 200 is more than five deviations
+    assert abs(np.corrcoef(draws.T) - np.eye(4)).max() < 0.03
+    mixed = draws_of(1, np.array([0, 1, 0]), np.array([5, 5, 7]), 4)
+    assert np.array_equal(mixed[[0, 2]], draws[[5, 7]]) and not np.array_equal(mixed[0], mixed[1])
+    assert not np.array_equal(draws_of(2, epochs[:1], ids[:1], 4), draws[:1])

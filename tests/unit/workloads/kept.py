@@ -7,7 +7,7 @@ import torch
 
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec
 
-_KINDS = {"i": np.int64, "u": np.int64, "f": np.float32}
+_KINDS = {"i": np.int64, "u": np.int64, "f": np.float32}  # bytes stay bytes
 
 
 def spec_of(entrypoint, model=(), data=(), options=()):
@@ -45,7 +45,11 @@ class Kept:
 
     def batch(self, split="train", first=0, count=None):
         records = self.records(split)[first : None if count is None else first + count]
-        return {name: torch.from_numpy(records[name].astype(_KINDS[records[name].dtype.kind])) for name in records.dtype.names}
+        return {name: torch.from_numpy(records[name].astype(_kind(records[name].dtype))) for name in records.dtype.names}
+
+
+def _kind(stored):
+    return np.uint8 if stored == np.uint8 else _KINDS[stored.kind]
 
 
 def train(subject, model, kept, steps, batch_size, lr=1e-2):

@@ -42,8 +42,8 @@ from .model_folder import (
     read_json,
 )
 from .requirements import require
+from .rope import check_scaling, rescale, rope_parameters
 
-_ROPE_TYPES = ("linear", "yarn")
 _INTO_RESIDUAL_STREAM = ("self_attn.o_proj.weight", "mlp.down_proj.weight", "experts.down_proj", "shared_expert.down_proj.weight")
 
 
@@ -62,7 +62,7 @@ class Architecture:
     rope_scaling: float = 1.0
     """Factor by which the context is longer than the one that the wavelengths were made for; 1: not scaled."""
     rope_scaling_type: str = "linear"
-    """linear: positions are divided by the factor (Chen et al. 2023); yarn: only long wavelengths are (Peng et al. 2023)."""
+    """linear, yarn or llama3 (`rope`)."""
     tie_embeddings: bool = True
     """One matrix for reading and for predicting tokens."""
     depth_scaled_init: bool = True
@@ -77,9 +77,7 @@ class Architecture:
         ok = shared == 0 or (shared > 0 and self.num_heads % shared == 0)
         require(ok, "model.options.num_key_value_heads", shared, f"0 or a divisor of num_heads={self.num_heads}")
         require(0 < self.rope_theta < math.inf, "model.options.rope_theta", self.rope_theta, "more than 0")
-        require(1 <= self.rope_scaling < math.inf, "model.options.rope_scaling", self.rope_scaling, "1 (not scaled) or more")
-        ok = self.rope_scaling_type in _ROPE_TYPES
-        require(ok, "model.options.rope_scaling_type", self.rope_scaling_type, " or ".join(_ROPE_TYPES))
+        check_scaling(self.rope_scaling, self.rope_scaling_type)
 
     def tokenizer(self) -> tuple[bytes, int] | None:
         """None: the data set trains its own."""
@@ -87,6 +85,7 @@ class Architecture:
 
     def build(self, vocab_size: int, block_size: int) -> nn.Module:
         """`vocab_size` tokens, inputs of up to `block_size`."""
+        original = max(1, round(block_size / self.rope_scaling))
         model = self._model(
             vocab_size=vocab_size,
             hidden_size=self.hidden_size,
@@ -95,7 +94,7 @@ class Architecture:
             num_attention_heads=self.num_heads,
             num_key_value_heads=self.num_key_value_heads or self.num_heads,
             max_position_embeddings=block_size,
-            rope_parameters=_rope(self.rope_theta, self.rope_scaling, self.rope_scaling_type, block_size),
+            rope_parameters=rope_parameters(self.rope_theta, self.rope_scaling, self.rope_scaling_type, original),
             tie_word_embeddings=self.tie_embeddings,
             use_cache=False,
             attn_implementation="sdpa",
@@ -157,9 +156,14 @@ class Pretrained(Adapters):
 
     pretrained: str
     """The folder. Every node must see it. Pickled weights and code in the folder are refused: loading them can run anything."""
+    rope_scaling: float = 1.0
+    """Factor by which the context becomes longer than the one that the model was first trained with; 1: as the folder says."""
+    rope_scaling_type: str = "yarn"
+    """linear, yarn or llama3 (`rope`); takes the place of a scaling that the folder has."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_scaling(self.rope_scaling, self.rope_scaling_type)
         check_folder(self._folder)
 
     @property
@@ -181,6 +185,7 @@ class Pretrained(Adapters):
         """The stored weights in fp32. Raises DataError where the folder's model cannot take such tokens, or lacks weights."""
         config = read_config(self._folder)
         config.use_cache = False
+        rescale(config, self.rope_scaling, self.rope_scaling_type)
         check_fit(config, vocab_size)
         _check_length(config, block_size)
         if on_meta():
@@ -209,13 +214,6 @@ def decoder_of(options: Mapping[str, Any]) -> Decoder:
     return decoder
 
 
-def _rope(theta: float, factor: float, kind: str, block_size: int) -> dict[str, Any]:
-    if factor == 1:
-        return {"rope_type": "default", "rope_theta": theta}
-    original = {"original_max_position_embeddings": max(1, round(block_size / factor))} if kind == "yarn" else {}
-    return {"rope_type": kind, "factor": factor, "rope_theta": theta, **original}
-
-
 def _scale_residual_projections(module: nn.Module, factor: float, prefix: str = "", recurse: bool = True) -> None:
     for name, parameter in module.named_parameters(recurse=recurse):
         if f"{prefix}{name}".endswith(_INTO_RESIDUAL_STREAM):
@@ -226,4 +224,5 @@ def _scale_residual_projections(module: nn.Module, factor: float, prefix: str = 
 def _check_length(config: Any, block_size: int) -> None:
     longest = getattr(config, "max_position_embeddings", None)
     ok = longest is None or block_size <= longest
-    require(ok, "data.options.block_size", block_size, f"at most {longest}, as config.json of {FLAG} says")
+    allowed = f"at most {longest}, as config.json of {FLAG} says; model.options.rope_scaling is the factor for more"
+    require(ok, "data.options.block_size", block_size, allowed)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from orchestrator.config import load_job_spec
 from orchestrator.errors import ConfigError, DataError
@@ -20,6 +20,7 @@ from orchestrator.runtime.initialise import Values
 from workloads.chunked_loss import allow_chunks
 from workloads.decoder import Architecture, decoder_of
 from workloads.gpt import END_OF_TEXT, train_tokenizer
+from workloads.model_folder import save_folder
 
 TINY = {"hidden_size": 16, "intermediate_size": 32, "num_layers": 2, "num_heads": 4}
 VOCABULARY, BLOCK = 300, 32
@@ -91,7 +92,7 @@ def test_linear_scaling_divides_positions_and_yarn_leaves_short_wavelengths():
         ({"num_key_value_heads": -1}, "model.options.num_key_value_heads=-1"),
         ({"rope_theta": 0.0}, "model.options.rope_theta=0.0 is not possible: allowed is more than 0"),
         ({"rope_scaling": 0.5}, "model.options.rope_scaling=0.5 is not possible: allowed is 1 .* or more"),
-        ({"rope_scaling_type": "ntk"}, "model.options.rope_scaling_type=ntk is not possible: allowed is linear or yarn"),
+        ({"rope_scaling_type": "ntk"}, "model.options.rope_scaling_type=ntk is not possible: allowed is linear, yarn, llama3"),
     ],
 )
 def test_a_shape_that_cannot_be_is_refused_by_its_flag(options, message):
@@ -237,6 +238,52 @@ def test_what_the_model_cannot_take_is_refused(folder):
         from_folder(folder).build(VOCABULARY + 1, BLOCK)
     with pytest.raises(ConfigError, match=r"data.options.block_size=65 is not possible: allowed is at most 64"):
         from_folder(folder).build(VOCABULARY, 65)
+
+
+def scaled(folder, kind, factor=4.0):
+    return from_folder(folder, rope_scaling=factor, rope_scaling_type=kind).build(VOCABULARY, round(64 * factor)).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "slower"),  # by how much each of the four wavelengths, 6.3, 63, 630 and 6,300 positions, is stretched; the model knew 64
+    [("linear", [4, 4, 4, 4]), ("yarn", [1, 1.6, 4, 4]), ("llama3", [1, 3.9, 4, 4])],
+)
+def test_a_folders_context_is_made_longer_and_an_export_keeps_it(folder, tmp_path, kind, slower):
+    plain, longer = from_folder(folder).build(VOCABULARY, 64), scaled(folder, kind)
+    stretched = plain.model.rotary_emb.inv_freq / longer.model.rotary_emb.inv_freq
+    assert stretched.tolist() == pytest.approx(slower, rel=0.02)
+    tokens = torch.arange(256).view(1, -1) % VOCABULARY
+    logits = longer(input_ids=tokens).logits
+    cos, sin = longer.model.rotary_emb(torch.zeros(1), torch.arange(256).view(1, -1))
+    assert logits.isfinite().all() and cos.isfinite().all() and sin.isfinite().all()
+    assert len(torch.cat([cos[0], sin[0]], -1).unique(dim=0)) == 256  # every position has angles of its own
+    save_folder(longer, tmp_path / "longer", train_tokenizer(["x = 1\n"], VOCABULARY))
+    again = LlamaForCausalLM.from_pretrained(tmp_path / "longer").eval()
+    assert (again.config.max_position_embeddings, again.config.rope_parameters["rope_type"]) == (256, kind)
+    assert torch.equal(again(input_ids=tokens).logits, logits)
+    with pytest.raises(ConfigError, match=r"block_size=257 is not possible: allowed is at most 256.*model.options.rope_scaling"):
+        from_folder(folder, rope_scaling=4.0, rope_scaling_type=kind).build(VOCABULARY, 257)
+
+
+def test_a_scaling_that_a_folder_has_is_replaced_where_its_original_length_is_told(folder, tmp_path):
+    save_folder(scaled(folder, "yarn"), tmp_path / "yarn", train_tokenizer(["x = 1\n"], VOCABULARY))
+    direct, twice = scaled(folder, "llama3", 8.0), scaled(tmp_path / "yarn", "llama3", 8.0)
+    assert torch.equal(twice.model.rotary_emb.inv_freq, direct.model.rotary_emb.inv_freq)
+    assert twice.config.max_position_embeddings == 512
+    save_folder(scaled(folder, "linear"), tmp_path / "linear", train_tokenizer(["x = 1\n"], VOCABULARY))
+    with pytest.raises(ConfigError, match=r"rope_scaling=8.0 is not possible: allowed is 1, because .* scales its positions by 'linear'"):
+        scaled(tmp_path / "linear", "yarn", 8.0)
+
+
+def test_a_scaling_that_cannot_be_is_refused(folder, tmp_path):
+    for kind, message in (("yarm", "Did you mean 'yarn'"), ("dynamic", "allowed is linear, yarn"), ("llama", "Did you mean 'llama3'")):
+        with pytest.raises(ConfigError, match=rf"model.options.rope_scaling_type={kind} is not possible.*{message}"):
+            from_folder(folder, rope_scaling=2.0, rope_scaling_type=kind)
+    with pytest.raises(ConfigError, match=r"model.options.rope_scaling=0.5 is not possible"):
+        from_folder(folder, rope_scaling=0.5)
+    GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=64)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ConfigError, match=r"rope_scaling=2.0 .* has no rotary positions that all layers share"):
+        scaled(tmp_path / "gpt2", "yarn", 2.0)
 
 
 def test_a_shape_beside_a_folder_is_refused(folder):

@@ -150,6 +150,12 @@ class OffersExport(Protocol):
     def export(self, model: torch.nn.Module, dataset: DatasetView, folder: Path) -> None: ...
 
 
+class OffersAdapters(Protocol):
+    """Optional: `export_adapters(model, dataset, folder)` writes only what was trained beside stored weights, for `export --adapters`."""
+
+    def export_adapters(self, model: torch.nn.Module, dataset: DatasetView, folder: Path) -> None: ...
+
+
 class OffersFlops(Protocol):
     """Optional: `flops_per_sample(model)` -> floating point operations of the forward and backward pass of one sample, for the MFU.
 

@@ -7,13 +7,16 @@ begins at zero: the first forward pass is that of the stored model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, UserError
 from orchestrator.spec import JobSpec
 
 from .requirements import require
+
+_ADAPTER = "default"  # peft's name for the only one there is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,29 @@ class Adapters:
         )  # fmt: skip
         adapted: nn.Module = inject_adapter_in_model(config, model)
         return adapted
+
+    def save_adapters(self, model: nn.Module, base: str, folder: Path) -> None:
+        """Write the adapters of a causal language model, without the weights of `base` that they stand beside, as peft reads them.
+
+        Raises UserError where there are none.
+        """
+        if not self.lora_rank:
+            raise UserError("this model has no adapters (model.options.lora_rank=0): export it without --adapters.")
+        from peft import LoraConfig
+        from safetensors.torch import save_file
+
+        adapted = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "get_base_layer")}
+        config = LoraConfig(
+            r=self.lora_rank, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout, target_modules=sorted(adapted),
+            base_model_name_or_path=base, task_type="CAUSAL_LM", inference_mode=True,
+        )  # fmt: skip
+        config.save_pretrained(folder)
+        tensors = {
+            f"base_model.model.{name.replace(f'.{_ADAPTER}.', '.')}": parameter.detach().contiguous()
+            for name, parameter in model.named_parameters()
+            if f".{_ADAPTER}." in name
+        }
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def merge(model: nn.Module) -> nn.Module:

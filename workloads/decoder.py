@@ -23,7 +23,7 @@ from transformers import (
     Qwen2MoeForCausalLM,
 )
 
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, UserError
 from orchestrator.spec import from_dict
 from orchestrator.workload import Initialise
 
@@ -202,6 +202,13 @@ class Pretrained(Adapters):
             model = outline(AutoModelForCausalLM, read_config(self._folder))
         stored = StoredTensors(self._folder)
         return stored.initialise if type(model).__name__ in CHAINS and stored.are_those_of(model) else None
+
+    def export_adapters(self, model: nn.Module, folder: Path) -> None:
+        """Write them as peft reads them. Raises UserError where they would not say the same beside the stored model."""
+        if self.rope_scaling != 1:
+            why = f"the stored model does not know of model.options.rope_scaling={self.rope_scaling}"
+            raise UserError(f"the adapters alone would say something else: {why}. Export the model without --adapters.")
+        self.save_adapters(model, self.pretrained, folder)
 
 
 Decoder = Architecture | Pretrained

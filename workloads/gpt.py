@@ -24,7 +24,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, UserError
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.workload import DatasetSink, DatasetView, Initialise
 
@@ -198,6 +198,13 @@ class GPT:
         tokenizer = _tokenizer(dataset)
         model.config.eos_token_id = self._end(tokenizer)
         save_folder(merge(model), folder, tokenizer)
+
+    def export_adapters(self, model: torch.nn.Module, dataset: DatasetView, folder: Path) -> None:
+        """A folder for peft's `PeftModel.from_pretrained`, with the tokenizer."""
+        if not isinstance(self.decoder, Pretrained):
+            raise UserError("only a model of model=gpt-pretrained can have adapters: export it without --adapters.")
+        self.decoder.export_adapters(model, folder)
+        (folder / TOKENIZER_FILE).write_text(_tokenizer(dataset).to_str())
 
     def _continue(self, model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(self.options.sample_seed)

@@ -22,6 +22,7 @@ Look
   logs JOB [-f] [--rank N]     what its ranks printed, over all restarts
   dashboard                    open MLflow on this machine's runs
   export JOB FOLDER            write the model of its newest checkpoint as a folder that transformers reads
+         [--adapters]          only its LoRA adapters, as a folder that peft reads
 
 Stop
   cancel JOB [--now]           save a checkpoint and stop (--now: at once)

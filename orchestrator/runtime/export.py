@@ -1,6 +1,7 @@
 """The model of a job's newest commit as a folder that other programs read: `python -m orchestrator.runtime.export FOLDER < JOB`.
 
-JOB is JSON: the job's id and its spec, storage.url filled in. A program of its own, because the command line never imports torch.
+JOB is JSON: the job's id, its spec with storage.url filled in, and whether only its adapters are wanted. A program of its own, because the
+command line never imports torch.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from orchestrator.spec import JobSpec, from_dict
 from orchestrator.storage import ObjectStore, open_store
 
 
-def export(store: ObjectStore, job_id: str, spec: JobSpec, folder: Path, cache_dir: Path) -> int:
-    """Write the folder; returns its step. Raises UserError for a workload without `export`, CheckpointError without a commit."""
+def export(store: ObjectStore, job_id: str, spec: JobSpec, folder: Path, cache_dir: Path, adapters: bool = False) -> int:
+    """Write the folder, of the `adapters` alone or of the whole model; returns its step.
+
+    Raises UserError for a workload that does not offer it, CheckpointError without a commit.
+    """
     workload = load_workload(spec)
-    write = getattr(workload, "export", None)
+    method, what = ("export_adapters", "adapters are") if adapters else ("export", "model is")
+    write = getattr(workload, method, None)
     if write is None:
-        raise UserError(f"the workload {spec.workload.entrypoint} does not say how its model is exported: it has no method export.")
+        raise UserError(f"the workload {spec.workload.entrypoint} does not say how its {what} exported: it has no method {method}.")
     log = CommitLog(store, JobKeys(job_id))
     commits = log.chain()
     if not commits:
@@ -59,11 +64,12 @@ def main() -> int:
     spec: JobSpec = from_dict(JobSpec, job["spec"])
     try:
         with tempfile.TemporaryDirectory() as cache_dir:
-            step = export(open_store(spec.storage), job["id"], spec, Path(sys.argv[1]), Path(cache_dir))
+            step = export(open_store(spec.storage), job["id"], spec, Path(sys.argv[1]), Path(cache_dir), job["adapters"])
     except OrchestratorError as error:
         sys.stderr.write(f"orchestrator: {error}\n")
         return error.exit_code
-    sys.stdout.write(f"{job['id']} at step {step} is in {sys.argv[1]}\n")
+    what = f"the adapters of {job['id']} at step {step} are" if job["adapters"] else f"{job['id']} at step {step} is"
+    sys.stdout.write(f"{what} in {sys.argv[1]}\n")
     return 0
 
 

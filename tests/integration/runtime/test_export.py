@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from transformers import BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -40,8 +41,8 @@ def job(folder, workers, table, name, entrypoint, model, **changes):
     return Group(folder, workers, spec, job_id=name)
 
 
-def exported(group, folder):
-    told = json.dumps({"id": group.job_id, "spec": group.spec})
+def exported(group, folder, adapters=False):
+    told = json.dumps({"id": group.job_id, "spec": group.spec, "adapters": adapters})
     command = [sys.executable, "-m", "orchestrator.runtime.export", str(folder)]
     return subprocess.run(command, input=told, text=True, capture_output=True, check=False)
 
@@ -100,3 +101,12 @@ def test_adapters_go_on_exactly_leave_the_stored_weights_and_are_merged_in_the_f
     share = 8 * calm[f"{name}.lora_B.default.weight"] @ calm[f"{name}.lora_A.default.weight"]  # alpha 16, rank 2
     assert np.abs(share).max() > 1e-4
     assert np.allclose(merged[f"{name}.weight"].detach().numpy(), base[f"{name}.weight"] + share, atol=1e-6)
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    done = exported(again, folder, adapters=True)
+    assert (done.returncode, done.stdout) == (0, f"the adapters of job at step 6 are in {folder}\n"), done.stderr
+    assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
+    tokens = torch.arange(8).view(1, -1)
+    beside = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(decoder), folder).eval()
+    whole = LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert torch.allclose(beside(input_ids=tokens).logits, whole(input_ids=tokens).logits, atol=1e-5)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, UserError
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ParallelismSpec, ResourcesSpec, TrainingSpec, WorkloadSpec
 from workloads.adapters import merge
 from workloads.decoder import decoder_of
@@ -95,6 +97,29 @@ def test_merged_it_is_a_plain_model_that_says_the_same(folder, tmp_path):
     read = LlamaForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.allclose(read(input_ids=tokens).logits, expected, atol=1e-5)
     assert not torch.allclose(LlamaForCausalLM.from_pretrained(folder).eval()(input_ids=tokens).logits, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("targets", [[], ["q_proj", "down_proj"]])
+def test_the_adapters_alone_are_a_folder_that_peft_reads(folder, tmp_path, targets):
+    decoder = decoder_of({"pretrained": str(folder), "lora_rank": 4, "lora_alpha": 24.0, "lora_targets": targets})
+    torch.manual_seed(0)
+    model = decoder.build(VOCABULARY, LENGTH)
+    trained(model, steps=10)
+    decoder.export_adapters(model, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    tokens, base = torch.arange(10).view(1, -1), LlamaForCausalLM.from_pretrained(folder)
+    plain = base.eval()(input_ids=tokens).logits
+    read = PeftModel.from_pretrained(base, tmp_path).eval()(input_ids=tokens).logits
+    assert torch.equal(read, model.eval()(input_ids=tokens).logits) and not torch.allclose(read, plain, atol=1e-2)
+    told = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (told["base_model_name_or_path"], told["task_type"], told["lora_alpha"]) == (str(folder), "CAUSAL_LM", 24.0)
+
+
+def test_adapters_that_would_not_say_the_same_are_not_exported(folder, tmp_path):
+    with pytest.raises(UserError, match=r"no adapters \(model.options.lora_rank=0\): export it without --adapters"):
+        decoder_of({"pretrained": str(folder)}).export_adapters(torch.nn.Identity(), tmp_path)
+    with pytest.raises(UserError, match=r"does not know of model.options.rope_scaling=2.0. Export the model without --adapters"):
+        decoder_of({"pretrained": str(folder), "lora_rank": 4, "rope_scaling": 2.0}).export_adapters(torch.nn.Identity(), tmp_path)
 
 
 def test_named_layers_alone_get_adapters(folder):

@@ -125,6 +125,10 @@ class Mixture(Architecture):
     experts_per_token: int = 2
     shared_intermediate_size: int = 0
     """Width of one more expert that every token passes through, weighted by a sigmoid of its own (Qwen1.5-MoE); 0: none."""
+    dense_layers: int = 0
+    """So many layers, the first ones, have an MLP for all tokens in place of experts (DeepSeekMoE, Dai et al. 2024)."""
+    dense_intermediate_size: int = 0
+    """Width of their MLP; 0: as wide as what a token passes through in the other layers."""
     balance_weight: float = 0.01
     """Of the layers' balance losses (`mixture.balance_loss`) in the training loss; 0: none. Switch takes 0.01."""
 
@@ -137,6 +141,11 @@ class Mixture(Architecture):
         require(self.shared_intermediate_size >= 0, "model.options.shared_intermediate_size", self.shared_intermediate_size, "0 or more")
         ok = 1 <= self.experts_per_token <= self.num_experts
         require(ok, "model.options.experts_per_token", self.experts_per_token, f"1 to num_experts={self.num_experts}")
+        ok = self.dense_layers == 0 or (0 < self.dense_layers < self.num_layers and self.shared_intermediate_size > 0)
+        allowed = f"0, or 1 to num_layers - 1 = {self.num_layers - 1} with shared_intermediate_size: Mixtral has experts in each layer"
+        require(ok, "model.options.dense_layers", self.dense_layers, allowed)
+        ok = self.dense_intermediate_size == 0 or (self.dense_intermediate_size > 0 and self.dense_layers > 0)
+        require(ok, "model.options.dense_intermediate_size", self.dense_intermediate_size, "0, or more with dense_layers")
         require(0 <= self.balance_weight < math.inf, "model.options.balance_weight", self.balance_weight, "0 or more")
 
     def _model(self, **shape: Any) -> nn.Module:
@@ -144,6 +153,8 @@ class Mixture(Architecture):
         model: nn.Module
         if self.shared_intermediate_size:
             shape |= {"moe_intermediate_size": self.intermediate_size, "shared_expert_intermediate_size": self.shared_intermediate_size}
+            met = self.experts_per_token * self.intermediate_size + self.shared_intermediate_size
+            shape |= {"mlp_only_layers": list(range(self.dense_layers)), "intermediate_size": self.dense_intermediate_size or met}
             model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**shape, num_experts=self.num_experts, norm_topk_prob=True, qkv_bias=False))
         else:
             model = MixtralForCausalLM(MixtralConfig(**shape, num_local_experts=self.num_experts))

@@ -106,7 +106,9 @@ def test_the_script_works_in_bash(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_settings_of_the_chosen_workload_are_completed() -> None:
-    assert complete("orchestrator train workload=resnet workload.options.") == ["workload.options.label_smoothing="]
+    assert complete("orchestrator train workload=resnet workload.options.") == [
+        f"workload.options.{name}=" for name in ("flip", "label_smoothing", "max_crop_ratio", "min_crop")
+    ]
 
 
 def test_an_empty_line_completes_nothing() -> None:

@@ -118,6 +118,19 @@ def test_projections_into_the_residual_stream_begin_smaller():
     assert all(torch.allclose(scaled[name], plain[name] / 2) for name in smaller)  # sqrt(2 * 2 layers)
 
 
+def test_the_first_layers_may_be_dense():
+    model = built(shared_intermediate_size=8, dense_layers=1)
+    first, second = (layer.mlp for layer in model.model.layers)
+    assert not hasattr(first, "experts") and hasattr(second, "experts")
+    assert first.up_proj.weight.shape == (2 * TINY["intermediate_size"] + 8, TINY["hidden_size"])  # two experts and the shared one
+    output = model(input_ids=torch.arange(8).view(1, -1), output_router_logits=True)
+    assert len(output.router_logits) == 1 and expert_counts(output.router_logits[0], 2).sum() == 16
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert active_parameters(model, 2) == total - 3 * TINY["hidden_size"] * TINY["intermediate_size"] * (TINY["num_experts"] - 2)
+    given = built(shared_intermediate_size=8, dense_layers=1, dense_intermediate_size=72).model.layers[0].mlp
+    assert given.up_proj.weight.shape[0] == 72
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -126,6 +139,9 @@ def test_projections_into_the_residual_stream_begin_smaller():
         ({"experts_per_token": 5}, "model.options.experts_per_token=5"),
         ({"balance_weight": -0.1}, "model.options.balance_weight=-0.1 is not possible: allowed is 0 or more"),
         ({"shared_intermediate_size": -1}, "model.options.shared_intermediate_size=-1"),
+        ({"dense_layers": 1}, r"model.options.dense_layers=1 .* with shared_intermediate_size"),
+        ({"dense_layers": 2, "shared_intermediate_size": 8}, r"dense_layers=2 is not possible: allowed is 0, or 1 to num_layers - 1 = 1"),
+        ({"dense_intermediate_size": 8}, r"dense_intermediate_size=8 is not possible: allowed is 0, or more with dense_layers"),
         ({"intermediate_size": 20}, "model.options.intermediate_size=20 is not possible: allowed is a multiple of 8 with experts"),
         ({"num_heads": 3}, "model.options.num_heads=3"),
     ],

@@ -22,6 +22,7 @@ from orchestrator.runtime.compilation import compile_blocks, compile_model
 from orchestrator.runtime.disk import place
 from orchestrator.runtime.ema import WeightAverage
 from orchestrator.runtime.experts import group_of_experts, mixtures_of, names_in_the_registry, parts_with_experts
+from orchestrator.runtime.float8 import multiply_in_float8
 from orchestrator.runtime.gradients import gradient_norm
 from orchestrator.runtime.initialise import Values, partition_at_once
 from orchestrator.runtime.link import Phase
@@ -91,6 +92,7 @@ class Engine:
         if spec.training.channels_last:
             _check_images(model)
         self._channels_last = spec.training.channels_last
+        multiply_in_float8(model, spec.training, device)
         checkpoint_activations(model, spec.training.activation_checkpointing)
         compile_blocks(model, spec.training, layout)
         shapes, groups, mixtures = shapes_of(model), make_groups(model, layout), mixtures_of(model, layout)

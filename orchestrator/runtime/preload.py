@@ -46,7 +46,8 @@ def preload() -> None:
     _import_all(_FIRST)
     with _hidden("mlflow"):  # DeepSpeed's tuner takes it if it can: half a second and 100 MB for nothing
         _import_all(("deepspeed", *_LAZY))
-    _import_all((*_OURS, *_MODELS))
+    with _hidden("torchao"):  # transformers takes it if it can: a second; jobs in fp8 import it themselves
+        _import_all((*_OURS, *_MODELS))
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads != 1:
         raise RuntimeError(f"the process has {threads} threads after its imports, so it must not fork.")

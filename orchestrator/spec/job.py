@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from orchestrator.spec.checks import Options, require
 from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
 from orchestrator.spec.parallelism import SIZES, Offload, ParallelismSpec
-from orchestrator.spec.training import ActivationCheckpointing, OptimizerName, OptimizerSpec, Precision, Schedule, TrainingSpec
+from orchestrator.spec.training import ActivationCheckpointing, Float8, OptimizerName, OptimizerSpec, Precision, Schedule, TrainingSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,7 @@ class JobSpec:
         allowed = "0 at parallelism.offload_optimizer=nvme, because the average would lie in memory beside what is to leave it"
         on_disk = self.parallelism.offload_optimizer is Offload.nvme
         require(not on_disk or self.training.ema_decay == 0, "training.ema_decay", self.training.ema_decay, allowed)
+        self._check_float8()
         if self.optimizer.schedule is Schedule.wsd:
             share = self.optimizer.decay_share
             allowed = f"at most {1 - warmup / steps:.3g}, what optimizer.warmup_steps={warmup} leaves of training.max_steps={steps}"
@@ -96,6 +97,20 @@ class JobSpec:
         stages, growing = self.parallelism.pipeline_parallel_size, [list(stage) for stage in self.training.batch_size_warmup]
         allowed = f"[] at parallelism.pipeline_parallel_size={stages}, whose schedule has a fixed number of micro batches"
         require(stages == 1 or not growing, "training.batch_size_warmup", growing, allowed)
+
+    def _check_float8(self) -> None:
+        asked, precision, on_gpu = self.training.float8, self.training.precision, self.resources.gpus_per_worker > 0
+        if asked is Float8.none:
+            return
+        allowed = "none without GPUs; to see on a CPU what it does to a loss choose training.float8_emulated=true training.precision=bf16"
+        require(on_gpu or self.training.float8_emulated, "training.float8", asked.value, allowed)
+        ok = precision is Precision.bf16 or (precision is Precision.auto and on_gpu)
+        allowed = f"none at training.precision={precision.value}: what is not in fp8 must be in bf16; choose training.precision=bf16"
+        require(ok, "training.float8", asked.value, allowed)
+        for name in ("tensor_parallel_size", "expert_parallel_size"):
+            size = getattr(self.parallelism, name)
+            allowed = f"none at parallelism.{name}={size}, where DeepSpeed puts layers of its own in the place of these"
+            require(size == 1, "training.float8", asked.value, allowed)
 
     def _check_sequences(self) -> None:
         """The ranks of a sequence get as many positions each, and as many heads. Where the options do not say, the ranks check."""

@@ -35,6 +35,15 @@ class CompileBackend(enum.Enum):
     aot_eager = "aot_eager"  # the same operators again: shows what the graph itself costs or breaks
 
 
+class Float8(enum.Enum):
+    """How products of matrices are rounded to 8 bits: how many numbers share a scale."""
+
+    none = "none"  # they are not
+    tensorwise = "tensorwise"  # one scale per tensor: the fastest
+    rowwise = "rowwise"  # one per row, a power of two: more exact
+    rowwise_with_gw_hp = "rowwise_with_gw_hp"  # and gradients of weights in bf16: the most exact
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpec:
     """How long and in what portions to train. A step is an optimizer step."""
@@ -48,6 +57,11 @@ class TrainingSpec:
     """Smaller global batches at the start: `[[until_sample, batch], ...]`, each for the steps that begin before that many samples were
     seen; then `global_batch_size`. The learning rate goes by steps as ever."""
     precision: Precision = Precision.auto
+    float8: Float8 = Float8.none
+    """Products of matrices in fp8 where the rest computes in bf16, in linear layers but the head (torchao's recipes). Needs GPUs of compute
+    capability 8.9 or more, and `training.compile` to be fast."""
+    float8_emulated: bool = False
+    """The same rounding computed without fp8 hardware, slowly: to see what it does to a loss."""
     gradient_clipping: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
@@ -95,6 +109,8 @@ class TrainingSpec:
         why = "0 at training.eval_interval_steps=0, which evaluates only at the end; evaluate every so many steps"
         ok = self.early_stopping_patience == 0 or self.eval_interval_steps > 0
         require(ok, "training.early_stopping_patience", self.early_stopping_patience, why)
+        allowed = "false at training.float8=none, where nothing is rounded"
+        require(self.float8 is not Float8.none or not self.float8_emulated, "training.float8_emulated", "true", allowed)
         require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "0 (no average) up to, but not, 1")
 
     @property

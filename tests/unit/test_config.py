@@ -16,10 +16,10 @@ from orchestrator.spec import WHY_NO_OPTIMIZER, JobSpec, Precision, from_dict, t
 
 TRAINING = (
     "training.max_steps, training.global_batch_size, training.micro_batch_size, training.batch_size_warmup, training.precision, "
-    "training.gradient_clipping, training.activation_checkpointing, training.compile, training.compile_backend, training.channels_last, "
-    "training.eval_interval_steps, training.eval_samples, training.sample_at_evaluation, training.log_interval_steps, "
-    "training.profile_steps, training.seed, training.ema_decay, training.evaluate_ema, training.best_metric, training.best_maximize, "
-    "training.early_stopping_patience, training.early_stopping_min_delta"
+    "training.float8, training.float8_emulated, training.gradient_clipping, training.activation_checkpointing, training.compile, "
+    "training.compile_backend, training.channels_last, training.eval_interval_steps, training.eval_samples, training.sample_at_evaluation, "
+    "training.log_interval_steps, training.profile_steps, training.seed, training.ema_decay, training.evaluate_ema, training.best_metric, "
+    "training.best_maximize, training.early_stopping_patience, training.early_stopping_min_delta"
 )
 WORKLOADS = "bert, custom, gpt, resnet, seq2seq, text-classifier"
 OPTIMIZERS = "adafactor, adamw, bert, gpt, gpt-large, lion, muon, resnet, sgd, t5"

@@ -333,6 +333,39 @@ def test_a_pipeline_goes_with_data_parallelism_only(other: str) -> None:
         ParallelismSpec(zero_stage=1, pipeline_parallel_size=2, **{f"{other}_parallel_size": 2})
 
 
+FLOAT8 = {"float8": "tensorwise", "precision": "bf16"}
+
+
+def in_float8(training: dict[str, Any], gpus: int = 1, **parallelism: int) -> JobSpec:
+    spec = smallest(resources={"gpus_per_worker": gpus}, parallelism=parallelism)
+    return from_dict(JobSpec, {**spec, "training": {**spec["training"], **training}})
+
+
+def test_float8_is_taken_on_gpus_and_emulated_anywhere() -> None:
+    for training, gpus in ((FLOAT8, 1), ({"float8": "rowwise"}, 1), (FLOAT8 | {"float8_emulated": True}, 0)):
+        assert in_float8(training, gpus).training.float8.value == training["float8"]
+
+
+@pytest.mark.parametrize(
+    ("training", "gpus", "parallelism", "said"),
+    [
+        (FLOAT8, 0, {}, "none without GPUs; to see on a CPU what it does to a loss choose training.float8_emulated=true "),
+        (FLOAT8 | {"precision": "fp16"}, 1, {}, "none at training.precision=fp16: what is not in fp8 must be in bf16"),
+        ({"float8": "tensorwise", "float8_emulated": True}, 0, {}, "none at training.precision=auto: "),
+        (FLOAT8, 1, {"tensor_parallel_size": 2}, "none at parallelism.tensor_parallel_size=2, where DeepSpeed puts layers of its own"),
+        (FLOAT8, 1, {"expert_parallel_size": 2}, "none at parallelism.expert_parallel_size=2, where DeepSpeed puts layers of its own"),
+    ],
+)  # fmt: skip
+def test_float8_is_refused_where_it_cannot_be(training: dict[str, Any], gpus: int, parallelism: dict[str, int], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^training.float8=tensorwise is not possible: allowed is {re.escape(said)}"):
+        in_float8(training, gpus, **parallelism)
+
+
+def test_there_is_nothing_to_emulate_without_float8() -> None:
+    with pytest.raises(ConfigError, match=r"^training\.float8_emulated=true is not possible: allowed is false at training\.float8=none"):
+        in_float8({"float8_emulated": True})
+
+
 def test_the_decay_of_wsd_begins_after_the_warm_up() -> None:
     values = {"schedule": "wsd", "warmup_steps": 4, "decay_share": 0.7}
     said = r"optimizer\.decay_share=0.7 is not possible: allowed is at most 0.6, what optimizer.warmup_steps=4 leaves"

@@ -62,7 +62,7 @@ class Cell(NamedTuple):
     together: int = 1
     """Tensor-parallel size."""
     model: str = "net"
-    """`net`, `llama` with a tied head, `llama-untied`, or one that `sequences.py` or `mixtures.py` adds."""
+    """`net`, `llama` with a tied head, `llama-untied`, or one that `sequences.py`, `mixtures.py` or `float8.py` adds."""
     stages: int = 1
     """Pipeline-parallel size."""
     shared: int = 1
@@ -199,8 +199,8 @@ def llama(tied):
 MODELS = {"net": Net, "llama": lambda: llama(tied=True), "llama-untied": lambda: llama(tied=False)}
 DISK = None
 """Folder for state in files; None: where temporary files go."""
-LENGTHS, LOSSES = {}, {}
-"""Positions of a sequence where they are not 6; what is trained where it is not `loss`."""
+LENGTHS, LOSSES, SETTINGS = {}, {}, {}
+"""Positions of a sequence where they are not 6; what is trained where it is not `loss`; more of `training`; by model."""
 INITIALISE = dict.fromkeys(("llama", "llama-untied"), lambda model, name, module: model._init_weights(module))
 """What is built on the meta device and gets its values module by module."""
 
@@ -363,7 +363,7 @@ def spec_of(cell, seed=1):
         "workload": {"name": "net", "entrypoint": "net:Net"}, "model": {"name": "net"}, "data": {"name": "net"},
         "training": {
             "max_steps": cell.steps, "global_batch_size": cell.batch, "micro_batch_size": MICRO, "precision": cell.precision,
-            "ema_decay": DECAY, "activation_checkpointing": cell.recompute, "seed": seed,
+            "ema_decay": DECAY, "activation_checkpointing": cell.recompute, "seed": seed, **SETTINGS.get(cell.model, {}),
         },
         "resources": {"num_workers": cell.world}, "optimizer": {"name": cell.optimizer, "lr": 0.01},
         "parallelism": {

@@ -36,6 +36,7 @@ def wide():
 
 
 if __name__ == "__main__":
+    assert "torchao" not in sys.modules, "warm processes import it for every job"
     matrix.MODELS.update(dict.fromkeys(SETTINGS, wide))
     matrix.SETTINGS.update(SETTINGS)
     matrix.STEPS.update(dict.fromkeys(SETTINGS, 6))

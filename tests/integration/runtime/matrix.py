@@ -44,6 +44,7 @@ from orchestrator.paths import JobKeys  # noqa: E402
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op  # noqa: E402
 from orchestrator.spec import JobSpec, from_dict  # noqa: E402
 from orchestrator.storage import DirectoryStore  # noqa: E402
+from workloads.adapters import Adapters  # noqa: E402
 from workloads.layers import decoder_layers  # noqa: E402
 
 BATCH, MICRO, STEPS, DECAY = 12, 2, {"net": 6}, 0.75  # of other models 20 steps
@@ -62,7 +63,7 @@ class Cell(NamedTuple):
     together: int = 1
     """Tensor-parallel size."""
     model: str = "net"
-    """`net`, `llama` with a tied head, `llama-untied`, or one that `sequences.py`, `mixtures.py` or `float8.py` adds."""
+    """`net`, `llama` with a tied head, `llama-untied`, `adapted` by LoRA, or one that `sequences.py`, `mixtures.py` or `float8.py` adds."""
     stages: int = 1
     """Pipeline-parallel size."""
     shared: int = 1
@@ -134,6 +135,8 @@ TENSOR_CROSS = [
     (TWO._replace(precision="bf16"), ONE._replace(zero_stage=1, precision="bf16")),
     (TWO._replace(optimizer="sgd"), ONE._replace(optimizer="sgd")),
 ]  # fmt: skip
+ADAPTED = [Cell(2, 2, model="adapted"), Cell(3, 2, model="adapted")]
+ADAPTED_PAIRS = [(layout, layout) for layout in ADAPTED] + [(ADAPTED[1], ADAPTED[0]), (ADAPTED[0], Cell(0, 1, model="adapted"))]
 PAIRS = [(layout, layout) for layout in SAME] + [pair for pair in CROSS if pair[0] != pair[1]]
 
 PIPE, ONE_NET = Cell(1, 2, model="llama", stages=2), Cell(0, 1)
@@ -148,7 +151,8 @@ PIPELINES_CROSS = [
     (PIPE, ONE), (ONE, PIPE), (PIPE, SHARDED), (SHARDED, PIPES), (PIPES, THREE), (THREE, PIPE._replace(zero_stage=0)),
     (UNTIED_PIPE, UNTIED), (TWO, PIPE), (NARROW_PIPE, NARROW_PIPES), (NARROW_PIPES, NARROW_PIPE), (NETS, ONE_NET), (ONE_NET, NET),
 ]  # fmt: skip
-RUNS = {"net": (SAME, PAIRS), "llama": (WHOLE + TENSOR, [(layout, layout) for layout in TENSOR] + TENSOR_CROSS)}
+RUNS = {"net": (SAME, PAIRS)}
+RUNS["llama"] = (WHOLE + TENSOR + ADAPTED, [(layout, layout) for layout in TENSOR] + TENSOR_CROSS + ADAPTED_PAIRS)
 RUNS["pipeline"] = (
     [ONE, UNTIED, NARROW_ONE, SHARDED, TWO, ONE_NET, *PIPELINES],
     [(layout, layout) for layout in PIPELINES] + PIPELINES_CROSS,
@@ -196,7 +200,12 @@ def llama(tied):
     return LlamaForCausalLM(LlamaConfig(vocab_size=13, tie_word_embeddings=tied, use_cache=False, **shape))
 
 
-MODELS = {"net": Net, "llama": lambda: llama(tied=True), "llama-untied": lambda: llama(tied=False)}
+def adapted():
+    """The untied one, frozen, with low-rank adapters that are trained."""
+    return Adapters(lora_rank=2).adapt(llama(tied=False))
+
+
+MODELS = {"net": Net, "llama": lambda: llama(tied=True), "llama-untied": lambda: llama(tied=False), "adapted": adapted}
 DISK = None
 """Folder for state in files; None: where temporary files go."""
 LENGTHS, LOSSES, SETTINGS = {}, {}, {}

@@ -116,7 +116,7 @@ def test_tensor_parallel_ranks_train_as_one_rank(llama):
 @pytest.mark.slow
 def test_tensor_parallel_state_goes_on_bit_for_bit_and_into_other_layouts_within_rounding(llama):
     calm, resumed = llama
-    assert len(resumed) == 29
+    assert len(resumed) == 33
     for (source, target), row in resumed.items():
         expected = calm[source]["losses"][10:]
         assert row["steps"] == calm[source]["steps"]
@@ -124,6 +124,16 @@ def test_tensor_parallel_state_goes_on_bit_for_bit_and_into_other_layouts_within
             assert (row["losses"], row["digest"]) == (expected, calm[source]["digest"]), source
         tolerance = 1e-5 if source[2] == "fp32" else 1e-2
         assert [loss for loss, _ in row["losses"]] == pytest.approx([loss for loss, _ in expected], abs=tolerance), (source, target)
+
+
+@pytest.mark.slow
+def test_adapters_train_the_same_at_zero_2_and_3(llama):
+    """How their state goes on has been seen above."""
+    calm, resumed = llama
+    two, three = (calm[(stage, 2, "fp32", "adamw", "", 1, "adapted", 1, 1, 1, 1, "none")]["losses"] for stage in (2, 3))
+    assert [loss for loss, _ in two] == pytest.approx([loss for loss, _ in three], abs=1e-5)
+    assert two[0][0] - two[-1][0] > 0.1
+    assert sum(source[6] == "adapted" for source, _ in resumed) == 4
 
 
 @pytest.mark.slow

@@ -46,13 +46,13 @@ class Variant(NamedTuple):
     """`plain` or `channels_last`: a convolutional network in place of the Llama."""
 
 
-PLAIN = [Variant(stage) for stage in (0, 2, 3)] + [Variant(3, tied=False), Variant(2, precision="bf16")]
+PLAIN = [Variant(stage) for stage in range(4)] + [Variant(3, tied=False), Variant(2, precision="bf16")]
 PLAIN += [Variant(1, together=2), Variant(1, together=2, tied=False)]
 CHUNKED = [plain._replace(chunk=5) for plain in PLAIN]
-RECOMPUTED = [Variant(stage, recompute=how) for stage in (0, 2, 3) for how in ("full", "selective")]
+RECOMPUTED = [Variant(stage, recompute=how) for stage in range(4) for how in ("full", "selective")]
 RECOMPUTED += [Variant(1, together=2, recompute="full"), Variant(2, precision="bf16", recompute="selective")]
-COMPILED = [Variant(2, chunk=5, compile=True), Variant(3, recompute="full", compile=True)]
-IMAGES = [Variant(stage, images=how) for stage in (0, 3) for how in ("plain", "channels_last")]
+COMPILED = [Variant(stage, chunk=5, compile=True) for stage in range(3)] + [Variant(3, recompute="full", compile=True)]
+IMAGES = [Variant(stage, images=how) for stage in range(4) for how in ("plain", "channels_last")]
 VARIANTS = [*PLAIN, *CHUNKED, *RECOMPUTED, *COMPILED, *IMAGES]
 
 

@@ -142,7 +142,7 @@ def test_the_average_of_the_weights_goes_with_the_state_everywhere(results, llam
     for calm, resumed in (results, llama):
         for cell, row in calm.items():
             averaged, now = row["averaged"]
-            assert abs(averaged - now) > (1e-3 if cell[2] == "fp32" else 1e-4), cell
+            assert abs(averaged - now) > (5e-4 if cell[2] == "fp32" else 1e-4), cell
         for (source, target), row in resumed.items():
             expected = calm[source]["averaged"]
             if source == target:

@@ -4,7 +4,8 @@
     debian    apt's lists: a package's description -> its section
     files     a folder of text files with one folder for each class, or a table (.csv, .jsonl) with the columns text and label
 
-Texts of one origin (a source file, a Debian source package, equal rows of a table) are never in both splits.
+Texts of one origin (a source file, a Debian source package, equal rows of a table) are never in both splits, unless a table says the
+split of each row.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from orchestrator.errors import DataError
 from .requirements import require
 
 SOURCES = ("python", "debian", "files")
+TABLES = (".csv", ".jsonl")
 _PASSED_OVER = frozenset({"site-packages", "dist-packages", "__pycache__"})
 _UNTOLD = frozenset({"test", ""})  # of the standard library: the tests of all packages, and modules outside a package
 
@@ -36,6 +38,8 @@ class Text:
     label: str
     """Empty: no class is known."""
     text: str
+    split: str = ""
+    """`train` or `validation` where the source says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,10 @@ class Texts:
     """Of `python`: lines of code in one text, blank ones not counted."""
     text_column: str = "text"
     label_column: str = "label"
+    split_column: str = ""
+    """Of a table: the column that says `train`, or `held_out`, of a row; rows of other splits are left out. Empty: a hash decides."""
+    held_out: str = "validation"
+    """What `split_column` says of the rows to evaluate with: `test` when every choice was made with `validation`."""
     classes: tuple[str, ...] = ()
     """Texts of other classes count as texts without one. Empty: every class with at least `min_texts` training texts."""
     min_texts: int = 50
@@ -62,6 +70,11 @@ class Texts:
         ok = self.source != "files" or self.path != ""
         require(ok, "data.options.path", "''", "a folder with one folder of texts for each class, or a .csv or .jsonl file")
         require(self.source != "debian" or not self.path, "data.options.path", self.path, "empty: apt knows where its lists are")
+        table = self.source == "files" and Path(self.path).suffix in TABLES
+        allowed = "empty: only a .csv or .jsonl file has columns"
+        require(table or not self.split_column, "data.options.split_column", self.split_column, allowed)
+        ok = self.held_out not in ("", "train") and (self.split_column != "" or self.held_out == "validation")
+        require(ok, "data.options.held_out", self.held_out, "another split than train, named in data.options.split_column")
         require(self.lines_per_text >= 1, "data.options.lines_per_text", self.lines_per_text, "at least 1")
         require(len(self.classes) != 1, "data.options.classes", self.classes, "two classes or more, or none: all of them")
         require(self.min_texts >= 1, "data.options.min_texts", self.min_texts, "at least 1")
@@ -73,10 +86,15 @@ class Texts:
         found = sorted(_READERS[self.source](self), key=lambda text: (text.origin, text.label))  # the order within an origin stays
         if not found:
             raise DataError(f"data.options.source={self.source} gives no texts: {self.path or 'its source is empty'}.")
+        if self.split_column and len({text.split for text in found}) < 2:
+            wanted = f"rows with train and rows with {self.held_out}"
+            raise DataError(f"{self.path}: the column {self.split_column} must have {wanted}; it has none of one of them.")
         return found
 
     def split_of(self, text: Text) -> str:
         """`train` or `validation`."""
+        if text.split:
+            return text.split
         name = f"{self.split_seed or ''}{text.origin}"
         return "validation" if share_of(name) < self.validation_share else "train"
 
@@ -136,7 +154,7 @@ def _fields(paragraph: str) -> dict[str, str]:
 
 def _files(asked: Texts) -> Iterator[Text]:
     path = Path(asked.path)
-    if path.suffix in (".csv", ".jsonl"):
+    if path.suffix in TABLES:
         yield from _table(asked, path)
         return
     require_folder(path)
@@ -154,15 +172,17 @@ def _table(asked: Texts, path: Path) -> Iterator[Text]:
         rows = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file)
         try:
             for row in rows:
-                yield _row(asked, row)
+                if not asked.split_column or row[asked.split_column] in ("train", asked.held_out):
+                    yield _row(asked, row)
         except (ValueError, KeyError, TypeError) as error:
-            wanted = f"{asked.text_column} and {asked.label_column}"
+            wanted = " and ".join(name for name in (asked.text_column, asked.label_column, asked.split_column) if name)
             raise DataError(f"{path}: a row is not as expected, with {wanted}: {type(error).__name__}: {error}.") from error
 
 
 def _row(asked: Texts, row: dict[str, object]) -> Text:
     text, label = str(row[asked.text_column] or ""), row[asked.label_column]
-    return Text(origin=text, label="" if label is None else str(label), text=text)
+    split = {"train": "train", asked.held_out: "validation"}[str(row[asked.split_column])] if asked.split_column else ""
+    return Text(origin=text, label="" if label is None else str(label), text=text, split=split)
 
 
 def files_below(root: Path, suffix: str, passed_over: frozenset[str] = _PASSED_OVER) -> Iterator[Path]:

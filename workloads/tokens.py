@@ -51,7 +51,7 @@ class Recipe(Texts):
         """Over the recipe, the tokenizer (`given`, or the library that trains one) and all texts. Two purposes make two data sets."""
         recipe = {**to_dict(self), "path": ""}  # the same texts elsewhere make the same data set
         digest = hashlib.blake2b(json.dumps([_FORMAT, tokenizers.__version__, recipe, purpose], sort_keys=True).encode(), digest_size=20)
-        for part in (given or b"", *(part.encode() for text in texts for part in (text.origin, text.label, text.text))):
+        for part in (given or b"", *(part.encode() for text in texts for part in (text.origin, text.label, text.text, text.split))):
             digest.update(f"{len(part)} ".encode() + part)
         return digest.hexdigest()
 

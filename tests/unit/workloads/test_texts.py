@@ -90,6 +90,29 @@ def test_equal_rows_of_a_table_are_in_one_split(tmp_path):
     assert [text.label for text in found] == ["", "a"] and len({text.origin for text in found}) == 1
 
 
+SPLITS = [("a", "train"), ("b", "train"), ("c", "validation"), ("a", "test"), ("d", "test"), ("e", "unused")]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_table_may_say_the_split_of_its_rows_and_which_is_held_out(tmp_path, kind):
+    path = tmp_path / f"t.{kind}"
+    rows = [{"text": text, "label": "x", "part": part} for text, part in SPLITS]
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)] if kind == "csv" else map(json.dumps, rows)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+    def split(held_out):
+        asked = Texts(source="files", path=str(path), split_column="part", held_out=held_out)
+        return sorted((text.text, asked.split_of(text)) for text in asked.read())
+
+    trained = [("a", "train"), ("b", "train")]
+    assert split("validation") == [*trained, ("c", "validation")]
+    assert split("test") == sorted([*trained, ("a", "validation"), ("d", "validation")])
+    with pytest.raises(DataError, match=r"the column part must have rows with train and rows with dev; it has none of one of them"):
+        split("dev")
+    with pytest.raises(DataError, match=r"a row is not as expected, with text and label and kind: KeyError"):
+        Texts(source="files", path=str(path), split_column="kind").read()
+
+
 DUMP = """Package: foo-doc
 Source: foo (1.2)
 Section: doc
@@ -131,6 +154,10 @@ def test_debian_packages_come_once_each_with_their_source(tmp_path, monkeypatch)
         ({"source": "hub"}, ConfigError, "data.options.source=hub is not possible: allowed is python, debian, files"),
         ({"source": "files"}, ConfigError, "data.options.path='' is not possible: allowed is a folder with one folder"),
         ({"source": "debian", "path": "/x"}, ConfigError, "data.options.path=/x is not possible: allowed is empty"),
+        ({"split_column": "split"}, ConfigError, "data.options.split_column=split is not possible: allowed is empty: only a .csv"),
+        ({"source": "files", "path": "/x", "split_column": "split"}, ConfigError, "data.options.split_column=split is not possible"),
+        ({"held_out": "test"}, ConfigError, "data.options.held_out=test is not possible: allowed is another split than train, named in"),
+        ({"source": "files", "path": "x.csv", "split_column": "s", "held_out": "train"}, ConfigError, "data.options.held_out=train"),
         ({"classes": ("a",)}, ConfigError, r"data.options.classes=.*allowed is two classes or more"),
         ({"source": "files", "path": "/nowhere"}, DataError, "data.options.path=/nowhere is not a folder"),
         ({"source": "files", "path": "/nowhere.csv"}, DataError, "data.options.path=/nowhere.csv is not a file"),
@@ -190,5 +217,6 @@ def test_the_fingerprint_is_that_of_texts_recipe_tokenizer_and_purpose():
         Recipe(length=50).fingerprint("classes", None, texts), Recipe().fingerprint("no classes", None, texts),
         Recipe().fingerprint("classes", b"{}", texts), Recipe().fingerprint("classes", None, texts * 2),
         Recipe().fingerprint("classes", None, [Text(origin="a", label="bc", text="")]),
+        Recipe().fingerprint("classes", None, [Text(origin="a", label="b", text="c", split="train")]),
     ]  # fmt: skip
-    assert len({base, *others}) == 6 and Recipe(path="/elsewhere").fingerprint("classes", None, texts) == base
+    assert len({base, *others}) == 7 and Recipe(path="/elsewhere").fingerprint("classes", None, texts) == base

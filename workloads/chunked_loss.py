@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from .layers import CHAINS
 
+
 def allow_chunks(model: nn.Module) -> bool:
     """Teach a transformers decoder `forward(..., targets=..., chunk=...)`; names of parameters and all else stay as they are.
 

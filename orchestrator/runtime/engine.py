@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.moe.utils import configure_moe_param_groups
 from deepspeed.utils import groups as deepspeed_groups
 
 from orchestrator.communication import bytes_per_step
@@ -26,14 +24,13 @@ from orchestrator.runtime.float8 import multiply_in_float8
 from orchestrator.runtime.gradients import gradient_norm
 from orchestrator.runtime.initialise import Values, partition_at_once
 from orchestrator.runtime.link import Phase
-from orchestrator.runtime.lion import Lion
-from orchestrator.runtime.muon import Muon, hidden_matrices
+from orchestrator.runtime.optimizers import own_optimizer, parameter_groups
 from orchestrator.runtime.pipeline import Pipeline, Sums
 from orchestrator.runtime.recompute import checkpoint_activations
 from orchestrator.runtime.sequence_parallel import SequenceShare, group_of
 from orchestrator.runtime.state import EngineState
 from orchestrator.runtime.tensor_parallel import exchanged_width, gather, make_groups, parts_of, shapes_of
-from orchestrator.spec import JobSpec, Offload, OptimizerName, OptimizerSpec, Precision
+from orchestrator.spec import JobSpec, Offload, Precision
 from orchestrator.workload import Initialise
 
 Batch = Mapping[str, torch.Tensor]
@@ -101,7 +98,7 @@ class Engine:
         trained = self._pipeline.module if self._pipeline else model
         self._share = SequenceShare(layout, sequence_fields or {}, dist.get_rank(), group_of(layout))
         self._share.adapt(model)
-        parameter_groups, optimizer = _parameter_groups(trained), own_optimizer(spec.optimizer, trained, bool(mixtures))
+        groups_of_parameters, optimizer = parameter_groups(trained), own_optimizer(spec.optimizer, trained, bool(mixtures))
         if spec.parallelism.offload_optimizer is Offload.nvme:
             place(config, disk, [x.numel() for x in trained.parameters() if x.requires_grad], layout.world_size)
         if values and not self._pipeline:
@@ -109,7 +106,7 @@ class Engine:
         with names_in_the_registry() if mixtures else nullcontext():
             self._engine, *_ = deepspeed.initialize(
                 model=trained,
-                model_parameters=parameter_groups,
+                model_parameters=groups_of_parameters,
                 optimizer=optimizer,
                 config=config,
                 mpu=groups,
@@ -267,37 +264,6 @@ def _pipeline(
             "or a workload with the method layers()."
         )
     return Pipeline(model, list(layers(model)), loss, layout, values)
-
-
-def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Matrices, and without weight decay what has one dimension: norms, biases."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trainable:
-        raise WorkloadError("build_model() returned a model without a trainable parameter.")
-    matrices = [parameter for parameter in trainable if parameter.dim() > 1]
-    vectors = [parameter for parameter in trainable if parameter.dim() <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "name": "matrices"},  # DeepSpeed splits a group with experts by its name
-        {"params": vectors, "name": "vectors", "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def own_optimizer(asked: OptimizerSpec, model: torch.nn.Module, experts: bool = False) -> Callable[[Any], torch.optim.Optimizer] | None:
-    """What makes an optimizer of parameter groups, where DeepSpeed does not make it from its config.
-
-    `experts` dealt out need groups of their own, which DeepSpeed makes for its own optimizers only.
-    """
-    shared: dict[str, Any] = {"lr": asked.lr, "weight_decay": asked.weight_decay}
-    if asked.name is OptimizerName.lion:
-        lion: Callable[[Any], torch.optim.Optimizer] = partial(Lion, betas=asked.betas, **shared)
-        return (lambda groups: lion(configure_moe_param_groups(groups))) if experts else lion
-    if asked.name is OptimizerName.muon:
-        hidden = hidden_matrices(model)
-        return partial(Muon, hidden=hidden, betas=asked.betas, eps=asked.eps, momentum=asked.momentum, **shared)
-    if asked.name is OptimizerName.adafactor:
-        return partial(torch.optim.Adafactor, **shared)
-    return None
 
 
 def _match_running_statistics(model: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from orchestrator.runtime.engine import own_optimizer
 from orchestrator.runtime.muon import Held, Matrix, Muon, Placement, hidden_matrices, orthogonal, owners
+from orchestrator.runtime.optimizers import own_optimizer
 from orchestrator.spec import OptimizerName, OptimizerSpec
 
 SETTINGS = {"lr": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.5, "momentum": 0.9}

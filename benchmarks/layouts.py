@@ -2,7 +2,7 @@
 
     python benchmarks/layouts.py [--steps 50] [--only llama ...]
 
-The cells are those of the tests (tests/integration/runtime/matrix.py), which train less long. Each is compared step by step with one rank
+The cells are those of the tests (tests/integration/runtime/layouts.py), which train less long. Each is compared step by step with one rank
 of the same model, precision, optimizer and batch; where the matrix has no such cell, with the plain data-parallel one of the fewest ranks.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from record import ROOT, publish, table
 
-MATRICES = {"net": "matrix.py", "llama": "matrix.py", "pipeline": "matrix.py", "mixture": "mixtures.py", "sequence": "sequences.py"}
+MATRICES = {"net": "layouts.py", "llama": "layouts.py", "pipeline": "layouts.py", "mixture": "mixtures.py", "sequence": "sequences.py"}
 BARS = {"fp32": 1e-3, "bf16": 3e-2}
 SIZES = ("tensor", "pipeline", "sequence", "expert")
 PLAIN = {"offload": "", "hpz": 1, "recompute": "none", **dict.fromkeys(SIZES, 1)}

@@ -1,4 +1,4 @@
-"""What ranks send in a step: `python collectives.py FOLDER` counts the collectives of matrix.py's cells, and what the formula says."""
+"""What ranks send in a step: `python collectives.py FOLDER` counts the collectives of layouts.py's cells, and what the formula says."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import layouts
 import matrix
 import torch
 import torch.distributed as dist
 
-CELLS = [matrix.Cell(stage, 2, precision) for stage in range(4) for precision in ("fp32", "bf16")] + [matrix.TWO._replace(zero_stage=0)]
+CELLS = [matrix.Cell(stage, 2, precision) for stage in range(4) for precision in ("fp32", "bf16")] + [layouts.TWO._replace(zero_stage=0)]
 RING = {"all_reduce": 2, "reduce": 1, "all_gather_into_tensor": 1, "reduce_scatter_tensor": 1}
 """Sent bytes in units of (n - 1) / n of the largest tensor."""
 
@@ -63,6 +64,7 @@ if __name__ == "__main__":
         holder[:] = holder or [Counted()]
         return count(holder[0], cell, rank)
 
+    layouts.set_up()
     matrix.calm = counting
     matrix.RUNS["collectives"] = (CELLS, [])
     matrix.main(folder, "collectives")

@@ -1,5 +1,5 @@
-"""State from every layout into others: `python matrix.py FOLDER net|llama|pipeline` forks the ranks of each world from one process that
-has imported all.
+"""State from every layout into others: the machinery of `layouts.py` and its likes, which bring models and layouts and call `main`. The
+ranks of each world are forked from one process that has imported all.
 
 Each cell (a layout) trains `STEPS` steps and saves after half of them; then each pair (source, target) loads the source's state at the
 target's layout and trains the other half. Losses and a digest of all weights go to `FOLDER/result.json`.
@@ -11,20 +11,19 @@ Every cell keeps an average of its weights, which is compared with one by hand a
 
 from __future__ import annotations
 
-import datetime
 import gc
 import json
 import os
-import socket
 import sys
 import tempfile
 import weakref
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 TESTS = Path(__file__).parents[2]
-sys.path[:0] = [str(TESTS.parent)]
+sys.path[:0] = [str(TESTS.parent), str(Path(__file__).parent)]
 os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME="lo")
 
 from orchestrator.runtime.preload import preload  # noqa: E402
@@ -33,8 +32,8 @@ preload()  # here, so that not every rank does it
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from forked import run_ranks  # noqa: E402
 from torch import nn  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from orchestrator.checkpoints.commit import CommitLog  # noqa: E402
 from orchestrator.checkpoints.restore import restore  # noqa: E402
@@ -44,7 +43,6 @@ from orchestrator.paths import JobKeys  # noqa: E402
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op  # noqa: E402
 from orchestrator.spec import JobSpec, from_dict  # noqa: E402
 from orchestrator.storage import DirectoryStore  # noqa: E402
-from workloads.adapters import Adapters  # noqa: E402
 from workloads.layers import decoder_layers  # noqa: E402
 
 BATCH, MICRO, STEPS, DECAY = 12, 2, {"net": 6}, 0.75  # of other models 20 steps
@@ -84,134 +82,16 @@ class Cell(NamedTuple):
         return LONG_STEPS or STEPS.get(self.model, 20)
 
 
-SAME = [Cell(stage, world) for stage in range(4) for world in (1, 2, 3)]
-SAME += [Cell(stage, 2, "bf16") for stage in range(4)] + [Cell(stage, 2, optimizer="sgd") for stage in (0, 1, 3)]
-SAME += [Cell(stage, 2, optimizer="lion") for stage in range(4)] + [Cell(stage, 3, "bf16", "lion") for stage in (0, 2)]
-CROSS = [(Cell(s, 1 + (s + t) % 3), Cell(t, 1 + (s + 2 * t + 1) % 3)) for s in range(4) for t in range(4)]
-CROSS += [(Cell(s, 2, "bf16"), Cell((s + 1) % 4, 2, "bf16")) for s in range(4)]
-CROSS += [(Cell(0, 2, optimizer="sgd"), Cell(3, 2, optimizer="sgd")), (Cell(3, 2, optimizer="sgd"), Cell(1, 2, optimizer="sgd"))]
-CROSS += [(Cell(s, 2, optimizer="lion"), Cell((s + 1) % 4, 1 + s % 3, optimizer="lion")) for s in range(4)]
-MUON = [Cell(stage, world, optimizer="muon") for stage, world in ((0, 1), (0, 2), (1, 2), (1, 3), (2, 2), (3, 2), (3, 3))]
-MUON += [Cell(stage, 2, "bf16", "muon") for stage in (0, 1, 3)]
-ADAFACTOR = [Cell(0, world, optimizer="adafactor") for world in (1, 2)] + [Cell(0, 2, "bf16", "adafactor")]
-SAME += MUON + ADAFACTOR
-CROSS += [(source, target) for source, target in zip(MUON[1:7], MUON[2:7] + MUON[:1], strict=True)]
-CROSS += [(Cell(0, 1, optimizer="adafactor"), Cell(0, 2, optimizer="adafactor"))]
-OFFLOADED = [Cell(stage, 2, offload="optimizer") for stage in (1, 2, 3)] + [
-    Cell(3, 2, offload="parameters"), Cell(3, 2, offload="optimizer_parameters"), Cell(1, 2, optimizer="sgd", offload="optimizer"),
-    Cell(2, 2, optimizer="lion", offload="optimizer"), Cell(1, 2, "bf16", offload="optimizer"),
-    Cell(3, 2, "bf16", offload="optimizer_parameters"),
-]  # fmt: skip
-SAME += OFFLOADED
-CROSS += [
-    (Cell(1, 2, offload="optimizer"), Cell(3, 3)),
-    (Cell(2, 2, offload="optimizer"), Cell(0, 1)),
-    (Cell(3, 2, offload="optimizer_parameters"), Cell(1, 2, offload="optimizer")),
-    (Cell(0, 1), Cell(3, 2, offload="optimizer_parameters")),
-    (Cell(2, 3), Cell(2, 2, offload="optimizer")),
-    (Cell(3, 2, "bf16", offload="optimizer_parameters"), Cell(2, 2, "bf16")),
-]
-HPZ, NO_HPZ = Cell(3, 4, hpz=2), Cell(3, 4)
-SAME += [HPZ, NO_HPZ, HPZ._replace(precision="bf16", offload="parameters"), NO_HPZ._replace(precision="bf16")]
-CROSS += [(HPZ, NO_HPZ), (NO_HPZ, HPZ)]
-
-ONE, TWO = Cell(0, 1, model="llama"), Cell(1, 2, together=2, model="llama")
-FOUR, UNTIED = TWO._replace(world=4), Cell(0, 1, model="llama-untied")
-TWO_3, FOUR_3 = TWO._replace(zero_stage=3), FOUR._replace(zero_stage=3)
-TENSOR = [
-    TWO, TWO._replace(zero_stage=0), TWO._replace(zero_stage=2), FOUR, FOUR._replace(zero_stage=0), FOUR._replace(zero_stage=2),
-    TWO._replace(model="llama-untied"), TWO._replace(precision="bf16"), TWO._replace(optimizer="sgd"), FOUR._replace(offload="optimizer"),
-    TWO._replace(zero_stage=2, offload="optimizer"), TWO_3._replace(precision="bf16"), FOUR_3,
-    FOUR_3._replace(model="llama-untied", offload="optimizer_parameters"),
-]  # fmt: skip
-NARROW_ONE = ONE._replace(zero_stage=1, precision="bf16")
-WHOLE = [ONE, UNTIED, NARROW_ONE, ONE._replace(optimizer="sgd"), Cell(3, 2, model="llama")]
-TENSOR_CROSS = [
-    (TWO, ONE), (ONE, TWO), (FOUR, Cell(3, 2, model="llama")), (Cell(3, 2, model="llama"), FOUR), (TWO._replace(zero_stage=2), FOUR),
-    (FOUR._replace(zero_stage=0), TWO._replace(zero_stage=2)), (FOUR._replace(offload="optimizer"), TWO._replace(zero_stage=0)),
-    (FOUR_3, ONE), (ONE, TWO_3), (TWO_3._replace(precision="bf16"), TWO._replace(precision="bf16")),
-    (TWO._replace(model="llama-untied"), FOUR_3._replace(model="llama-untied", offload="optimizer_parameters")),
-    (TWO._replace(model="llama-untied"), UNTIED), (UNTIED, TWO._replace(model="llama-untied")),
-    (TWO._replace(precision="bf16"), ONE._replace(zero_stage=1, precision="bf16")),
-    (TWO._replace(optimizer="sgd"), ONE._replace(optimizer="sgd")),
-]  # fmt: skip
-ADAPTED = [Cell(2, 2, model="adapted"), Cell(3, 2, model="adapted")]
-ADAPTED_PAIRS = [(layout, layout) for layout in ADAPTED] + [(ADAPTED[1], ADAPTED[0]), (ADAPTED[0], Cell(0, 1, model="adapted"))]
-PAIRS = [(layout, layout) for layout in SAME] + [pair for pair in CROSS if pair[0] != pair[1]]
-
-PIPE, ONE_NET = Cell(1, 2, model="llama", stages=2), Cell(0, 1)
-PIPES, THREE, NET = PIPE._replace(world=4), PIPE._replace(world=3, stages=3), Cell(1, 2, stages=2)
-NARROW_PIPE, NARROW_PIPES = PIPE._replace(precision="bf16"), PIPES._replace(zero_stage=0, precision="bf16")
-UNTIED_PIPE, NETS, SHARDED = PIPE._replace(model="llama-untied"), NET._replace(world=4, zero_stage=0), Cell(3, 2, model="llama")
-PIPELINES = [
-    PIPE, PIPE._replace(zero_stage=0), PIPES, THREE, UNTIED_PIPE, NARROW_PIPE, NARROW_PIPES, PIPE._replace(offload="optimizer"), NET, NETS,
-    PIPE._replace(world=6), PIPE._replace(recompute="full"),
-]  # fmt: skip
-PIPELINES_CROSS = [
-    (PIPE, ONE), (ONE, PIPE), (PIPE, SHARDED), (SHARDED, PIPES), (PIPES, THREE), (THREE, PIPE._replace(zero_stage=0)),
-    (UNTIED_PIPE, UNTIED), (TWO, PIPE), (NARROW_PIPE, NARROW_PIPES), (NARROW_PIPES, NARROW_PIPE), (NETS, ONE_NET), (ONE_NET, NET),
-]  # fmt: skip
-RUNS = {"net": (SAME, PAIRS)}
-RUNS["llama"] = (WHOLE + TENSOR + ADAPTED, [(layout, layout) for layout in TENSOR] + TENSOR_CROSS + ADAPTED_PAIRS)
-RUNS["pipeline"] = (
-    [ONE, UNTIED, NARROW_ONE, SHARDED, TWO, ONE_NET, *PIPELINES],
-    [(layout, layout) for layout in PIPELINES] + PIPELINES_CROSS,
-)
-"""What trains calmly, and (source, target) of what is resumed."""
-
-
-class Net(nn.Module):
-    """Odd sizes, a tied weight, a frozen layer, running statistics."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(13, 7)
-        self.frozen = nn.Linear(7, 7)
-        self.hidden = nn.Linear(7, 11)
-        self.norm = nn.BatchNorm1d(11)
-        self.back = nn.Linear(11, 7)
-        self.head = nn.Linear(7, 13, bias=False)
-        self.head.weight = self.embedding.weight
-        self.frozen.requires_grad_(False)
-
-    def forward(self, tokens):
-        x = torch.tanh(self.frozen(self.embedding(tokens)))
-        return self.head(self.back(torch.relu(self.norm(self.hidden(x)))))
-
-    def layers(self):
-        return [
-            nn.Sequential(Field("tokens"), self.embedding, self.frozen, nn.Tanh()), self.hidden, nn.Sequential(self.norm, nn.ReLU()),
-            self.back, self.head,
-        ]  # fmt: skip
-
-
-class Field(nn.Module):
-    def __init__(self, name):
-        super().__init__()
-        self.name = name
-
-    def forward(self, batch):
-        return batch[self.name]
-
-
-def llama(tied):
-    """Sizes and a number of heads that two ranks cannot share evenly."""
-    shape = {"hidden_size": 24, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 3, "max_position_embeddings": 8}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=13, tie_word_embeddings=tied, use_cache=False, **shape))
-
-
-def adapted():
-    """The untied one, frozen, with low-rank adapters that are trained."""
-    return Adapters(lora_rank=2).adapt(llama(tied=False))
-
-
-MODELS = {"net": Net, "llama": lambda: llama(tied=True), "llama-untied": lambda: llama(tied=False), "adapted": adapted}
+MODELS = {}
+"""What makes a model, by name."""
+RUNS = {}
+"""What trains calmly, and (source, target) of what is resumed, by name of the run."""
 DISK = None
 """Folder for state in files; None: where temporary files go."""
 LENGTHS, LOSSES, SETTINGS = {}, {}, {}
 """Positions of a sequence where they are not 6; what is trained where it is not `loss`; more of `training`; by model."""
-INITIALISE = dict.fromkeys(("llama", "llama-untied"), lambda model, name, module: model._init_weights(module))
-"""What is built on the meta device and gets its values module by module."""
+INITIALISE = {}
+"""What gives a model's modules their values, where it is built on the meta device; by model."""
 
 
 def loss(model, batch):
@@ -230,46 +110,14 @@ def main(folder, model):
             at = cell if phase == "calm" else cell[1]
             worlds.setdefault((at.world, at.together, at.stages, at.shared, at.experts, at.hpz), []).append(cell)
         for (world, *_), cells in worlds.items():
-            in_world(world, folder, phase, cells)
+            run_ranks(world, partial(as_rank, folder=folder, phase=phase, cells=cells))
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     (folder / "result.json").write_text(json.dumps(found))
 
 
-def in_world(world, folder, phase, cells):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(world):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                as_rank(rank, world, port, folder, phase, cells)
-                code = 0
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    if any(codes):
-        raise SystemExit(f"ranks of {phase} world {world} ended with {codes}")
-
-
-def as_rank(rank, world, port, folder, phase, cells):
-    import traceback
-
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+def as_rank(rank, folder, phase, cells):
     for cell in cells:
-        try:
-            found = calm(folder, cell, rank) if phase == "calm" else resumed(folder, *cell, rank)
-        except BaseException:
-            traceback.print_exc()
-            raise
+        found = calm(folder, cell, rank) if phase == "calm" else resumed(folder, *cell, rank)
         if rank == 0:
             trained = cell if phase == "calm" else cell[1]
             name = name_of(cell) if phase == "calm" else f"{name_of(cell[0])}-{name_of(cell[1])}"
@@ -391,7 +239,7 @@ def build(cell, seed=1):
     with torch.device("meta") if initialise else nullcontext():
         model = MODELS[cell.model]()
     fields = {"input_ids": 0, "target": 0} if cell.shared > 1 else {}
-    layers = Net.layers if cell.model == "net" else lambda model: decoder_layers(model, lambda batch: batch["input_ids"])
+    layers = getattr(type(model), "layers", None) or partial(decoder_layers, tokens=lambda batch: batch["input_ids"])
     built = [] if initialise else [weakref.ref(weight) for weight in model.parameters()]  # what never had memory cannot keep it
     disk = Path(tempfile.mkdtemp(dir=DISK)) if cell.offload == "disk" else None
     engine = Engine(
@@ -451,7 +299,3 @@ def digest(engine):
 
 def name_of(cell):
     return "-".join(map(str, cell))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

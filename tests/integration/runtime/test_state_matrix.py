@@ -33,7 +33,7 @@ def pipeline(tmp_path_factory):
     return run_matrix(tmp_path_factory.mktemp("pipeline"), "pipeline")
 
 
-def run_matrix(folder, model, script="matrix.py"):
+def run_matrix(folder, model, script="layouts.py"):
     """Rows of the calm runs by cell, of the resumed ones by (source, target)."""
     command = [sys.executable, str(Path(__file__).with_name(script)), str(folder), model]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)

@@ -5,22 +5,20 @@ Each variant trains a small Llama for `STEPS` steps; its losses, gradient norms 
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import socket
 import sys
-import traceback
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 TESTS = Path(__file__).parents[2]
-sys.path[:0] = [str(TESTS.parent)]
+sys.path[:0] = [str(TESTS.parent), str(Path(__file__).parent)]
 os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME="lo")
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from forked import run_ranks  # noqa: E402
 from torch import nn  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
@@ -59,41 +57,13 @@ VARIANTS = [*PLAIN, *CHUNKED, *RECOMPUTED, *COMPILED, *IMAGES]
 def main(folder):
     disable_shared_memory_op()
     for together in (1, 2):  # a process makes DeepSpeed's groups once
-        in_world(2, folder, [variant for variant in VARIANTS if variant.together == together])
+        variants = [variant for variant in VARIANTS if variant.together == together]
+        run_ranks(2, partial(as_rank, folder=folder, variants=variants))
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     (folder / "result.json").write_text(json.dumps(found))
 
 
-def in_world(world, folder, variants):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(world):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                as_rank(rank, world, port, folder, variants)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-                raise
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    if any(codes):
-        raise SystemExit(f"ranks ended with {codes}")
-
-
-def as_rank(rank, world, port, folder, variants):
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=120))
+def as_rank(rank, folder, variants):
     for number, variant in enumerate(variants):
         found = trained(variant, rank)
         if rank == 0:

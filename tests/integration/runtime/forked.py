@@ -1,0 +1,46 @@
+"""Ranks forked from this process, which has imported all they need: for tests of what happens between them."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import sys
+import traceback
+
+import torch
+import torch.distributed as dist
+
+
+def run_ranks(world, work, timeout_s=120):
+    """`work(rank)` in each rank of a gloo group; SystemExit if one of them fails. `timeout_s`: of a collective."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                _join(rank, world, port, timeout_s)
+                work(rank)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+                raise
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if any(codes):
+        raise SystemExit(f"ranks of a world of {world} ended with {codes}")
+
+
+def _join(rank, world, port, timeout_s):
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout_s))

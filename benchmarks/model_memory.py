@@ -1,6 +1,6 @@
 """Claim: at ZeRO 3 a rank builds a model in memory for its share and a module or two, not for the model.
 
-    python benchmarks/model_memory.py [--ranks 4] [--layers 8]
+    python benchmarks/model_memory.py [--ranks 4] [--layers 4]
 
 A Llama in fp32 on gloo ranks of one machine, as the workload `gpt` builds it: on the meta device, filled and divided module by module; and
 whole on every rank, then divided. What is counted is the most of a rank's own memory (peak of its resident set over that before, all
@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,8 @@ WAYS = {"modules": "module by module", "whole": "whole, then divided"}
 ENDS = {"weights": "weights are divided", "engine": "engine is ready"}
 
 
-def one_rank(way: str, end: str, layers: int) -> None:
-    """In a process of its own: prints {"peak": bytes, "seconds": s}."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    from orchestrator.runtime.preload import preload
-
-    preload()
+def one_rank(way: str, end: str, layers: int) -> dict[str, float]:
+    """In a process of its own, which ends with it."""
     import deepspeed
     import torch
     import torch.distributed as dist
@@ -72,8 +69,7 @@ def one_rank(way: str, end: str, layers: int) -> None:
         deepspeed.zero.Init(model, config_dict_or_path=config)
     found = {"peak": resident("VmHWM") - before, "seconds": time.monotonic() - began, "model": 4 * elements}
     dist.barrier()
-    print(json.dumps(found), flush=True)
-    os._exit(0)
+    return found
 
 
 def resident(field: str) -> int:
@@ -82,22 +78,37 @@ def resident(field: str) -> int:
 
 
 def measure(way: str, end: str, ranks: int, layers: int) -> dict[str, Any]:
-    """The largest of the ranks' figures."""
+    """The largest of the ranks' figures. They are forked from this process, which has all imports."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, "--rank", way, end, "--layers", str(layers)]
-    processes = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
-        for rank in range(ranks)
-    ]
-    said = [process.communicate()[0] for process in processes]
-    if any(process.returncode for process in processes):
-        raise SystemExit(f"the ranks ended with {[process.returncode for process in processes]}")
-    found = [json.loads(text.strip().splitlines()[-1]) for text in said]
+    children = {}
+    for rank in range(ranks):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with os.fdopen(writer, "w") as answer:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+                answer.write(json.dumps(_or_trace(way, end, layers)))
+            os._exit(0)
+        os.close(writer)
+        children[child] = os.fdopen(reader)
+    said = [answer.read() for answer in children.values()]
+    for child in children:
+        os.waitpid(child, 0)
+    found = [json.loads(text or "null") for text in said]
+    if not all(found):
+        raise SystemExit(f"a rank failed: {way}, {end}")
     return {name: max(row[name] for row in found) for name in found[0]}
+
+
+def _or_trace(way: str, end: str, layers: int) -> dict[str, float] | None:
+    try:
+        return one_rank(way, end, layers)
+    except BaseException:  # noqa: BLE001  a forked process must not go on as its parent
+        traceback.print_exc()
+        return None
 
 
 def outline() -> dict[str, Any]:
@@ -119,15 +130,16 @@ def outline() -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--ranks", type=int, default=4)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--rank", nargs=2, metavar=("WAY", "END"))
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--outline", action="store_true")
     asked = parser.parse_args()
-    if asked.rank:
-        one_rank(*asked.rank, asked.layers)
     if asked.outline:
         print(json.dumps(outline()))
         return 0
+    os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    from orchestrator.runtime.preload import preload
+
+    preload()
     found = {(way, end): measure(way, end, asked.ranks, asked.layers) for way in WAYS for end in ENDS}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     done = subprocess.run([sys.executable, __file__, "--outline"], env=environment, capture_output=True, text=True, check=True)

@@ -4,7 +4,7 @@
 
 A Llama in fp32 on gloo ranks of one machine, as the workload `gpt` builds it: on the meta device, filled and divided module by module; and
 whole on every rank, then divided. What is counted is the most of a rank's own memory (peak of its resident set over that before, all
-imports done) until the weights are divided, and until the engine has its masters and AdamW's state. Beside it: `model=gpt-70b` without values.
+imports done) until the weights are divided, before there are masters and optimizer state. Beside it: `model=gpt-70b` without values.
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ BAR = 0.5
 """Of the model's size, for a rank of four."""
 VOCABULARY, BLOCK = 8192, 128
 WAYS = {"modules": "module by module", "whole": "whole, then divided"}
-ENDS = {"weights": "weights are divided", "engine": "engine is ready"}
 
 
-def one_rank(way: str, end: str, layers: int) -> dict[str, float]:
+def one_rank(way: str, layers: int) -> dict[str, float]:
     """In a process of its own, which ends with it."""
     import deepspeed
     import torch
     import torch.distributed as dist
 
     from orchestrator.layout import deepspeed_config, layout_for
-    from orchestrator.runtime.engine import Engine, disable_shared_memory_op
+    from orchestrator.runtime.engine import disable_shared_memory_op
     from orchestrator.runtime.initialise import Values, partition_at_once
     from orchestrator.spec import JobSpec, Precision, from_dict
     from workloads.decoder import decoder_of
@@ -61,9 +60,7 @@ def one_rank(way: str, end: str, layers: int) -> dict[str, float]:
         model = decoder.build(VOCABULARY, BLOCK)
     elements = sum(parameter.numel() for parameter in model.parameters())
     initialise = decoder.initialise if way == "modules" else None
-    if end == "engine":
-        Engine(model, lambda model, batch: model(**batch).loss, spec, layout, cpu, initialise=initialise)
-    elif initialise:
+    if initialise:
         Values(model, initialise, 0, cpu, torch.float32).fill(model, partition_at_once(layout, config))
     else:
         deepspeed.zero.Init(model, config_dict_or_path=config)
@@ -77,7 +74,7 @@ def resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(way: str, end: str, ranks: int, layers: int) -> dict[str, Any]:
+def measure(way: str, ranks: int, layers: int) -> dict[str, Any]:
     """The largest of the ranks' figures. They are forked from this process, which has all imports."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -90,7 +87,7 @@ def measure(way: str, end: str, ranks: int, layers: int) -> dict[str, Any]:
             with os.fdopen(writer, "w") as answer:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-                answer.write(json.dumps(_or_trace(way, end, layers)))
+                answer.write(json.dumps(_or_trace(way, layers)))
             os._exit(0)
         os.close(writer)
         children[child] = os.fdopen(reader)
@@ -99,13 +96,13 @@ def measure(way: str, end: str, ranks: int, layers: int) -> dict[str, Any]:
         os.waitpid(child, 0)
     found = [json.loads(text or "null") for text in said]
     if not all(found):
-        raise SystemExit(f"a rank failed: {way}, {end}")
+        raise SystemExit(f"a rank failed: {way}")
     return {name: max(row[name] for row in found) for name in found[0]}
 
 
-def _or_trace(way: str, end: str, layers: int) -> dict[str, float] | None:
+def _or_trace(way: str, layers: int) -> dict[str, float] | None:
     try:
-        return one_rank(way, end, layers)
+        return one_rank(way, layers)
     except BaseException:  # noqa: BLE001  a forked process must not go on as its parent
         traceback.print_exc()
         return None
@@ -140,23 +137,23 @@ def main() -> int:
     from orchestrator.runtime.preload import preload
 
     preload()
-    found = {(way, end): measure(way, end, asked.ranks, asked.layers) for way in WAYS for end in ENDS}
+    found = {way: measure(way, asked.ranks, asked.layers) for way in WAYS}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     done = subprocess.run([sys.executable, __file__, "--outline"], env=environment, capture_output=True, text=True, check=True)
     large = json.loads(done.stdout.strip().splitlines()[-1])
-    size = found["modules", "weights"]["model"]
+    size = found["modules"]["model"]
     rows = [
-        (WAYS[way], ENDS[end], f"{row['peak'] / 1e6:.0f} MB", f"{row['peak'] / size:.2f}", f"{row['seconds']:.1f} s")
-        for (way, end), row in found.items()
+        (WAYS[way], f"{row['peak'] / 1e6:.0f} MB", f"{row['peak'] / size:.2f}", f"{row['seconds']:.1f} s")
+        for way, row in found.items()
     ]
-    ours, whole = (round(found[way, "weights"]["peak"] / size, 2) for way in WAYS)
+    ours, whole = (round(found[way]["peak"] / size, 2) for way in WAYS)
     return publish(
         "model_memory", "At ZeRO 3 a rank builds a model in memory for its share and a module or two, not for the model",
         ours=ours, bar=BAR, holds=ours <= BAR, peers={"built whole": whole},
         rows=[
-            f"A Llama of {size / 1e6:.0f} MB in fp32 on {asked.ranks} gloo ranks; the most of any rank's memory until then.", "",
-            *table(("built", "until", "memory", "of the model's size", "time"), rows), "",
-            f"`model=gpt-70b` on the meta device: {large['elements']:,} parameters, {large['seconds']:.1f} s, {large['peak'] / 1e6:.0f} MB.",
+            f"A Llama of {size / 1e6:.0f} MB in fp32 on {asked.ranks} gloo ranks; the most of any rank's memory until they are divided.", "",
+            *table(("built", "memory", "of the model's size", "time"), rows), "",
+            f"`model=gpt-70b` on the meta device: {large['elements']:,} parameters, {large['seconds']:.1f} s, {large['peak'] / 1e6:.0f} MB",
         ],
         ranks=asked.ranks, model_bytes=size, outline_70b=large,
     )  # fmt: skip

@@ -45,7 +45,7 @@ def check_same(found, expected, first_step):
     for step, values in evaluated.items():
         assert values["count"] == others[step]["count"] == 31 * 8
         assert values["loss"] == pytest.approx(others[step]["loss"], abs=1e-5)
-    assert evaluated[20]["loss"] - history[20][0] > 0.1  # it lags behind
+    assert evaluated[20]["loss"] - history[20][0] > 0.03  # it lags behind
     assert artifact(found, "sample.txt") == artifact(expected, "sample.txt")
 
 

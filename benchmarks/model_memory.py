@@ -151,7 +151,7 @@ def main() -> int:
         "model_memory", "At ZeRO 3 a rank builds a model in memory for its share and a module or two, not for the model",
         ours=ours, bar=BAR, holds=ours <= BAR, peers={"built whole": whole},
         rows=[
-            f"A Llama of {size / 1e6:.0f} MB in fp32 on {asked.ranks} gloo ranks; the most of any rank's memory until they are divided.", "",
+            f"A Llama of {size / 1e6:.0f} MB in fp32 on {asked.ranks} gloo ranks; the most of any rank until they are divided.", "",
             *table(("built", "memory", "of the model's size", "time"), rows), "",
             f"`model=gpt-70b` on the meta device: {large['elements']:,} parameters, {large['seconds']:.1f} s, {large['peak'] / 1e6:.0f} MB",
         ],

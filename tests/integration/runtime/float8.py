@@ -22,7 +22,7 @@ SETTINGS = {
 }
 WIDE = [Cell(stage, 2, "bf16", model="wide") for stage in range(4)]
 FLOAT8 = [cell._replace(model="float8") for cell in WIDE]
-OTHERS = [WIDE[2]._replace(model="rowwise"), WIDE[1]._replace(model="mixed")]
+OTHERS = [cell._replace(model=recipe) for cell in WIDE for recipe in ("rowwise", "mixed")]
 AGAIN = [FLOAT8[3]._replace(recompute="full"), FLOAT8[2]._replace(recompute="selective")]
 FASTER = [WIDE[stage]._replace(model="compiled") for stage in (1, 3)]
 PIPE, SHARED, LEFT = FLOAT8[1]._replace(stages=2), FLOAT8[3]._replace(shared=2), FLOAT8[3]._replace(offload="optimizer_parameters")

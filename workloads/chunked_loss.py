@@ -16,7 +16,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .layers import CHAINS
+from .known import CHAINS
 
 
 def allow_chunks(model: nn.Module) -> bool:

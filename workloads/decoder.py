@@ -28,7 +28,7 @@ from orchestrator.spec import from_dict
 from orchestrator.workload import Initialise
 
 from .adapters import Adapters
-from .layers import CHAINS
+from .known import CHAINS
 from .model_folder import (
     FLAG,
     TOKENIZER_FILE,

@@ -12,11 +12,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from orchestrator.errors import WorkloadError
 
+from .known import CHAINS
+
 Batch = Mapping[str, torch.Tensor]
 Tokens = Callable[[Batch], torch.Tensor]
-
-CHAINS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""Decoders that are no more than the chain below; others scale embeddings or logits, or pass more than hidden states on."""
 
 
 def decoder_layers(model: Any, tokens: Tokens) -> list[nn.Module]:

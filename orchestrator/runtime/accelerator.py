@@ -8,6 +8,9 @@ import torch
 
 from orchestrator.errors import ConfigError
 
+FLOAT8_MULTIPLE = 16
+"""Of which a GPU wants both sizes of each factor of a product in fp8 (cuBLAS; `torch._scaled_mm`)."""
+
 
 def choose_device(gpus_per_worker: float, local_rank: int) -> torch.device:
     """The rank's own GPU, or the CPU for a job without GPUs. Raises ConfigError if there is no such GPU."""

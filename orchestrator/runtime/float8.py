@@ -14,11 +14,9 @@ import torch
 from torch import nn
 
 from orchestrator.errors import ConfigError
+from orchestrator.runtime.accelerator import FLOAT8_MULTIPLE
 from orchestrator.runtime.muon import hidden_matrices
 from orchestrator.spec import Float8, TrainingSpec
-
-MULTIPLE = 16
-"""Of which a GPU wants both sizes of each factor (cuBLAS; `torch._scaled_mm`)."""
 
 _LEAST_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 
@@ -32,8 +30,8 @@ def multiply_in_float8(model: nn.Module, asked: TrainingSpec, device: torch.devi
     convert, linear, config = _torchao(asked)
     layers = set(suitable_layers(model))
     if not layers:
-        found = f"the model {type(model).__name__} has no trained nn.Linear beside its head with sizes that are multiples of {MULTIPLE}"
-        raise _refused(asked, found)
+        wanted = f"trained nn.Linear beside its head with sizes that are multiples of {FLOAT8_MULTIPLE}"
+        raise _refused(asked, f"the model {type(model).__name__} has no {wanted}")
     convert(model, module_filter_fn=lambda layer, _: layer in layers, config=config)
     for module in model.modules():
         if type(module) is linear.__base__:
@@ -45,7 +43,7 @@ def suitable_layers(model: nn.Module) -> list[nn.Module]:
     inner = hidden_matrices(model)
     linear = [module for module in model.modules() if type(module) is nn.Linear]
     trained = [layer for layer in linear if layer.weight.requires_grad and id(layer.weight) in inner]
-    return [layer for layer in trained if not any(size % MULTIPLE for size in layer.weight.shape)]
+    return [layer for layer in trained if not any(size % FLOAT8_MULTIPLE for size in layer.weight.shape)]
 
 
 def check_capability(found: tuple[int, int] | None) -> None:

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torchao.float8.float8_linear import Float8Linear, matmul_with_hp_or_float8_args
 
-from orchestrator.runtime.float8 import MULTIPLE
+from orchestrator.runtime.accelerator import FLOAT8_MULTIPLE
 
 
 class Linear(Float8Linear):  # type: ignore[misc]
@@ -19,7 +19,7 @@ class Linear(Float8Linear):  # type: ignore[misc]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
         tokens = x.reshape(-1, x.shape[-1])
-        missing = -len(tokens) % MULTIPLE  # the gradient of the weight is a sum over tokens: one size of a product
+        missing = -len(tokens) % FLOAT8_MULTIPLE  # the gradient of the weight is a sum over tokens: one size of a product
         padded = functional.pad(tokens, (0, 0, 0, missing)) if missing else tokens
         # a graph keeps no views, and torch.compile knows torchao's product
         out = super().forward(padded) if torch.compiler.is_compiling() else self._product(padded)

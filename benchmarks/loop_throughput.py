@@ -73,7 +73,7 @@ class Loops:
         self.folder = folder
         self.position = 0
         self._ours = self._make_ours()
-        self._bare = self._engine()
+        self._bare = self._make_bare()
         self._plain, self._optimizer = self._make_plain()
 
     def _model(self) -> Any:
@@ -108,6 +108,21 @@ class Loops:
             task, self.spec, self.layout, self.workload, MemoryStore(), self.dataset, self._engine(), link, clock, meter, selection
         )
 
+    def _make_bare(self) -> Any:
+        """DeepSpeed's own engine of the same settings, clipping too (which `ours` may do itself, where DeepSpeed's way is slower)."""
+        import deepspeed
+
+        from orchestrator.layout import deepspeed_config
+        from orchestrator.runtime.optimizers import parameter_groups
+        from orchestrator.spec import Precision
+
+        model = self._model()
+        config = deepspeed_config(self.spec, self.layout, Precision.fp32) | {"gradient_clipping": self.spec.training.gradient_clipping}
+        engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=parameter_groups(model), config=config, dist_init_required=False
+        )  # fmt: skip
+        return engine
+
     def _make_plain(self) -> tuple[Any, Any]:
         import torch
 
@@ -132,7 +147,7 @@ class Loops:
 
     def deepspeed(self) -> float:
         """What a person writes with DeepSpeed alone; the loss is read as often as `ours` does."""
-        engine, began = self._bare._engine, time.monotonic()
+        engine, began = self._bare, time.monotonic()
         for step in range(STEPS):
             losses = []
             for batch in self.loader.micro_batches(self._next()):

@@ -1,4 +1,4 @@
-"""Claim: every layout of docs/parallelism.md that runs on CPUs trains to the same losses as one rank.
+"""Claim: every layout of the tests' matrices of data, tensor, pipeline, sequence and expert parallelism trains to the losses of one rank.
 
     python benchmarks/layouts.py [--steps 50] [--only llama ...]
 

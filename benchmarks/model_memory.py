@@ -12,15 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
+import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
 from record import ROOT, publish, table
+
+sys.path.append(str(ROOT / "tests" / "integration" / "runtime"))
 
 BAR = 0.5
 """Of the model's size, for a rank of four."""
@@ -40,9 +41,7 @@ def one_rank(way: str, layers: int) -> dict[str, float]:
     from orchestrator.spec import JobSpec, Precision, from_dict
     from workloads.decoder import decoder_of
 
-    torch.set_num_threads(1)
     disable_shared_memory_op()
-    dist.init_process_group("gloo")
     deepspeed.comm.init_distributed("gloo", dist_init_required=False)
     world = dist.get_world_size()
     spec = from_dict(JobSpec, {
@@ -76,36 +75,16 @@ def resident(field: str) -> int:
 
 def measure(way: str, ranks: int, layers: int) -> dict[str, Any]:
     """The largest of the ranks' figures. They are forked from this process, which has all imports."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    children = {}
-    for rank in range(ranks):
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            with os.fdopen(writer, "w") as answer:
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks)}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-                answer.write(json.dumps(_or_trace(way, layers)))
-            os._exit(0)
-        os.close(writer)
-        children[child] = os.fdopen(reader)
-    said = [answer.read() for answer in children.values()]
-    for child in children:
-        os.waitpid(child, 0)
-    found = [json.loads(text or "null") for text in said]
-    if not all(found):
-        raise SystemExit(f"a rank failed: {way}")
+    from forked import run_ranks  # not before `preload`, which wants to be the first to import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def work(rank: int) -> None:
+            Path(folder, f"{rank}.json").write_text(json.dumps(one_rank(way, layers)))
+
+        run_ranks(ranks, work)
+        found = [json.loads(path.read_text()) for path in Path(folder).iterdir()]
     return {name: max(row[name] for row in found) for name in found[0]}
-
-
-def _or_trace(way: str, layers: int) -> dict[str, float] | None:
-    try:
-        return one_rank(way, layers)
-    except BaseException:  # noqa: BLE001  a forked process must not go on as its parent
-        traceback.print_exc()
-        return None
 
 
 def outline() -> dict[str, Any]:

@@ -25,8 +25,9 @@ def allow_chunks(model: nn.Module) -> bool:
     Returns whether it was: not where the logits are more than a linear layer of the hidden states (soft caps, scales), or less.
     """
     head = _head(model)
-    if type(head) is not nn.Linear or not (type(model).__name__ in CHAINS or _head_is_all(model, head)):
-        return False  # those are known; others are tried, which takes a forward pass
+    known = type(model).__name__ in CHAINS  # others are tried, which takes a forward pass
+    if type(head) is not nn.Linear or not (known or _head_is_all(model, head)):
+        return False
     head.__class__ = ChunkedHead
     model.__class__ = type(type(model).__name__, (_SumsLosses, type(model)), {})
     return True

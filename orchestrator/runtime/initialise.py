@@ -121,9 +121,11 @@ def _stand_ins(module: nn.Module, shapes: dict[str, torch.Size], device: torch.d
     for key, (table, tensor) in kept.items():
         other = torch.empty(shapes[key], dtype=tensor.dtype, device=device)
         table[key] = nn.Parameter(other, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else other
-    yield
-    for key, (table, tensor) in kept.items():
-        table[key] = tensor
+    try:
+        yield
+    finally:
+        for key, (table, tensor) in kept.items():
+            table[key] = tensor
 
 
 def _own(module: nn.Module) -> dict[str, torch.Tensor]:

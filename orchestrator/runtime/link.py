@@ -17,7 +17,8 @@ Messages, each a dict with `type` and `rank` (every rank sends them; the supervi
     *started   first_step
     *metrics   step, values {name: float}               training metrics of a log step, and `time_s`
     *evaluated step, values {name: float}
-    saved      step, checkpoint (key prefix), writer    this rank's part of a checkpoint is in the store
+    staged     step, checkpoint (key prefix), writer, slab, stall_s    this rank's part of a checkpoint is in the slab; goes to the uploader
+    saved      the same, and num_bytes, upload_s        it is in the store; sent by the uploader in the rank's name
     *artifact  name                                     the object `artifacts/<name>` was written
     suspect    commit key, message                      bytes of a checkpoint were found damaged
     done       step, stopped (bool), why                left the loop at `step`, because of an order or at the end; `why` of an early end

@@ -8,11 +8,14 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from orchestrator.checkpoints.near import NearStore
+from orchestrator.checkpoints.stage import StagingRing
 from orchestrator.data.loader import Dataset, open_dataset
 from orchestrator.data.prepare import ensure_dataset
 from orchestrator.errors import LayoutError
@@ -73,11 +76,16 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
         dataset = _dataset(task, spec, workload, store, link, device)
         engine, meter = _engine(workload, dataset, spec, layout, device, sequence_fields, disk, link)
         seed_rank(spec.training.seed, 0, layout.sequence_data_parallel_rank(task.rank), layout.pipeline_stage(task.rank))
-        run = Training(task, spec, layout, workload, store, dataset, engine, link, clock, meter, selection_of(spec))
+        staging = StagingRing(Path(task.slab_folder), f"{task.slab_stem}-{task.rank}", spec.checkpoint.buffers)
+        near = NearStore(store, Path(task.slab_folder), task.slab_stem)
+        run = Training(task, spec, layout, workload, near, dataset, engine, link, clock, meter, selection_of(spec), staging)
         restore_newest(run)
+        run.store = store  # the slabs are to be written again
+        staging.prepare(engine.state.owned_pieces())
         stopped = train(run)
         if not stopped:
             write_final(run)
+        staging.drain(partial(clock.tick, run.step, Phase.CHECKPOINT))
     clock.tick(run.step, Phase.END)
     dist.barrier()
     link.send("done", step=run.step, stopped=stopped, why=run.why_early)

@@ -49,15 +49,20 @@ class EngineState:
             self._torch_optimizer.place(placements(self._optimizer, self._torch_optimizer.hidden, parts, layout))
 
     def owned_pieces(self) -> list[StatePiece]:
-        """What this rank saves: over all ranks every element once."""
+        """What this rank saves of what training changes: over all ranks every element once."""
         held = [(piece, part, flat.replicated) for flat in self._flats() for piece, part in self._pieces(flat, with_lent=False)]
-        held += [(piece, part, replicated) for piece, _, part, replicated in self._unoptimized(with_lent=False)]
-        cut = [self._share(piece, *(self._place(part) if replicated else (0, 1))) for piece, part, replicated in held]
-        return [piece for piece in cut if piece.data.numel()]
+        held += [(piece, part, True) for piece, _, part in self._persistent_buffers()]
+        return self._shares(held)
+
+    def constant_pieces(self) -> list[StatePiece]:
+        """What this rank saves of the frozen parameters, which no step changes."""
+        return self._shares([(piece, part, replicated) for piece, _, part, replicated in self._frozen_parameters(with_lent=False)])
 
     def wanted_pieces(self) -> list[StatePiece]:
         """All that this rank holds, to be filled in place; then call `after_restore`."""
-        self._incoming = [(piece, target) for piece, target, *_ in self._unoptimized() if piece.data.numel()]
+        beside = [(piece, target) for piece, target, *_ in self._frozen_parameters()]
+        beside += [(piece, target) for piece, target, _ in self._persistent_buffers()]
+        self._incoming = [(piece, target) for piece, target in beside if piece.data.numel()]
         held = [piece for flat in self._flats() for piece, _ in self._pieces(flat)]
         return [piece for piece in held if piece.data.numel()] + [piece for piece, _ in self._incoming]
 
@@ -154,14 +159,17 @@ class EngineState:
             part = Part(fragment.part.name, tuple(tensor.shape))
             yield _piece(part, role, 0, tensor.view(-1)), part
 
-    def _unoptimized(self, with_lent: bool = True) -> Iterator[tuple[StatePiece, torch.Tensor, Part, bool]]:
-        """(copy, what it was copied from, part, replicated) of frozen parameters and persistent buffers; fractions as fp32."""
+    def _frozen_parameters(self, with_lent: bool = True) -> Iterator[tuple[StatePiece, torch.Tensor, Part, bool]]:
+        """(copy, what it was copied from, part, replicated); fractions as fp32."""
         for parameter in self._engine.module.parameters():
             if not parameter.requires_grad and (with_lent or not self._parts[id(parameter)].lent):
                 yield self._frozen(parameter)
+
+    def _persistent_buffers(self) -> Iterator[tuple[StatePiece, torch.Tensor, Part]]:
+        """(copy, what it was copied from, part); fractions as fp32."""
         for name, buffer in self._buffers():
             part = Part(name, tuple(buffer.shape))
-            yield _piece(part, "buffer", 0, _copy(buffer)), buffer, part, True
+            yield _piece(part, "buffer", 0, _copy(buffer)), buffer, part
 
     def _buffers(self) -> Iterable[tuple[str, torch.Tensor]]:
         return self._pipeline.buffers().items() if self._pipeline else _buffers(self._engine.module)
@@ -173,6 +181,11 @@ class EngineState:
         start, length = partition(parameter, self._place(part)[0])
         mine = parameter.ds_tensor.detach()[:length]
         return _piece(part, "param", start, _copy(mine)), mine, part, False
+
+    def _shares(self, held: Iterable[tuple[StatePiece, Part, bool]]) -> list[StatePiece]:
+        """Of each piece the interval that this rank saves; the flag: other ranks hold it too."""
+        cut = [self._share(piece, *(self._place(part) if replicated else (0, 1))) for piece, part, replicated in held]
+        return [piece for piece in cut if piece.data.numel()]
 
     def _share(self, piece: StatePiece, index: int, copies: int) -> StatePiece:
         """The interval that this rank saves of a piece, of which there are `copies` in ranks with other samples or positions, its own

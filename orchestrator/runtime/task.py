@@ -27,6 +27,10 @@ class RankTask:
     """Path of this rank's progress clock."""
     cache_dir: str
     """Node-local folder for data shards that come from an object store."""
+    slab_folder: str = ""
+    """Where this node's memory is kept under names."""
+    slab_stem: str = ""
+    """How the names of the job's slabs on this node begin."""
     commits: list[str] = dataclasses.field(default_factory=list)
     """Keys of the commits to continue from, newest first; the ranks fall back along it together. Empty: from the start."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import zlib
 from collections.abc import Mapping
 from functools import partial
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 from ulid import ULID
 
-from orchestrator.checkpoints.write import write_checkpoint
 from orchestrator.data.loader import TrainLoader
 from orchestrator.data.order import ids_at
 from orchestrator.paths import JobKeys
@@ -119,17 +119,25 @@ def _judge(run: Training, evaluation: Evaluation) -> bool:
 
 
 def save(run: Training) -> None:
-    """This step's checkpoint into the store, unless it is there. The supervisor commits it when all ranks have said `saved`."""
+    """Stage this step's checkpoint, unless that was done. The supervisor commits it when the uploaders have said `saved` for all ranks."""
     if run.saved_step == run.step:
         return
-    run.tick(run.step, Phase.CHECKPOINT)
-    run.engine.state.average_buffers()
+    tick = partial(run.tick, run.step, Phase.CHECKPOINT)
+    tick()
+    began = time.monotonic()
+    state = run.engine.state
+    state.average_buffers()
     ulid = broadcast_text(str(ULID()), run.engine.device)
     prefix = JobKeys(run.task.job_id).checkpoint(run.step, run.task.epoch, ulid)
-    write_checkpoint(run.store, prefix, run.task.rank, run.engine.state.owned_pieces(), {"random": random_states()})
+    slab = run.staging.stage(
+        state.owned_pieces(), state.constant_pieces, tick, job_id=run.task.job_id, epoch=run.task.epoch, step=run.step, prefix=prefix,
+        writer=run.task.rank, scalars={"random": random_states()},
+    )  # fmt: skip
     extra = {"job_scalars": job_scalars(run)} if run.task.rank == 0 else {}
-    world, stage = run.task.world_size, run.layout.zero_stage
-    run.link.send("saved", step=run.step, checkpoint=prefix, writer=run.task.rank, world_size=world, zero_stage=stage, **extra)
+    run.link.send(
+        "staged", step=run.step, checkpoint=prefix, writer=run.task.rank, slab=str(slab), stall_s=time.monotonic() - began,
+        world_size=run.task.world_size, zero_stage=run.layout.zero_stage, **extra,
+    )  # fmt: skip
     run.saved_step = run.step
 
 

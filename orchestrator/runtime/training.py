@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.checkpoints.stage import StagingRing
 from orchestrator.data.loader import Dataset
 from orchestrator.layout import Layout
 from orchestrator.paths import JobKeys
@@ -35,10 +36,11 @@ class Training:
     clock: ProgressClock
     meter: Meter
     selection: Selection
+    staging: StagingRing
     step: int = 0
     position: int = 0
     saved_step: int = 0
-    """Newest step that is in the store: the one restored from, or saved since."""
+    """Newest step that is in the store or on its way there: the one restored from, or staged since."""
     evaluation_before: Mapping[str, Any] | None = None
     """Metrics before the first step of the job, over all its lives."""
     last_evaluation: Evaluation | None = None

@@ -37,6 +37,10 @@ class ResourcesSpec:
 class CheckpointSpec:
     interval_steps: int = 50
     """Commit a checkpoint every so many steps, and always after the last."""
+    buffers: int = 2
+    """Copies of its state that a rank keeps in host memory: so many saves may be on their way to the store while it trains."""
+    max_upload_mb_per_s: float = 0
+    """Of a node, on average; 0: as fast as it goes."""
     keep_last: int = 3
     """Newest commits that stay in the store; 0: all."""
     keep_best: int = 0
@@ -44,6 +48,9 @@ class CheckpointSpec:
 
     def __post_init__(self) -> None:
         require(self.interval_steps >= 1, "checkpoint.interval_steps", self.interval_steps, "at least 1")
+        at_least(1, "checkpoint", self, "buffers")
+        rate = self.max_upload_mb_per_s
+        require(0 <= rate < math.inf, "checkpoint.max_upload_mb_per_s", rate, "0 (no limit) or more")
         require(self.keep_last >= 0, "checkpoint.keep_last", self.keep_last, "0 (all) or more")
         at_least(0, "checkpoint", self, "keep_best")
 

@@ -7,19 +7,23 @@ import logging
 import os
 import socket
 import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
 
+from orchestrator.checkpoints.slab import remove_slabs
 from orchestrator.paths import Home, JobKeys
 from orchestrator.runtime.link import Order, ProgressClock
-from orchestrator.spec import StorageSpec, from_dict
+from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.storage import open_store
 from orchestrator.supervision import warm_client
 from orchestrator.supervision.log_shipper import LogShipper
 from orchestrator.supervision.rank_hub import Fork, Message, RankHub
+from orchestrator.supervision.uploader_child import UploaderChild
 
 LOG_TAIL_BYTES = 4000
 SHARED_MEMORY = Path("/dev/shm")
@@ -42,8 +46,10 @@ class Agent:
         self._clocks: dict[int, ProgressClock] = {}
         self._clock_paths: list[Path] = []
         self._out_of_memory = _kernel_kills()
-        for left in _clock_folder(self._folder).glob(f"{self._clock_name('*')}"):
+        self._uploader: UploaderChild | None = None
+        for left in self._memory_folder.glob(f"{self._clock_name('*')}"):
             left.unlink(missing_ok=True)
+        remove_slabs(self._memory_folder, self._slab_stem)
         self._logs = LogShipper(JobKeys(job_id))
         name = f"agent-{bundle}.sock"
         self._socket = warm_client.short_folder(self._folder, name) / name
@@ -51,12 +57,14 @@ class Agent:
         self._hub = RankHub(self._socket, lambda: warm_client.connect(self._home, entry, raylet), self._pass_on)
 
     def start_ranks(self, epoch: int, tasks: list[dict[str, Any]], env: dict[str, str]) -> None:
-        """Fork the ranks of `tasks` (RankTask as a dict, without `agent_socket` and `clock`). Raises ClusterError.
+        """Fork the ranks of `tasks` (RankTask as a dict, without its places on this node). Raises ClusterError.
 
         `env` holds the job's secrets; the ranks get it and so does this process's object store.
         """
-        storage = from_dict(StorageSpec, tasks[0]["spec"]["storage"])
-        self._logs.use(lambda: open_store(storage, {**os.environ, **env}))
+        spec: JobSpec = from_dict(JobSpec, tasks[0]["spec"])
+        environ = {**os.environ, **env}
+        self._logs.use(lambda: open_store(spec.storage, environ))
+        self._begin_uploads(epoch, spec, environ)
         self._out_of_memory = _kernel_kills()
         self._drop_clocks()
         environment = {**env, **self._rank_environment()}
@@ -80,8 +88,10 @@ class Agent:
             probe.bind((node, 0))
             return node, int(probe.getsockname()[1])
 
-    def flush_logs(self) -> bool:
-        """Ship all output of the ranks. False if the store did not take it."""
+    def close(self) -> bool:
+        """End the uploader and ship all output of the ranks, which are gone. False if the store did not take it."""
+        if self._uploader is not None:
+            self._uploader.close()
         return self._logs.flush()
 
     @ray.method(concurrency_group="wait")  # type: ignore[untyped-decorator,unused-ignore]
@@ -91,14 +101,15 @@ class Agent:
 
     def _fork(self, epoch: int, task: dict[str, Any], environment: dict[str, str]) -> Fork:
         rank = task["rank"]
-        clock = _clock_folder(self._folder) / self._clock_name(str(rank))
+        clock = self._memory_folder / self._clock_name(str(rank))
         self._clocks[rank] = ProgressClock(clock, create=True)
         self._clock_paths.append(clock)
         path = self._log_path(epoch, rank)
         path.unlink(missing_ok=True)
         path.touch(mode=0o600)
         self._logs.follow(path, epoch, rank)
-        told = {**task, "agent_socket": str(self._socket), "clock": str(clock)}
+        places = {"agent_socket": self._socket, "clock": clock, "slab_folder": self._memory_folder, "slab_stem": self._slab_stem}
+        told = {**task, **{name: str(place) for name, place in places.items()}}
         return Fork(rank=rank, task=told, env=environment, log=str(path))
 
     def _drop_clocks(self) -> None:
@@ -114,7 +125,23 @@ class Agent:
         for message in messages:
             if message["type"] == "exit":
                 self._complete_exit(message)
+            elif self._uploader is not None and message["type"] == "staged":
+                self._uploader.take(message)
+            elif self._uploader is not None:
+                self._uploader.heard(message)
         self._supervisor.report.remote(self._bundle, messages)
+
+    def _begin_uploads(self, epoch: int, spec: JobSpec, environ: Mapping[str, str]) -> None:
+        if self._uploader is None:
+            opened = {
+                "storage": to_dict(spec.storage), "folder": str(self._memory_folder), "stem": self._slab_stem,
+                "agent_socket": str(self._socket), "bytes_per_s": spec.checkpoint.max_upload_mb_per_s * 1e6,
+            }  # fmt: skip
+            self._uploader = UploaderChild(opened, environ, self._folder / f"uploader-{self._bundle}.log", self._report_failure)
+        self._uploader.begin(epoch)
+
+    def _report_failure(self, message: Message) -> None:
+        self._supervisor.report.remote(self._bundle, [{"time_s": time.time(), **message}])
 
     def _complete_exit(self, message: Message) -> None:
         path = self._log_path(message["epoch"], message["rank"])
@@ -130,6 +157,15 @@ class Agent:
 
     def _log_path(self, epoch: int, rank: int) -> Path:
         return self._folder / f"rank-{epoch:08d}-{rank:05d}.log"
+
+    @property
+    def _memory_folder(self) -> Path:
+        """Where files are memory, if the system has such a place."""
+        return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else self._folder
+
+    @property
+    def _slab_stem(self) -> str:
+        return f"orchestrator-{self._job_id}-{self._bundle}"
 
     def _clock_name(self, rank: str) -> str:
         return f"orchestrator-{self._job_id}-{self._bundle}-{rank}.clock"
@@ -148,10 +184,6 @@ def _interface_of(address: str) -> str:
         if any(entry.address == address for entry in addresses):
             return str(name)
     return ""
-
-
-def _clock_folder(fallback: Path) -> Path:
-    return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else fallback
 
 
 def _kernel_kills() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ class SavedCheckpoint:
     step: int
     prefix: str
     job_scalars: Mapping[str, Any]
+    cost: Mapping[str, float] = field(default_factory=dict)
+    """num_bytes over all writers; stall_s, for which training stood still, and upload_s of the slowest."""
 
 
 @dataclass
@@ -41,6 +43,8 @@ class Attempt:
     exited: set[int] = field(default_factory=set)
     suspects: set[str] = field(default_factory=set)
     """Keys of commits that a rank has found damaged."""
+    _staged: dict[tuple[int, str], set[int]] = field(default_factory=dict)
+    """(step, key prefix) -> writers of what is on its way to the store."""
     _saved: dict[tuple[int, str], dict[int, Mapping[str, Any]]] = field(default_factory=dict)
     _first_report_s: float | None = None
     _all_done_s: float | None = None
@@ -72,6 +76,13 @@ class Attempt:
         if len(self.done) == self.world_size:
             self._all_done_s = now
 
+    def heard_staged(self, message: Mapping[str, Any]) -> None:
+        self._staged.setdefault((message["step"], message["checkpoint"]), set()).add(message["writer"])
+
+    def on_their_way(self) -> list[int]:
+        """Steps whose state is whole in host memory, and not yet in the store."""
+        return sorted(step for (step, _), writers in self._staged.items() if len(writers) == self.world_size)
+
     def heard_saved(self, message: Mapping[str, Any]) -> SavedCheckpoint | None:
         """The checkpoint, when this was the last of its writers."""
         step, prefix = message["step"], message["checkpoint"]
@@ -80,7 +91,8 @@ class Attempt:
         if len(writers) < self.world_size:
             return None
         del self._saved[step, prefix]
-        return SavedCheckpoint(step, prefix, writers[0].get("job_scalars", {}))
+        self._staged.pop((step, prefix), None)
+        return SavedCheckpoint(step, prefix, writers[0].get("job_scalars", {}), _cost(list(writers.values())))
 
     def completed(self, now: float) -> bool:
         """All ranks are done, and have left or had their time to."""
@@ -106,3 +118,8 @@ class Attempt:
     def _add(self, report: Report, now: float) -> None:
         self.reports.append(report)
         self._first_report_s = now if self._first_report_s is None else self._first_report_s
+
+
+def _cost(saved: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    slowest = {name: max(message.get(name, 0.0) for message in saved) for name in ("stall_s", "upload_s")}
+    return {"num_bytes": sum(message.get("num_bytes", 0) for message in saved), **slowest}

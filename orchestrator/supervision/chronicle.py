@@ -60,6 +60,11 @@ class Chronicle:
         if self.board.state is not JobState.DRAINING:
             self.board.move(JobState.RUNNING, "training")
 
+    def committed(self, commit: CommitRef, cost: Mapping[str, float]) -> None:
+        """The newest checkpoint is now `commit`; the tracking server gets a link to it."""
+        self.tell(EventKind.COMMITTED, f"step {commit.step}", step=commit.step, commit=commit.key, epoch=commit.epoch, **cost)
+        self.journal.append("tags", values={"checkpoint.step": commit.step, "checkpoint.newest": commit.prefix})
+
     def best(self, commit: CommitRef | None) -> None:
         """The best checkpoint is now `commit`; None: there is none."""
         if commit == self._best:

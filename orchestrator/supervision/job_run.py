@@ -24,13 +24,15 @@ from orchestrator.supervision.attempt import Attempt, SavedCheckpoint
 from orchestrator.supervision.chronicle import Chronicle, past
 from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
-from orchestrator.supervision.diagnosis import Verdict, diagnose
+from orchestrator.supervision.diagnosis import ErrorReport, Verdict, diagnose
 from orchestrator.supervision.failures import Action, Fault, decide
 from orchestrator.supervision.worker_group import Group, PlaceLost
 
 log = logging.getLogger("orchestrator.supervisor")
 
 Message = Mapping[str, Any]
+SETTLE_LIMIT_S = 120.0
+"""How long there may be no news of an upload before it is given up."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ class JobRun:
                 attempt.heard_error(message, self._clock())
             case "done":
                 attempt.heard_done(message, self._clock())
+            case "staged":
+                attempt.heard_staged(message)
             case "saved":
                 checkpoint = attempt.heard_saved(message)
                 if checkpoint is not None:
@@ -228,7 +232,7 @@ class JobRun:
             self._chronicle.tell(EventKind.CORRUPT_CHECKPOINT, f"step {checkpoint.step} is not committed: {error}", step=checkpoint.step)
             return
         self._board.show(committed_step=ref.step)
-        self._chronicle.tell(EventKind.COMMITTED, f"step {ref.step}", step=ref.step, commit=ref.key, epoch=ref.epoch)
+        self._chronicle.committed(ref, checkpoint.cost)
         self._chronicle.best(self._committer.best)
 
     # fail
@@ -246,6 +250,7 @@ class JobRun:
         self._board.move(JobState.RECOVERING, f"recovering: {verdict.sentence}")
         self._chronicle.tell(kind, verdict.sentence, rank=verdict.rank, reason=verdict.reason.name, fingerprint=verdict.fingerprint)
         self._group.kill_ranks()
+        self._settle(self._attempt)
         if self._inbox.stop_mode:
             return self._cancelled(f"stopped; before it could save, {verdict.sentence}")
         committed = self._committer.newest_step
@@ -262,6 +267,23 @@ class JobRun:
         self._restarts += 1
         self._chronicle.tell(EventKind.RESTARTED, f"{decision.why} after: {verdict.sentence}", fault=fault.to_dict())
         return None
+
+    def _settle(self, attempt: Attempt) -> None:
+        """The ranks are gone; what they all had staged goes to the store still, and is committed: nothing of it is lost."""
+        limit = self._clock() + SETTLE_LIMIT_S
+        while (steps := attempt.on_their_way()) and not self._group.missing() and not self._inbox.stops_now():
+            if self._clock() > limit:
+                log.warning("steps %s are not in the store after %.0f s without news, and are given up", steps, SETTLE_LIMIT_S)
+                return
+            self._board.show(phase=f"saving step {steps[-1]}")
+            failures = len(attempt.reports)
+            item = self._inbox.get(1.0)
+            if item is not None:
+                limit = self._clock() + SETTLE_LIMIT_S
+                self._take(attempt, item)
+            if any(isinstance(report, ErrorReport) and not report.echo for report in attempt.reports[failures:]):
+                log.warning("steps %s do not come into the store: %s", steps, attempt.reports[-1])
+                return
 
     def _pause(self, delay_s: float) -> bool:
         """Wait; True if told to stop meanwhile. What dead ranks have said is dropped."""

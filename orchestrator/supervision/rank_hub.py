@@ -65,7 +65,8 @@ class Living:
 
 
 class RankHub:
-    """`deliver` is called on the hub's thread with messages, each of which carries its `epoch`."""
+    """`deliver` is called on the hub's thread with messages, each of which carries its `epoch`: that of the
+    living ranks, unless it says itself which it speaks of."""
 
     def __init__(self, listen_at: Path, connect_warm: Callable[[], socket.socket], deliver: Deliver) -> None:
         self._connect_warm = connect_warm
@@ -160,7 +161,7 @@ class RankHub:
             line.connection.close()
         with self._changed:
             self._living.greeted |= {message["rank"] for message in messages}
-            return [{**message, "epoch": self._living.epoch} for message in messages]
+            return [{"epoch": self._living.epoch, **message} for message in messages]
 
     def _hear_warm(self, _: Any = None) -> list[Message]:
         line = self._warm

@@ -224,7 +224,7 @@ class WorkerGroup:
             handle.order.remote(int(order))
 
     def close(self) -> None:
-        for slot, answer in [(slot, handle.flush_logs.remote()) for slot, handle in self._agents()]:
+        for slot, answer in [(slot, handle.close.remote()) for slot, handle in self._agents()]:
             try:
                 ray.get(answer, timeout=ANSWER_LIMIT_S)
             except RayError as error:

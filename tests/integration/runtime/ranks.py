@@ -1,4 +1,4 @@
-"""Real ranks for tests: `python ranks.py TASK.json` is one rank; `Group` starts them and plays agent and supervisor."""
+"""Real ranks for tests: `python ranks.py TASK.json` is one rank; `Group` starts them and plays agent, uploader and supervisor."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from orchestrator.runtime.link import Order, ProgressClock  # noqa: E402
 from orchestrator.runtime.task import RankTask  # noqa: E402
 from orchestrator.spec import JobSpec, from_dict, to_dict  # noqa: E402
 from orchestrator.storage import DirectoryStore  # noqa: E402
+from orchestrator.supervision.uploader import Uploader  # noqa: E402
 
 
 def spec_of(store, **changes):
@@ -58,6 +59,7 @@ class Group:
         chosen = [ref.key for ref in begun.commits] if commits is None else commits
         run_dir = self.folder / f"{self.job_id}-{self.epoch}"
         run_dir.mkdir()
+        self.uploader = Uploader(self.store, run_dir, "slab", self._hear)
         self._listen(run_dir / "s")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -68,6 +70,7 @@ class Group:
                 job_id=self.job_id, run=1, epoch=self.epoch, spec=self.spec, rank=rank, world_size=self.world_size, local_rank=rank,
                 local_world_size=self.world_size, master_address="127.0.0.1", master_port=port, agent_socket=str(run_dir / "s"),
                 clock=str(run_dir / f"clock{rank}"), cache_dir=str(self.folder / "cache"), commits=chosen,
+                slab_folder=str(run_dir), slab_stem="slab",
             )  # fmt: skip
             path = run_dir / f"task{rank}.json"
             path.write_text(json.dumps(task.to_dict()))
@@ -132,12 +135,16 @@ class Group:
     def _serve(self):
         connection, _ = self._server.accept()
         for line in connection.makefile():
-            message = json.loads(line)
-            with self._changed:
-                self.messages.append(message)
-                if message["type"] == "saved":
-                    self._commit(message)
-                self._changed.notify_all()
+            self._hear(json.loads(line))
+
+    def _hear(self, message):
+        with self._changed:
+            self.messages.append(message)
+            if message["type"] == "staged":
+                self.uploader.take({**message, "epoch": self.epoch})
+            if message["type"] == "saved":
+                self._commit(message)
+            self._changed.notify_all()
 
     def _commit(self, message):
         parts = self._saved.setdefault(message["checkpoint"], [])

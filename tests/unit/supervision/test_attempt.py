@@ -70,3 +70,18 @@ def test_a_silent_rank_is_given_up():
     it = Attempt(epoch=1, world_size=2, base_step=0, began_s=0.0, greeted={0})
     assert not it.failed(START_LIMIT_S - 1)
     assert it.failed(START_LIMIT_S + 1)
+
+
+def test_what_all_writers_have_staged_is_on_its_way_until_all_of_it_is_saved():
+    it = attempt()
+    of = {"step": 5, "checkpoint": "p/"}
+    it.heard_staged({**of, "writer": 0})
+    assert it.on_their_way() == []  # the other rank was killed before
+    it.heard_staged({**of, "writer": 1})
+    assert it.on_their_way() == [5]
+    assert it.heard_saved({**of, "writer": 0, "num_bytes": 3, "stall_s": 0.1, "upload_s": 2.0, "job_scalars": {"step": 5}}) is None
+    assert it.on_their_way() == [5]
+    whole = it.heard_saved({**of, "writer": 1, "num_bytes": 4, "stall_s": 0.2, "upload_s": 1.0})
+    assert whole is not None
+    assert whole.cost == {"num_bytes": 7, "stall_s": 0.2, "upload_s": 2.0}
+    assert it.on_their_way() == []

@@ -39,6 +39,9 @@ class Spoken:
     def kill_ranks(self):
         pass
 
+    def missing(self):
+        return set()
+
     def _saved(self, epoch, step):
         prefix = KEYS.checkpoint(step, epoch, "u")
         piece = StatePiece(name="w", role="param", global_shape=(2,), start=0, data=torch.full((2,), float(step)))
@@ -48,17 +51,39 @@ class Spoken:
         yield {"type": "saved", "step": step, "checkpoint": prefix, "writer": 0, "job_scalars": scalars}
 
 
-def run(store, folder, number=1):
+class Killed(Spoken):
+    """Its rank is killed while what it staged at step 10 is on its way, which arrives after the death; in its second life it is done."""
+
+    def __init__(self, store, inbox):
+        super().__init__(store, inbox)
+        self.epochs = []
+
+    def start(self, tasks, env, give_up):
+        self.epoch = tasks[0]["epoch"]
+        self.epochs.append(tasks[0]["commits"])
+        staged = {"type": "staged", "step": 10, "checkpoint": KEYS.checkpoint(10, self.epoch, "u"), "writer": 0, "slab": "/dev/shm/x"}
+        done = [{"type": "done", "step": 50, "stopped": False}, {"type": "exit", "code": 0}]
+        self._say([staged, {"type": "exit", "signal": 9}] if len(self.epochs) == 1 else done)
+
+    def kill_ranks(self):
+        if len(self.epochs) == 1:
+            self._say([message for message in self._saved(self.epoch, 10) if message["type"] == "saved"])
+
+    def _say(self, messages):
+        self.inbox.put(FromAgent(0, [{"rank": 0, "epoch": self.epoch, "time_s": 0.0, **message} for message in messages]))
+
+
+def run(store, folder, number=1, group=Spoken):
     values = {
         "workload": {"name": "x", "entrypoint": "m:C"}, "model": {"name": "x"}, "data": {"name": "x"}, "tracking": {"enabled": False},
         "training": {"max_steps": 50, "global_batch_size": 2, "micro_batch_size": 2, "eval_interval_steps": 10},
-        "checkpoint": {"keep_last": 1, "keep_best": 1},
+        "checkpoint": {"keep_last": 1, "keep_best": 1}, "recovery": {"backoff_s": 0.01},
     }  # fmt: skip
     context = RunContext(job_id="job", run=number, spec=from_dict(JobSpec, values), home=Home(folder), ranks_per_bundle=(1,))
     journal, inbox, board = Journal(folder / "journal.jsonl", store, KEYS), Inbox(), StatusBoard("job", 50, "life")
     chronicle = Chronicle(number, board, journal, TrackingChild(context, journal.path))
     committer = Committer(context, store, journal, lambda delay_s: False)
-    result = JobRun(context, Spoken(store, inbox), inbox, chronicle, committer).run()
+    result = JobRun(context, group(store, inbox), inbox, chronicle, committer).run()
     tags = [record["values"] for record in journal.records() if record["kind"] == "tags"]
     return result, board.progress, tags
 
@@ -69,7 +94,20 @@ def test_an_early_end_is_a_success_with_its_reason_and_the_best_checkpoint_is_sh
     assert (result.end_reason, result.step) == (EndReason.COMPLETED, 30)
     assert result.message == f"trained 30 steps; {WHY}"
     assert (progress.best_step, progress.best_value, progress.committed_step) == (10, 1.5, 30)
-    assert tags == [{"best.step": 10, "best.loss": 1.5, "best.checkpoint": KEYS.checkpoint(10, 1, "u")}]
+    newest = [{"checkpoint.step": step, "checkpoint.newest": KEYS.checkpoint(step, 1, "u")} for step in FIGURES]
+    assert tags == [newest[0], {"best.step": 10, "best.loss": 1.5, "best.checkpoint": KEYS.checkpoint(10, 1, "u")}, *newest[1:]]
 
     _, progress, _ = run(store, tmp_path, number=2)
     assert (progress.best_step, progress.committed_step) == (10, 30)  # read back from the store
+
+
+def test_what_was_staged_when_the_ranks_died_is_committed_before_they_start_again(tmp_path):
+    groups = []
+
+    def group(store, inbox):
+        groups.append(Killed(store, inbox))
+        return groups[0]
+
+    result, progress, _ = run(MemoryStore(), tmp_path, group=group)
+    assert (result.end_reason, progress.committed_step) == (EndReason.COMPLETED, 10)
+    assert groups[0].epochs == [[], [KEYS.commit(1, 10)]]

@@ -1,0 +1,192 @@
+"""A rank's state is copied into host memory between two steps: the only time for which a save stops the training."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.checkpoints.pieces import StatePiece
+from orchestrator.checkpoints.slab import CONSTANT, Row, Slab, SlabState, Staged, arrange, read_staged, slab_path
+
+POLL_S = 0.002
+
+log = logging.getLogger("orchestrator.rank")
+
+
+class StagingRing:
+    """The slabs of one rank, used in turn. The newest staged state stays in memory until its slab's turn comes again.
+
+    `stem` begins the names of this rank's slabs in `folder`. `count` slabs: so many saves may be on their way at once.
+    """
+
+    def __init__(self, folder: Path, stem: str, count: int) -> None:
+        self._paths = [slab_path(folder, stem, number) for number in range(count)]
+        self._constant_path = slab_path(folder, stem, CONSTANT)
+        self._slabs: list[Slab | None] = [None] * count
+        self._constant_slab: str | None = None
+        """Path; empty: nothing is constant; None: not staged yet."""
+        self._next = min(range(count), key=lambda number: _step(self._paths[number]))  # what an earlier process staged last stays longest
+        self._preparation: threading.Thread | None = None
+
+    def prepare(self, pieces: Iterable[StatePiece]) -> None:
+        """Get the memory for state like `pieces`, beside whatever goes on; a save before it is ready waits for it."""
+        needed = size_of(rows_of(pieces))
+        self._preparation = threading.Thread(target=self._get_memory, args=(needed,), name="slabs", daemon=True)
+        self._preparation.start()
+
+    def stage(
+        self, pieces: Sequence[StatePiece], constant: Callable[[], Sequence[StatePiece]], waiting: Callable[[], None], *, job_id: str,
+        epoch: int, step: int, prefix: str, writer: int, scalars: Mapping[str, Any],
+    ) -> Path:  # fmt: skip
+        """Copy `pieces` into a slab, and what `constant()` gives into one of its own the first time; the slab.
+
+        Waits while all slabs are still being uploaded, and calls `waiting` meanwhile. Raises MemoryError.
+        """
+        if self._preparation is not None:
+            self._preparation.join()
+            self._preparation = None
+        rows = rows_of(pieces)
+        number = self._free(waiting)
+        slab = self._slab(number, size_of(rows))
+        slab.forget()
+        _pack(pieces, rows, slab)
+        if self._constant_slab is None:
+            self._constant_slab = self._stage_constant(constant(), job_id, epoch, writer)
+        staged = Staged(
+            job_id=job_id, epoch=epoch, step=step, prefix=prefix, writer=writer, rows=tuple(rows), scalars=scalars,
+            constant_slab=self._constant_slab,
+        )  # fmt: skip
+        slab.describe(staged)
+        slab.state = SlabState.STAGED
+        self._next = (number + 1) % len(self._slabs)
+        return slab.path
+
+    def drain(self, waiting: Callable[[], None]) -> None:
+        """Return when nothing is to be uploaded any more."""
+        while any(slab is not None and slab.state is SlabState.STAGED for slab in self._slabs):
+            waiting()
+            time.sleep(POLL_S)
+
+    def _free(self, waiting: Callable[[], None]) -> int:
+        """The slab whose turn it is. One of a process before this one, which is on its way still, is waited for too."""
+        number = self._next
+        while True:
+            slab = self._slabs[number] or _existing(self._paths[number])
+            if slab is None or slab.state is SlabState.FREE:
+                return number
+            waiting()
+            time.sleep(POLL_S)
+
+    def _slab(self, number: int, num_bytes: int) -> Slab:
+        held = self._slabs[number]
+        if held is None or held.capacity < num_bytes:
+            held = self._slabs[number] = _create(self._paths[number], num_bytes)
+        return held
+
+    def _stage_constant(self, pieces: Sequence[StatePiece], job_id: str, epoch: int, writer: int) -> str:
+        rows = rows_of(pieces)
+        if not rows:
+            return ""
+        if _holds(self._constant_path, rows):  # of a process before this one
+            return str(self._constant_path)
+        slab = _create(self._constant_path, size_of(rows))
+        slab.forget()
+        _pack(pieces, rows, slab)
+        slab.describe(Staged(job_id=job_id, epoch=epoch, step=0, prefix="", writer=writer, rows=tuple(rows)))
+        return str(slab.path)
+
+    def _get_memory(self, num_bytes: int) -> None:
+        for number, path in enumerate(self._paths):
+            if (existing := _existing(path)) is None or (existing.state is SlabState.FREE and existing.capacity < num_bytes):
+                try:
+                    self._slabs[number] = _create(path, num_bytes)
+                except MemoryError as error:
+                    log.warning("%s", error)  # the first save says so again, and fails
+                    return
+
+
+def _step(path: Path) -> int:
+    """Of what lies in the slab; -1: nothing."""
+    try:
+        return read_staged(path).step
+    except FileNotFoundError:
+        return -1
+
+
+def _existing(path: Path) -> Slab | None:
+    try:
+        return Slab.open(path)
+    except FileNotFoundError:
+        return None
+
+
+def _holds(path: Path, rows: Sequence[Row]) -> bool:
+    try:
+        return read_staged(path).rows == tuple(rows)
+    except FileNotFoundError:
+        return False
+
+
+def _create(path: Path, num_bytes: int) -> Slab:
+    try:
+        slab = Slab.create(path, num_bytes)
+    except OSError as error:
+        raise MemoryError(
+            f"out of memory in {path.parent}: a checkpoint of {num_bytes / 1e9:.2f} GB of this rank is to be kept there while it is "
+            f"uploaded: {error.strerror}. Give shared memory more room, or set checkpoint.buffers=1."
+        ) from error
+    if torch.cuda.is_initialized():
+        _pin(slab)
+    return slab
+
+
+def _pin(slab: Slab) -> None:
+    """A GPU copies into registered memory at the full rate of its bus."""
+    content = torch.frombuffer(slab.content, dtype=torch.uint8)
+    code = torch.cuda.cudart().cudaHostRegister(content.data_ptr(), content.numel(), 0)
+    if int(code):
+        log.warning("%s is not pinned (CUDA error %d): checkpoints stop the training for longer", slab.path, int(code))
+
+
+def rows_of(pieces: Iterable[StatePiece]) -> list[Row]:
+    """As they lie in a slab, one after the other; a piece longer than a segment is several."""
+    return [
+        part
+        for piece in pieces
+        for part in Row(
+            name=piece.name, role=piece.role, dtype=str(piece.data.dtype).removeprefix("torch."), global_shape=tuple(piece.global_shape),
+            start=piece.start, count=int(piece.data.numel()), item_bytes=piece.data.element_size(), block=piece.block,
+        ).parts()
+    ]  # fmt: skip
+
+
+def size_of(rows: Sequence[Row]) -> int:
+    """Packed bytes."""
+    portions = arrange(rows)
+    return portions[-1].start + portions[-1].num_bytes if portions else 0
+
+
+def _pack(pieces: Iterable[StatePiece], rows: Sequence[Row], slab: Slab) -> None:
+    target = torch.frombuffer(slab.content, dtype=torch.uint8)
+    pack_into(target, pieces, rows)
+
+
+@torch.no_grad()
+def pack_into(target: torch.Tensor, pieces: Iterable[StatePiece], rows: Sequence[Row]) -> None:
+    """Copy `pieces` to where `arrange(rows)` says. `target`: uint8, at least as long as that."""
+    places = [portion.start + offset for portion in arrange(rows) for offset, _ in portion.rows]
+    parts = iter(zip(places, rows, strict=True))
+    for piece in pieces:
+        source, done = piece.data.detach().contiguous().view(torch.uint8), 0
+        while done < source.numel():
+            place, row = next(parts)
+            target[place : place + row.num_bytes].copy_(source[done : done + row.num_bytes], non_blocking=source.is_cuda)
+            done += row.num_bytes
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

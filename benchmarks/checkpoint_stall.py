@@ -70,7 +70,7 @@ class Ours:
         self._step += 1
         prefix, began = JobKeys("stall").checkpoint(self._step, 1, "u"), time.monotonic()
         slab = self._ring.stage(
-            self._pieces, lambda: [], lambda: None, job_id="stall", epoch=1, step=self._step, prefix=prefix, writer=0, scalars={}
+            self._pieces, list, lambda: None, job_id="stall", epoch=1, step=self._step, prefix=prefix, writer=0, scalars={}
         )
         stalled = time.monotonic() - began
         self._child.take({"rank": 0, "writer": 0, "epoch": 1, "step": self._step, "checkpoint": prefix, "slab": str(slab)})

@@ -102,7 +102,7 @@ class UploaderChild:
                 for message in ({"op": "begin", "epoch": self._epoch}, *({**message, "op": "staged"} for message in pending)):
                     self._say(message)
                 return
-            self._given_up = f"the uploader of its node ended {MAX_STARTS} times in a row, with exit code {code}; see {self._log_path} there"
+            self._given_up = f"the uploader of its node ended {MAX_STARTS} times in a row, with exit code {code}; see {self._log_path}"
         for message in pending[:1]:
             self._fail(_error(message, self._given_up))
 

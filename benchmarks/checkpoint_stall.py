@@ -2,10 +2,11 @@
 
     python benchmarks/checkpoint_stall.py [--rounds 12] [--megabytes 540]
 
-One process trains nothing and saves a state of fp32 weights and two moments again and again, in turn by: ours (`StagingRing.stage`, with
-the uploader as a process of its own, as in a job), `torch.distributed.checkpoint.async_save`, DeepSpeed's way (`torch.save` into a file
-and fsync, while training waits). Timed is what the training loop waits for; each save is durable before the next one begins. The first
-round, which makes memory, is not counted for anybody.
+One process computes products of matrices in the place of a forward and a backward pass, and saves a state of fp32 weights and two moments,
+in turn by: ours (`StagingRing`, with the uploader as a process of its own, as in a job), `torch.distributed.checkpoint.async_save`, and
+DeepSpeed's way (`torch.save` into a file and fsync, while training waits). The stall is what the loop waits for: in the call, and before
+the state may change. The loss is by how much a block of steps that begins with a save is longer than one without: what copies and uploads
+take from the computation counts there too. Each save is durable before the next begins. The first round makes memory and counts for nobody.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from record import ROOT, publish, table
 sys.path.insert(0, str(ROOT))
 BAR = 0.2
 WIDTH = 1024
+STEPS = 6  # of a block
+PRODUCTS = 24  # of a step
 
 
 class Ours:
@@ -69,13 +73,22 @@ class Ours:
 
         self._step += 1
         prefix, began = JobKeys("stall").checkpoint(self._step, 1, "u"), time.monotonic()
-        slab = self._ring.stage(
-            self._pieces, list, lambda: None, job_id="stall", epoch=1, step=self._step, prefix=prefix, writer=0, scalars={}
+
+        def done(slab: Path) -> None:
+            self._child.take({"rank": 0, "writer": 0, "epoch": 1, "step": self._step, "checkpoint": prefix, "slab": str(slab)})
+
+        self._ring.stage(
+            self._pieces, list, lambda: None, done, job_id="stall", epoch=1, step=self._step, prefix=prefix, writer=0, scalars={}
         )
-        stalled = time.monotonic() - began
-        self._child.take({"rank": 0, "writer": 0, "epoch": 1, "step": self._step, "checkpoint": prefix, "slab": str(slab)})
+        return time.monotonic() - began
+
+    def before_change(self) -> float:
+        began = time.monotonic()
+        self._ring.finish()
+        return time.monotonic() - began
+
+    def wait(self) -> None:
         self._saved.acquire()
-        return stalled
 
     def close(self) -> None:
         self._child.close()
@@ -95,13 +108,12 @@ def measure(folder: Path, megabytes: int, rounds: int) -> list[dict[str, float]]
     roles = ("param", "exp_avg", "exp_avg_sq")
     tensors = {f"{role}:layer.{n}.weight": torch.randn(WIDTH, WIDTH) for n in range(count) for role in roles}
     ours, number = Ours(folder, tensors), 0
+    futures: list[Any] = []
 
     def by_dcp() -> float:
         began = time.monotonic()
-        future = dcp.async_save(tensors, checkpoint_id=str(folder / f"dcp-{number}"))
-        stalled = time.monotonic() - began
-        future.result()
-        return stalled
+        futures.append(dcp.async_save(tensors, checkpoint_id=str(folder / f"dcp-{number}")))
+        return time.monotonic() - began
 
     def by_file() -> float:
         began = time.monotonic()
@@ -111,15 +123,48 @@ def measure(folder: Path, megabytes: int, rounds: int) -> list[dict[str, float]]
             os.fsync(file.fileno())
         return time.monotonic() - began
 
-    arms: dict[str, Callable[[], float]] = {"ours": ours.save, "dcp.async_save": by_dcp, "torch.save": by_file}
+    nothing = Arm(lambda: 0.0, lambda: 0.0, lambda: None)
+    arms = {
+        "ours": Arm(ours.save, ours.before_change, ours.wait),
+        "dcp.async_save": Arm(by_dcp, lambda: 0.0, lambda: futures.pop().result()),
+        "torch.save": Arm(by_file, lambda: 0.0, lambda: None),
+    }
+    a, b = torch.randn(WIDTH, WIDTH), torch.empty(WIDTH, WIDTH)
+
+    def block(arm: Arm) -> tuple[float, float]:
+        """(stall, seconds of the whole block)."""
+        began, stalled = time.monotonic(), arm.save()
+        for step in range(STEPS):
+            for _ in range(PRODUCTS):
+                torch.mm(a, a, out=b)
+            if step == 0:
+                stalled += arm.before_change()
+        seconds = time.monotonic() - began
+        arm.wait()
+        return stalled, seconds
+
     rows = []
     for number in range(rounds + 1):
-        rows.append({name: arms[name]() for name in (list(arms) if number % 2 else reversed(list(arms)))})
-        print(number, {name: f"{seconds * 1000:.1f} ms" for name, seconds in rows[-1].items()}, flush=True)
+        row: dict[str, float] = {}
+        _, calm = block(nothing)
+        for name in list(arms) if number % 2 else reversed(list(arms)):
+            row[name], seconds = block(arms[name])
+            row[f"{name} loss"] = seconds - calm
+        rows.append(row)
+        print(number, f"calm {calm:.2f} s", {name: f"{seconds * 1000:.1f} ms" for name, seconds in row.items()}, flush=True)
         _clean(folder, number)
     ours.close()
     dist.destroy_process_group()
     return rows[1:]
+
+
+@dataclass(frozen=True)
+class Arm:
+    save: Callable[[], float]
+    before_change: Callable[[], float]
+    """Seconds waited before the state may change."""
+    wait: Callable[[], None]
+    """Until it is durable."""
 
 
 def _clean(folder: Path, number: int) -> None:
@@ -140,13 +185,13 @@ def main() -> int:
     ratios = sorted(row["ours"] / row["dcp.async_save"] for row in rows)
     stalls = {name: sorted(row[name] for row in rows) for name in rows[0]}
     ratio = statistics.median(ratios)
-    lines = [(name, *(f"{value * 1000:.1f}" for value in (statistics.median(x), x[0], x[-1]))) for name, x in stalls.items()]
+    lines = [(name, *(f"{value * 1000:.1f}" for value in (statistics.median(x), x[0], x[-1]))) for name, x in sorted(stalls.items())]
     return publish(
         "checkpoint_stall", "A save stops the training for at most a fifth of the time that PyTorch's asynchronous save does",
         ours=round(ratio, 3), bar=BAR, holds=ratio <= BAR, n=asked.rounds, megabytes=asked.megabytes,
         ratio_range=[round(ratios[0], 3), round(ratios[-1], 3)],
         peers={name: round(statistics.median(x), 4) for name, x in stalls.items() if name != "ours"},
-        rows=table(("stall of", "median ms", "least", "most"), lines),
+        rows=table(("stall, or loss of the block", "median ms", "least", "most"), lines),
     )  # fmt: skip
 
 

@@ -43,8 +43,13 @@ class Recorder:
 class NoSaves:
     """In the place of the slabs: what a save costs is another benchmark's."""
 
-    def stage(self, *_: Any, **__: Any) -> Path:
-        return Path()
+    stalled_s = 0.0
+
+    def stage(self, *_: Any, **__: Any) -> None:
+        return
+
+    def finish(self) -> None:
+        return
 
 
 class Loops:

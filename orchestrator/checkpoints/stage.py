@@ -1,4 +1,4 @@
-"""A rank's state is copied into host memory between two steps: the only time for which a save stops the training."""
+"""A rank's state is copied into host memory while it computes the next gradients: no step changes it before they are there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ class StagingRing:
         """Path; empty: nothing is constant; None: not staged yet."""
         self._next = min(range(count), key=lambda number: _step(self._paths[number]))  # what an earlier process staged last stays longest
         self._preparation: threading.Thread | None = None
+        self._copying: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.stalled_s = 0.0
+        """For so long it has held its caller up, in all."""
 
     def prepare(self, pieces: Iterable[StatePiece]) -> None:
         """Get the memory for state like `pieces`, beside whatever goes on; a save before it is ready waits for it."""
@@ -41,13 +46,16 @@ class StagingRing:
         self._preparation.start()
 
     def stage(
-        self, pieces: Sequence[StatePiece], constant: Callable[[], Sequence[StatePiece]], waiting: Callable[[], None], *, job_id: str,
-        epoch: int, step: int, prefix: str, writer: int, scalars: Mapping[str, Any],
-    ) -> Path:  # fmt: skip
-        """Copy `pieces` into a slab, and what `constant()` gives into one of its own the first time; the slab.
+        self, pieces: Sequence[StatePiece], constant: Callable[[], Sequence[StatePiece]], waiting: Callable[[], None],
+        done: Callable[[Path], None], *, job_id: str, epoch: int, step: int, prefix: str, writer: int, scalars: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """Begin to copy `pieces` into a slab, and what `constant()` gives into one of its own the first time; `finish` before they change.
 
-        Waits while all slabs are still being uploaded, and calls `waiting` meanwhile. Raises MemoryError.
+        `done(slab)` is called on another thread when the copy is there. Waits while all slabs are still being uploaded, and calls
+        `waiting` meanwhile. Raises MemoryError.
         """
+        self.finish()
+        began = time.monotonic()
         if self._preparation is not None:
             self._preparation.join()
             self._preparation = None
@@ -55,23 +63,43 @@ class StagingRing:
         number = self._free(waiting)
         slab = self._slab(number, size_of(rows))
         slab.forget()
-        _pack(pieces, rows, slab)
-        if self._constant_slab is None:
-            self._constant_slab = self._stage_constant(constant(), job_id, epoch, writer)
-        staged = Staged(
-            job_id=job_id, epoch=epoch, step=step, prefix=prefix, writer=writer, rows=tuple(rows), scalars=scalars,
-            constant_slab=self._constant_slab,
-        )  # fmt: skip
-        slab.describe(staged)
-        slab.state = SlabState.STAGED
+        staged = Staged(job_id=job_id, epoch=epoch, step=step, prefix=prefix, writer=writer, rows=tuple(rows), scalars=scalars)
         self._next = (number + 1) % len(self._slabs)
-        return slab.path
+        self._copying = threading.Thread(target=self._copy, args=(pieces, constant, slab, staged, done), name="staging", daemon=True)
+        self._copying.start()
+        self.stalled_s += time.monotonic() - began
+
+    def finish(self) -> None:
+        """Return when what was given to `stage` may change. Raises what went wrong with it."""
+        if self._copying is not None:
+            began = time.monotonic()
+            self._copying.join()
+            self._copying = None
+            self.stalled_s += time.monotonic() - began
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
 
     def drain(self, waiting: Callable[[], None]) -> None:
         """Return when nothing is to be uploaded any more."""
+        self.finish()
         while any(slab is not None and slab.state is SlabState.STAGED for slab in self._slabs):
             waiting()
             time.sleep(POLL_S)
+
+    def _copy(
+        self, pieces: Sequence[StatePiece], constant: Callable[[], Sequence[StatePiece]], slab: Slab, staged: Staged,
+        done: Callable[[Path], None],
+    ) -> None:  # fmt: skip
+        try:
+            _pack(pieces, staged.rows, slab)
+            if self._constant_slab is None:
+                self._constant_slab = self._stage_constant(constant(), staged)
+            slab.describe(replace(staged, constant_slab=self._constant_slab))
+            slab.state = SlabState.STAGED
+            done(slab.path)
+        except BaseException as error:  # noqa: BLE001 - `finish` raises it, on the thread that waits for the copy
+            self._error = error
 
     def _free(self, waiting: Callable[[], None]) -> int:
         """The slab whose turn it is. One of a process before this one, which is on its way still, is waited for too."""
@@ -89,7 +117,7 @@ class StagingRing:
             held = self._slabs[number] = _create(self._paths[number], num_bytes)
         return held
 
-    def _stage_constant(self, pieces: Sequence[StatePiece], job_id: str, epoch: int, writer: int) -> str:
+    def _stage_constant(self, pieces: Sequence[StatePiece], beside: Staged) -> str:
         rows = rows_of(pieces)
         if not rows:
             return ""
@@ -98,7 +126,7 @@ class StagingRing:
         slab = _create(self._constant_path, size_of(rows))
         slab.forget()
         _pack(pieces, rows, slab)
-        slab.describe(Staged(job_id=job_id, epoch=epoch, step=0, prefix="", writer=writer, rows=tuple(rows)))
+        slab.describe(replace(beside, step=0, prefix="", rows=tuple(rows), scalars={}))
         return str(slab.path)
 
     def _get_memory(self, num_bytes: int) -> None:
@@ -172,9 +200,20 @@ def size_of(rows: Sequence[Row]) -> int:
     return portions[-1].start + portions[-1].num_bytes if portions else 0
 
 
-def _pack(pieces: Iterable[StatePiece], rows: Sequence[Row], slab: Slab) -> None:
+def _pack(pieces: Sequence[StatePiece], rows: Sequence[Row], slab: Slab) -> None:
+    """On a GPU by a stream of its own, behind what has been asked for so far, beside what is asked for next."""
+    if not rows:
+        return
     target = torch.frombuffer(slab.content, dtype=torch.uint8)
-    pack_into(target, pieces, rows)
+    device = pieces[0].data.device
+    if device.type != "cuda":
+        pack_into(target, pieces, rows)
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.default_stream(device))
+    with torch.cuda.stream(stream):
+        pack_into(target, pieces, rows)
+    stream.synchronize()
 
 
 @torch.no_grad()
@@ -188,5 +227,3 @@ def pack_into(target: torch.Tensor, pieces: Iterable[StatePiece], rows: Sequence
             place, row = next(parts)
             target[place : place + row.num_bytes].copy_(source[done : done + row.num_bytes], non_blocking=source.is_cuda)
             done += row.num_bytes
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()

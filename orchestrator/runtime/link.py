@@ -17,7 +17,7 @@ Messages, each a dict with `type` and `rank` (every rank sends them; the supervi
     *started   first_step
     *metrics   step, values {name: float}               training metrics of a log step, and `time_s`
     *evaluated step, values {name: float}
-    staged     step, checkpoint (key prefix), writer, slab, stall_s    this rank's part of a checkpoint is in the slab; goes to the uploader
+    staged     step, checkpoint (key prefix), writer, slab    this rank's part of a checkpoint is in the slab; goes to the uploader
     saved      the same, and num_bytes, upload_s        it is in the store; sent by the uploader in the rank's name
     *artifact  name                                     the object `artifacts/<name>` was written
     suspect    commit key, message                      bytes of a checkpoint were found damaged
@@ -33,6 +33,7 @@ import mmap
 import os
 import socket
 import struct
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -90,16 +91,19 @@ class ProgressClock:
 
 
 class AgentLink:
-    """A rank's line to its agent. If the agent is gone, so is the rank's reason to be: the send raises and the rank ends."""
+    """A rank's line to its agent, for all its threads. If the agent is gone, so is the rank's reason to be: the
+    send raises and the rank ends."""
 
     def __init__(self, path: Path, rank: int) -> None:
         self._rank = rank
+        self._lock = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.connect(str(path))
 
     def send(self, type_: str, **fields: Any) -> None:
         message = {"type": type_, "rank": self._rank, "time_s": time.time(), **fields}
-        self._socket.sendall(json.dumps(message).encode() + b"\n")
+        with self._lock:
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
 
     def close(self) -> None:
         self._socket.close()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 import zlib
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def train(run: Training) -> bool:
         lr = learning_rate(run.spec.optimizer, run.max_steps, step)
         samples = run.spec.training.batch_size_at(run.position)
         run.engine.set_batch_size(samples)
-        report = run.engine.step(loader.micro_batches(run.position, samples), lr, partial(run.tick, step))
+        report = run.engine.step(loader.micro_batches(run.position, samples), lr, partial(_tick, run, step))
         begun_at, run.step, run.position = run.position, step, run.position + samples
         for name, content in profiler.end(step).items():
             put_artifact(run, name, content)
@@ -60,7 +60,14 @@ def train(run: Training) -> bool:
             save(run)
     if run.ended and run.last_evaluation is None:
         _evaluate(run)  # restored at the end
+    run.staging.finish()
     return not run.ended
+
+
+def _tick(run: Training, step: int, phase: Phase) -> None:
+    if phase is Phase.OPTIMIZER:  # changes what a save before this step still copies
+        run.staging.finish()
+    run.tick(step, phase)
 
 
 def _log(run: Training, report: StepReport, lr: float, begun_at: int) -> bool:
@@ -82,6 +89,7 @@ def _log(run: Training, report: StepReport, lr: float, begun_at: int) -> bool:
             **run.engine.loss_scale(),
             **memory(run.engine.device),
             **run.meter.figures(run.step, run.position),
+            "checkpoint_stall_s": run.staging.stalled_s,
             "samples": float(run.position),
             "tokens": float(run.position * run.workload.tokens_per_sample),
         }
@@ -103,6 +111,7 @@ def _evaluation_is_due(run: Training) -> bool:
 def _evaluate(run: Training) -> Evaluation:
     tick = partial(run.tick, run.step, Phase.EVALUATION)
     tick()
+    run.staging.finish()  # an average may take the place of the weights
     with run.engine.average.swapped_in():
         run.last_evaluation = evaluate(run.engine, run.workload, run.dataset, run.spec, run.step, tick)
         if run.spec.training.sample_at_evaluation:
@@ -124,19 +133,19 @@ def save(run: Training) -> None:
         return
     tick = partial(run.tick, run.step, Phase.CHECKPOINT)
     tick()
-    began = time.monotonic()
     state = run.engine.state
     state.average_buffers()
     ulid = broadcast_text(str(ULID()), run.engine.device)
     prefix = JobKeys(run.task.job_id).checkpoint(run.step, run.task.epoch, ulid)
-    slab = run.staging.stage(
-        state.owned_pieces(), state.constant_pieces, tick, job_id=run.task.job_id, epoch=run.task.epoch, step=run.step, prefix=prefix,
-        writer=run.task.rank, scalars={"random": random_states()},
-    )  # fmt: skip
-    extra = {"job_scalars": job_scalars(run)} if run.task.rank == 0 else {}
-    run.link.send(
-        "staged", step=run.step, checkpoint=prefix, writer=run.task.rank, slab=str(slab), stall_s=time.monotonic() - began,
-        world_size=run.task.world_size, zero_stage=run.layout.zero_stage, **extra,
+    told = {"step": run.step, "checkpoint": prefix, "writer": run.task.rank, "zero_stage": run.layout.zero_stage}
+    told |= {"world_size": run.task.world_size, **({"job_scalars": job_scalars(run)} if run.task.rank == 0 else {})}
+
+    def done(slab: Path) -> None:
+        run.link.send("staged", slab=str(slab), **told)
+
+    run.staging.stage(
+        state.owned_pieces(), state.constant_pieces, tick, done, job_id=run.task.job_id, epoch=run.task.epoch, step=run.step,
+        prefix=prefix, writer=run.task.rank, scalars={"random": random_states()},
     )  # fmt: skip
     run.saved_step = run.step
 

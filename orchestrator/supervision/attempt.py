@@ -24,7 +24,7 @@ class SavedCheckpoint:
     prefix: str
     job_scalars: Mapping[str, Any]
     cost: Mapping[str, float] = field(default_factory=dict)
-    """num_bytes over all writers; stall_s, for which training stood still, and upload_s of the slowest."""
+    """num_bytes over all writers, upload_s of the slowest."""
 
 
 @dataclass
@@ -121,5 +121,5 @@ class Attempt:
 
 
 def _cost(saved: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    slowest = {name: max(message.get(name, 0.0) for message in saved) for name in ("stall_s", "upload_s")}
-    return {"num_bytes": sum(message.get("num_bytes", 0) for message in saved), **slowest}
+    slowest = max(message.get("upload_s", 0.0) for message in saved)
+    return {"num_bytes": sum(message.get("num_bytes", 0) for message in saved), "upload_s": slowest}

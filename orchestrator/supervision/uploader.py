@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def main() -> None:
     opened = json.loads(sys.stdin.readline())
     link = AgentLink(Path(opened["agent_socket"]), rank=-1)
     uploader = Uploader(
-        open_store(from_dict(StorageSpec, opened["storage"])), Path(opened["folder"]), opened["stem"], Teller(link).tell,
+        open_store(from_dict(StorageSpec, opened["storage"])), Path(opened["folder"]), opened["stem"], partial(tell, link),
         Pace(opened["bytes_per_s"]),
     )  # fmt: skip
     for line in sys.stdin:
@@ -178,16 +179,8 @@ def main() -> None:
     os._exit(0)  # nobody is left to hear of what is on its way
 
 
-class Teller:
-    """The threads' one line to the agent."""
-
-    def __init__(self, link: AgentLink) -> None:
-        self._link = link
-        self._lock = threading.Lock()
-
-    def tell(self, message: Mapping[str, Any]) -> None:
-        with self._lock:
-            self._link.send(message["type"], **{name: value for name, value in message.items() if name not in ("type", "time_s")})
+def tell(link: AgentLink, message: Mapping[str, Any]) -> None:
+    link.send(message["type"], **{name: value for name, value in message.items() if name not in ("type", "time_s")})
 
 
 def take(uploader: Uploader, message: Message) -> None:

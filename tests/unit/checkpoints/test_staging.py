@@ -58,10 +58,13 @@ class Node:
         prefix = KEYS.checkpoint(step, self.epoch, f"u{step}")
         pieces = [piece(name, values) for name, values in trained.items()]
         constant = [piece(name, values) for name, values in dict(frozen).items()]
-        path = self.ring.stage(
-            pieces, lambda: constant, waiting, job_id="job", epoch=self.epoch, step=step, prefix=prefix, writer=0, scalars={"s": step}
-        )
-        return {"type": "staged", "rank": 0, "writer": 0, "epoch": self.epoch, "step": step, "checkpoint": prefix, "slab": str(path)}
+        slab = []
+        self.ring.stage(
+            pieces, lambda: constant, waiting, slab.append, job_id="job", epoch=self.epoch, step=step, prefix=prefix, writer=0,
+            scalars={"s": step},
+        )  # fmt: skip
+        self.ring.finish()
+        return {"type": "staged", "rank": 0, "writer": 0, "epoch": self.epoch, "step": step, "checkpoint": prefix, "slab": str(slab[0])}
 
     def save(self, step, trained, frozen=()):
         """Stage, upload, commit."""
@@ -190,3 +193,21 @@ def test_the_pace_is_kept_over_all_threads():
     for _ in range(4):
         pace.wait(500)
     assert slept == [0.0, 0.5, 0.5, 0.5]
+
+
+def test_the_copy_runs_beside_its_caller_and_what_goes_wrong_is_raised_where_it_is_waited_for(tmp_path):
+    ring, goes_on, seen = StagingRing(tmp_path, f"{STEM}-0", 1), threading.Event(), []
+
+    def done(path):
+        assert goes_on.wait(20)
+        seen.append(path)
+        raise ConnectionError("the agent is gone")
+
+    told = {"job_id": "job", "epoch": 1, "step": 1, "prefix": KEYS.checkpoint(1, 1, "u"), "writer": 0, "scalars": {}}
+    ring.stage([piece("a", [1.0])], list, lambda: None, done, **told)
+    assert not seen
+    goes_on.set()
+    with pytest.raises(ConnectionError, match="the agent is gone"):
+        ring.finish()
+    assert seen
+    ring.finish()  # once

@@ -79,9 +79,9 @@ def test_what_all_writers_have_staged_is_on_its_way_until_all_of_it_is_saved():
     assert it.on_their_way() == []  # the other rank was killed before
     it.heard_staged({**of, "writer": 1})
     assert it.on_their_way() == [5]
-    assert it.heard_saved({**of, "writer": 0, "num_bytes": 3, "stall_s": 0.1, "upload_s": 2.0, "job_scalars": {"step": 5}}) is None
+    assert it.heard_saved({**of, "writer": 0, "num_bytes": 3, "upload_s": 2.0, "job_scalars": {"step": 5}}) is None
     assert it.on_their_way() == [5]
-    whole = it.heard_saved({**of, "writer": 1, "num_bytes": 4, "stall_s": 0.2, "upload_s": 1.0})
+    whole = it.heard_saved({**of, "writer": 1, "num_bytes": 4, "upload_s": 1.0})
     assert whole is not None
-    assert whole.cost == {"num_bytes": 7, "stall_s": 0.2, "upload_s": 2.0}
+    assert whole.cost == {"num_bytes": 7, "upload_s": 2.0}
     assert it.on_their_way() == []

@@ -61,10 +61,12 @@ class Agent:
 def staged(folder, step, epoch=1):
     prefix = JobKeys("job").checkpoint(step, epoch, "u")
     piece = StatePiece(name="w", role="param", global_shape=(4,), start=0, data=torch.full((4,), float(step)))
-    path = StagingRing(folder, f"{STEM}-0", 1).stage(
-        [piece], list, lambda: None, job_id="job", epoch=epoch, step=step, prefix=prefix, writer=0, scalars={}
-    )
-    return {"type": "staged", "rank": 0, "writer": 0, "epoch": epoch, "step": step, "checkpoint": prefix, "slab": str(path)}
+    ring, slab = StagingRing(folder, f"{STEM}-0", 1), []
+    ring.stage(
+        [piece], list, lambda: None, slab.append, job_id="job", epoch=epoch, step=step, prefix=prefix, writer=0, scalars={}
+    )  # fmt: skip
+    ring.finish()
+    return {"type": "staged", "rank": 0, "writer": 0, "epoch": epoch, "step": step, "checkpoint": prefix, "slab": str(slab[0])}
 
 
 def kill(child):

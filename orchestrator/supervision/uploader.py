@@ -85,12 +85,12 @@ class Uploader:
         self._epoch = 0
 
     def begin(self, epoch: int) -> None:
-        """Nothing of older epochs will be committed: what waits is dropped, slabs that nobody has told of are free."""
+        """Nothing of older epochs will be committed: what waits is dropped, their slabs that nobody has told of are free."""
         self._epoch = epoch
         with self._lock:
             for path in slabs_of(self._folder, self._stem):
                 slab = Slab.open(path)
-                if str(path) not in self._waiting and slab.state is SlabState.STAGED:
+                if str(path) not in self._waiting and slab.state is SlabState.STAGED and read_staged(path).epoch < epoch:
                     slab.state = SlabState.FREE
 
     def take(self, message: Message) -> None:

@@ -171,6 +171,16 @@ def test_what_an_older_epoch_staged_is_not_sent(tmp_path):
     assert not node.told
 
 
+def test_the_beginning_of_an_epoch_leaves_what_it_has_staged_already(tmp_path):
+    node = Node(tmp_path, MemoryStore())
+    staged = node.stage(1, WEIGHTS)
+    node.uploader.begin(node.epoch)  # a process that started slowly
+    assert Slab.open(slab_path(tmp_path, f"{STEM}-0", 0)).state is SlabState.STAGED
+    node.uploader.take(staged)
+    node.ring.drain(lambda: None)
+    assert node.told.wait(1)["type"] == "saved"
+
+
 def test_memory_that_is_not_there_is_said_before_the_copy(tmp_path, monkeypatch):
     def full(descriptor, offset, length):
         raise OSError(28, "No space left on device")

@@ -44,6 +44,7 @@ class NoSaves:
     """In the place of the slabs: what a save costs is another benchmark's."""
 
     stalled_s = 0.0
+    busy = False
 
     def stage(self, *_: Any, **__: Any) -> None:
         return
@@ -100,6 +101,7 @@ class Loops:
         return Engine(self._model(), self.workload.loss, self.spec, self.layout, self.device)
 
     def _make_ours(self) -> Any:
+        from orchestrator.runtime.cadence import Cadence
         from orchestrator.runtime.link import ProgressClock
         from orchestrator.runtime.metrics import Meter
         from orchestrator.runtime.selection import selection_of
@@ -118,7 +120,8 @@ class Loops:
         selection = selection_of(self.spec)
         staging: Any = NoSaves()
         return Training(
-            task, self.spec, self.layout, self.workload, MemoryStore(), self.dataset, self._engine(), link, clock, meter, selection, staging
+            task, self.spec, self.layout, self.workload, MemoryStore(), self.dataset, self._engine(), link, clock, meter, selection,
+            staging, Cadence(self.spec.checkpoint, nodes=1),
         )  # fmt: skip
 
     def _make_bare(self) -> Any:

@@ -80,10 +80,16 @@ class StagingRing:
             error, self._error = self._error, None
             raise error
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is to be uploaded still, or copied."""
+        copying = self._copying is not None and self._copying.is_alive()
+        return copying or any(slab is not None and slab.state is SlabState.STAGED for slab in self._slabs)
+
     def drain(self, waiting: Callable[[], None]) -> None:
         """Return when nothing is to be uploaded any more."""
         self.finish()
-        while any(slab is not None and slab.state is SlabState.STAGED for slab in self._slabs):
+        while self.busy:
             waiting()
             time.sleep(POLL_S)
 

@@ -22,6 +22,7 @@ from orchestrator.errors import LayoutError
 from orchestrator.layout import Layout, legal
 from orchestrator.runtime.accelerator import choose_device
 from orchestrator.runtime.artifacts import write_final
+from orchestrator.runtime.cadence import Cadence
 from orchestrator.runtime.collective import broadcast_text
 from orchestrator.runtime.disk import load_op, own_folder
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op
@@ -78,7 +79,8 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
         seed_rank(spec.training.seed, 0, layout.sequence_data_parallel_rank(task.rank), layout.pipeline_stage(task.rank))
         staging = StagingRing(Path(task.slab_folder), f"{task.slab_stem}-{task.rank}", spec.checkpoint.buffers)
         near = NearStore(store, Path(task.slab_folder), task.slab_stem)
-        run = Training(task, spec, layout, workload, near, dataset, engine, link, clock, meter, selection_of(spec), staging)
+        cadence = Cadence(spec.checkpoint, nodes=-(-task.world_size // task.local_world_size))
+        run = Training(task, spec, layout, workload, near, dataset, engine, link, clock, meter, selection_of(spec), staging, cadence)
         restore_newest(run)
         run.store = store  # the slabs are to be written again
         staging.prepare(engine.state.owned_pieces())

@@ -34,7 +34,7 @@ def train(run: Training) -> bool:
     num_draws = getattr(run.workload, "draws_per_sample", 0)
     loader = TrainLoader(run.dataset, run.layout, run.task.rank, run.spec.training.seed, num_draws)
     profiler = StepProfiler(run.spec.training.profile_steps if run.task.rank == 0 else (), run.engine.device)
-    stop = False
+    stop = is_time = False
     if run.step == 0:
         before = _evaluate(run).values
         figure(before, run.selection.metric)
@@ -54,10 +54,11 @@ def train(run: Training) -> bool:
         for name, content in profiler.end(step).items():
             put_artifact(run, name, content)
         if step % run.spec.training.log_interval_steps == 0 or step == run.max_steps:
-            stop = _log(run, report, lr, begun_at)
+            stop, is_time = _log(run, report, lr, begun_at)
         is_best = _evaluation_is_due(run) and _judge(run, _evaluate(run))
-        if step % run.spec.checkpoint.interval_steps == 0 or run.ended or stop or is_best:
+        if run.cadence.is_step(step) or run.ended or stop or is_best or is_time:
             save(run)
+            is_time = False
     if run.ended and run.last_evaluation is None:
         _evaluate(run)  # restored at the end
     run.staging.finish()
@@ -70,15 +71,18 @@ def _tick(run: Training, step: int, phase: Phase) -> None:
     run.tick(step, phase)
 
 
-def _log(run: Training, report: StepReport, lr: float, begun_at: int) -> bool:
-    """Report the figures of the step that began at the global sample `begun_at`; returns whether any rank was ordered to stop.
+def _log(run: Training, report: StepReport, lr: float, begun_at: int) -> tuple[bool, bool]:
+    """Report the figures of the step that began at the global sample `begun_at`.
+
+    Returns whether any rank was ordered to stop, and whether it is time for a save, which it is not while an earlier one is on its way.
 
     The ranks of a tensor-parallel group report the same loss, those of a sequence that of as many positions each, so the mean over all
     ranks is that over the samples.
     """
     run.tick(run.step, Phase.COLLECTIVE)
     ordered = float(run.clock.order() is Order.DRAIN)
-    loss_sum, stops = sum_over_ranks([float(report.loss), ordered], run.engine.device)
+    is_time = float(run.task.rank == 0 and run.cadence.is_time())
+    loss_sum, stops, times, busy = sum_over_ranks([float(report.loss), ordered, is_time, float(run.staging.busy)], run.engine.device)
     if run.task.rank == 0:
         values = {
             "loss": loss_sum / run.task.world_size,
@@ -94,7 +98,7 @@ def _log(run: Training, report: StepReport, lr: float, begun_at: int) -> bool:
             "tokens": float(run.position * run.workload.tokens_per_sample),
         }
         run.link.send("metrics", step=run.step, values=values)
-    return stops > 0
+    return stops > 0, times > 0 and not busy
 
 
 def _ids_crc(run: Training, begun_at: int) -> float:
@@ -148,6 +152,7 @@ def save(run: Training) -> None:
         prefix=prefix, writer=run.task.rank, scalars={"random": random_states()},
     )  # fmt: skip
     run.saved_step = run.step
+    run.cadence.saved(run.staging.stalled_s)
 
 
 def job_scalars(run: Training) -> dict[str, Any]:

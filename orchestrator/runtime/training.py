@@ -10,6 +10,7 @@ from orchestrator.checkpoints.stage import StagingRing
 from orchestrator.data.loader import Dataset
 from orchestrator.layout import Layout
 from orchestrator.paths import JobKeys
+from orchestrator.runtime.cadence import Cadence
 from orchestrator.runtime.engine import Engine
 from orchestrator.runtime.evaluate import Evaluation
 from orchestrator.runtime.link import AgentLink, Phase, ProgressClock
@@ -37,6 +38,7 @@ class Training:
     meter: Meter
     selection: Selection
     staging: StagingRing
+    cadence: Cadence
     step: int = 0
     position: int = 0
     saved_step: int = 0

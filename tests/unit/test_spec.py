@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import math
 import re
 from typing import Any
 
@@ -96,7 +97,10 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     "optimizer.warmup_steps": ([0, 9], [-1], "0 or more"),
     "optimizer.min_lr_ratio": ([0.0, 1.0], [-0.1, 1.1], "from 0 to 1"),
     "optimizer.decay_share": ([0.01, 1.0], [0.0, -0.1, 1.1, float("nan")], "more than 0, up to 1"),
-    "checkpoint.interval_steps": ([1, 10**6], [0], "at least 1"),
+    "checkpoint.interval_steps": ([0, 1, 10**6], [-1], "0 (chosen by cost) or more"),
+    "checkpoint.node_mtbf_hours": ([0.5, 1e6], [0.0, -1.0, math.inf], "more than 0"),
+    "checkpoint.buffers": ([1, 8], [0], "at least 1"),
+    "checkpoint.max_upload_mb_per_s": ([0.0, 0.5], [-1.0, math.inf], "0 (no limit) or more"),
     "checkpoint.keep_last": ([0, 1], [-1], "0 (all) or more"),
     "checkpoint.keep_best": ([0], [-1], "0 or more"),
     "storage.url": (
@@ -429,7 +433,7 @@ def test_a_whole_number_is_a_number() -> None:
 
 
 def test_an_unknown_key_is_refused_with_all_known_and_the_nearest() -> None:
-    known = "interval_steps, keep_last, keep_best"
+    known = "interval_steps, node_mtbf_hours, buffers, max_upload_mb_per_s, keep_last, keep_best"
     with pytest.raises(ConfigError) as caught:
         changed("checkpoint.keep_lst", 3)
     assert str(caught.value) == f"checkpoint.keep_lst is no setting. Known here: {known}. Did you mean 'keep_last'?"

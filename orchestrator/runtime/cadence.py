@@ -1,0 +1,50 @@
+"""When a checkpoint is due: every so many steps, or at the interval that loses the least time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from orchestrator.spec import CheckpointSpec
+
+FIRST_COST_S = 1.0
+"""Taken for what a save costs until one has been measured."""
+
+
+def least_loss_interval_s(save_cost_s: float, failure_interval_s: float) -> float:
+    """sqrt(2 C M): of a save that costs C seconds of training, when failures are M seconds apart.
+
+    Young 1974 (doi:10.1145/361147.361115); Daly 2006 (doi:10.1016/j.future.2004.11.016) gives the terms that follow, small for C << M.
+    """
+    return math.sqrt(2 * save_cost_s * failure_interval_s)
+
+
+class Cadence:
+    """Of one rank; only one rank's `is_time` is asked, so that all save at the same step."""
+
+    def __init__(self, spec: CheckpointSpec, nodes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._every = spec.interval_steps
+        self._failure_interval_s = spec.node_mtbf_hours * 3600 / nodes
+        self._clock = clock
+        self._cost_s = FIRST_COST_S
+        self._last_s = clock()
+        self._stalled_s = 0.0
+        self._is_first = True
+
+    def is_step(self, step: int) -> bool:
+        """Whether this step is one to save at whatever the time."""
+        return self._every > 0 and step % self._every == 0
+
+    def is_time(self) -> bool:
+        return self._every == 0 and self._clock() - self._last_s >= self.interval_s
+
+    @property
+    def interval_s(self) -> float:
+        return least_loss_interval_s(self._cost_s, self._failure_interval_s)
+
+    def saved(self, stalled_s: float) -> None:
+        """A save begins; all that came before have held the training up for `stalled_s`."""
+        if not self._is_first:
+            self._cost_s = max(stalled_s - self._stalled_s, 1e-3)
+        self._is_first, self._stalled_s, self._last_s = False, stalled_s, self._clock()

@@ -1,4 +1,4 @@
-"""A rank without torch, for tests of supervision: it trains a number, saves it, and fails on order.
+"""A rank without torch, for tests of supervision: it trains a number, stages it for the uploader, and fails on order.
 
 `workload.options` is its script: `step_s`, and `faults`, a list of {"rank", "step", "how", "epochs"}: in its first `epochs` epochs
 the rank does `how` at that step: `raise`, `exit`, `silent`, `segfault`, `echo`, `bad_config`, `hold` (wait to be killed).
@@ -13,10 +13,9 @@ import time
 from pathlib import Path
 
 from orchestrator.checkpoints.commit import CommitLog
-from orchestrator.checkpoints.manifest import Segment, TensorSlice, WriterIndex, crc64, encode
-from orchestrator.checkpoints.plan import Box
+from orchestrator.checkpoints.slab import ALIGN_BYTES, Row, Slab, SlabState, Staged, slab_path
 from orchestrator.errors import ConfigError, CorruptObject
-from orchestrator.paths import JobKeys, index_key, segment_key
+from orchestrator.paths import JobKeys
 from orchestrator.runtime.link import AgentLink, Order, Phase, ProgressClock
 from orchestrator.runtime.task import RankTask
 from orchestrator.spec import JobSpec, from_dict
@@ -62,7 +61,8 @@ def _live(task: RankTask, link: AgentLink) -> None:
             link.send("metrics", step=step, values={"loss": float(value)})
         stopped = clock.order() is Order.DRAIN
         if step % spec.checkpoint.interval_steps == 0 or step == spec.training.max_steps or stopped:
-            _save(task, store, link, step, value)
+            _save(task, link, step, value)
+    _wait_free(task)
     link.send("done", step=step, stopped=stopped)
 
 
@@ -81,19 +81,23 @@ def _restore(task: RankTask, store: ObjectStore, link: AgentLink) -> tuple[int, 
     return 0, 1
 
 
-def _save(task: RankTask, store: ObjectStore, link: AgentLink, step: int, value: int) -> None:
+def _save(task: RankTask, link: AgentLink, step: int, value: int) -> None:
     """One tensor, of which each rank writes one element. Steps of a drain differ between ranks: only a common one is committed."""
     prefix = JobKeys(task.job_id).checkpoint(step, task.epoch, "double")
-    content = value.to_bytes(4, "little")
-    segment = Segment(key=segment_key(prefix, task.rank, 0), num_bytes=4, block_crcs=(crc64(content),))
-    part = TensorSlice(
-        name="w", role="param", dtype="float32", global_shape=(task.world_size,), boxes=(Box((task.rank,), (1,)),),
-        segment=segment.key, offset=0, num_bytes=4,
-    )  # fmt: skip
-    store.put(segment.key, content)
-    store.put(index_key(prefix, task.rank), encode(WriterIndex(writer=task.rank, segments=(segment,), slices=(part,))))
+    slab = _wait_free(task)
+    slab.content[:4] = value.to_bytes(4, "little")
+    row = Row(name="w", role="param", dtype="float32", global_shape=(task.world_size,), start=task.rank, count=1, item_bytes=4)
+    slab.describe(Staged(job_id=task.job_id, epoch=task.epoch, step=step, prefix=prefix, writer=task.rank, rows=(row,)))
+    slab.state = SlabState.STAGED
     extra = {"job_scalars": {"step": step, "value": value}} if task.rank == 0 else {}
-    link.send("saved", step=step, checkpoint=prefix, writer=task.rank, **extra)
+    link.send("staged", step=step, checkpoint=prefix, writer=task.rank, slab=str(slab.path), **extra)
+
+
+def _wait_free(task: RankTask) -> Slab:
+    slab = Slab.create(slab_path(Path(task.slab_folder), f"{task.slab_stem}-{task.rank}", 0), ALIGN_BYTES)
+    while slab.state is not SlabState.FREE:
+        time.sleep(0.001)
+    return slab
 
 
 def _fail_on_order(spec: JobSpec, task: RankTask, step: int) -> None:

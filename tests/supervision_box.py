@@ -38,14 +38,16 @@ ENTRY = "rank_double:main"
 MARK = "SUPERVISION_BOX"
 
 
-def double_spec(url: str, *, max_steps: int = 40, workers: int = 2, recovery: RecoverySpec | None = None, **script: Any) -> JobSpec:
+def double_spec(
+    url: str, *, max_steps: int = 40, workers: int = 2, recovery: RecoverySpec | None = None, upload_bytes_per_s: float = 0, **script: Any
+) -> JobSpec:  # fmt: skip
     return JobSpec(
         workload=WorkloadSpec(name="double", entrypoint="rank_double:Double", options=script),
         model=ModelSpec(name="none"),
         data=DataSpec(name="none"),
         training=TrainingSpec(max_steps=max_steps, global_batch_size=4, micro_batch_size=1),
         resources=ResourcesSpec(num_workers=workers, cpus_per_worker=0.25),
-        checkpoint=CheckpointSpec(interval_steps=10, keep_last=3),
+        checkpoint=CheckpointSpec(interval_steps=10, keep_last=3, max_upload_mb_per_s=upload_bytes_per_s / 1e6),
         storage=StorageSpec(url=url),
         tracking=TrackingSpec(enabled=False),
         recovery=recovery or RecoverySpec(backoff_s=0.05),

@@ -61,6 +61,30 @@ def test_a_rank_that_fails_once_is_replaced_and_the_curve_is_the_calm_one(box, h
     job.release()
 
 
+def test_a_killed_uploader_is_started_again_and_nothing_else_notices(box):
+    job = box.start(double_spec(box.url, max_steps=300, step_s=0.01))
+    for step in (30, 100):
+        wait_until(lambda: (job.status()["progress"]["committed_step"] or 0) >= step, f"the commit of {step}")  # noqa: B023
+        for process in box.having("orchestrator.supervision.uploader"):
+            process.kill()
+    result = job.wait_ended()
+    assert (result.end_reason, result.committed_step) == (EndReason.COMPLETED, 300), result.message
+    assert job.status()["progress"]["restarts"] == 0
+    assert job.events().count("committed") == 30
+    assert job.history() == calm_history(300)
+    job.release()
+
+
+def test_what_is_staged_when_a_rank_dies_is_not_lost(box):
+    """A segment of 4096 bytes every half second: what was staged at step 20 takes a second, the rank dies before."""
+    job, result = run(box, faults=[{"rank": 1, "step": 25, "how": "segfault", "epochs": 1}], step_s=0.01, upload_bytes_per_s=8192)
+    assert result.end_reason is EndReason.COMPLETED, result.message
+    assert job.log(2, 0) == "rank 0 of epoch 2 begins at 20\n"
+    assert job.history() == calm_history(40)
+    job.release()
+    wait_until(lambda: not list(_clocks(job.id)), "the removal of clocks and slabs")
+
+
 def test_a_users_error_is_tried_once_more_and_then_shown(box):
     job, result = run(box, faults=[{"rank": 1, "step": 25, "how": "raise"}], step_s=0.005)
     assert result.end_reason is EndReason.USER_ERROR

@@ -20,11 +20,11 @@ from typing import Any
 from record import ROOT, publish, table
 
 from harness import Sandbox  # isort: skip  - `record` puts it on the path
+from orchestrator.checkpoints.slab import Slab, SlabState, slabs_of
 from orchestrator.job import JobState
-from orchestrator.runtime.link import Phase, ProgressClock
 from orchestrator.supervision.agent import SHARED_MEMORY
 
-KINDS = ("rank", "save", "supervisor", "rank", "agent", "rank", "save", "controller", "rank", "warm", "rank", "everything")
+KINDS = ("rank", "save", "supervisor", "rank", "agent", "rank", "save", "controller", "uploader", "warm", "rank", "everything")
 STEPS = 200
 GPT = (
     "workload=gpt", "model=gpt-tiny", "name=gpt-tiny", f"training.max_steps={STEPS}", "training.log_interval_steps=1",
@@ -76,14 +76,10 @@ class Campaign:
 
 
 def wait_for_save(box: Sandbox, job_id: str) -> None:
-    """Until a rank's progress clock says that it writes a checkpoint."""
+    """Until state that a rank has staged is on its way to the store."""
 
     def saving() -> bool:
-        clocks = [ProgressClock(path) for path in SHARED_MEMORY.glob(f"orchestrator-{job_id}-*.clock")]
-        phases = [clock.read()[2] for clock in clocks]
-        for clock in clocks:
-            clock.close()
-        return Phase.CHECKPOINT in phases
+        return any(Slab.open(path).state is SlabState.STAGED for path in slabs_of(SHARED_MEMORY, f"orchestrator-{job_id}"))
 
     limit = time.monotonic() + 60
     while not saving():

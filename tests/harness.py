@@ -155,6 +155,7 @@ class Sandbox:
             "agent": lambda: self.having("ray::Agent"),
             "supervisor": lambda: self.having("ray::Supervisor"),
             "controller": lambda: self.having("orchestrator.control.serve"),
+            "uploader": lambda: self.having("orchestrator.supervision.uploader"),
             "warm": lambda: [p for p in self.having("orchestrator.runtime.warm") if p not in self.ranks()],
         }
         return list(found[kind]())

@@ -27,6 +27,7 @@ from orchestrator.supervision.uploader_child import UploaderChild
 
 LOG_TAIL_BYTES = 4000
 SHARED_MEMORY = Path("/dev/shm")
+MEMORY_SHARE = 0.1
 CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
 
 log = logging.getLogger("orchestrator.agent")
@@ -46,6 +47,7 @@ class Agent:
         self._clocks: dict[int, ProgressClock] = {}
         self._clock_paths: list[Path] = []
         self._out_of_memory = _kernel_kills()
+        self._memory_folder = memory_folder(self._folder)
         self._uploader: UploaderChild | None = None
         for left in self._memory_folder.glob(f"{self._clock_name('*')}"):
             left.unlink(missing_ok=True)
@@ -159,11 +161,6 @@ class Agent:
         return self._folder / f"rank-{epoch:08d}-{rank:05d}.log"
 
     @property
-    def _memory_folder(self) -> Path:
-        """Where files are memory, if the system has such a place."""
-        return SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else self._folder
-
-    @property
     def _slab_stem(self) -> str:
         return f"orchestrator-{self._job_id}-{self._bundle}"
 
@@ -176,6 +173,18 @@ class Agent:
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         return {name: value for name, value in environment.items() if value}
+
+
+def memory_folder(fallback: Path, shared: Path = SHARED_MEMORY, least_share: float = MEMORY_SHARE) -> Path:
+    """Where files are memory: `shared` if it may hold `least_share` of the machine's memory. A container's default of 64 MB may not."""
+    if not os.access(shared, os.W_OK):
+        return fallback
+    place = os.statvfs(shared)
+    size = place.f_blocks * place.f_frsize
+    if size >= least_share * psutil.virtual_memory().total:
+        return shared
+    log.warning("%s has only %.2f GB: what is saved passes through %s, on a disk", shared, size / 1e9, fallback)
+    return fallback
 
 
 def _interface_of(address: str) -> str:

@@ -25,6 +25,8 @@ class SavedCheckpoint:
     job_scalars: Mapping[str, Any]
     cost: Mapping[str, float] = field(default_factory=dict)
     """num_bytes over all writers, upload_s of the slowest."""
+    stored_s: float = 0.0
+    """When the last byte was in the store, by the clock of the node that sent it."""
 
 
 @dataclass
@@ -92,7 +94,8 @@ class Attempt:
             return None
         del self._saved[step, prefix]
         self._staged.pop((step, prefix), None)
-        return SavedCheckpoint(step, prefix, writers[0].get("job_scalars", {}), _cost(list(writers.values())))
+        stored_s = max(part.get("time_s", 0.0) for part in writers.values())
+        return SavedCheckpoint(step, prefix, writers[0].get("job_scalars", {}), _cost(list(writers.values())), stored_s)
 
     def completed(self, now: float) -> bool:
         """All ranks are done, and have left or had their time to."""

@@ -232,7 +232,7 @@ class JobRun:
             self._chronicle.tell(EventKind.CORRUPT_CHECKPOINT, f"step {checkpoint.step} is not committed: {error}", step=checkpoint.step)
             return
         self._board.show(committed_step=ref.step)
-        self._chronicle.committed(ref, checkpoint.cost)
+        self._chronicle.committed(ref, {**checkpoint.cost, "commit_s": self._clock() - checkpoint.stored_s})
         self._chronicle.best(self._committer.best)
 
     # fail

@@ -3,19 +3,28 @@
 An epoch begins by a create-only lease, then a LIST of the commits, then a create-only base that names the commit it goes on from. A
 commit counts only on the chain commit -> epoch -> base -> commit ... of the highest epoch that has a base; so what a lost twin of
 an older epoch commits later is seen by nobody.
+
+What the order of the requests is good for is proven by search: `tests/unit/checkpoints/test_protocol_model.py`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from ulid import ULID
 
 from orchestrator.checkpoints.manifest import Manifest, assemble, crc64, decode_index, decode_manifest, encode
 from orchestrator.errors import CorruptObject, FencedError, IncompatibleCheckpoint, ObjectExists, ObjectNotFound
 from orchestrator.paths import JobKeys, index_key, manifest_key
 from orchestrator.storage import ObjectStore
+
+_NO_LIMIT = 2**62
+
+log = logging.getLogger("orchestrator.checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +50,31 @@ class Epoch:
 
 
 class CommitLog:
-    def __init__(self, store: ObjectStore, keys: JobKeys) -> None:
+    """`nonce()` makes the leases of two supervisors differ, also where they call themselves by the same name."""
+
+    def __init__(self, store: ObjectStore, keys: JobKeys, nonce: Callable[[], str] = lambda: str(ULID())) -> None:
         self._store = store
         self._keys = keys
+        self._nonce = nonce
 
     def begin_epoch(self, owner: str) -> Epoch:
-        """Take the job over: every older epoch is fenced from here on."""
+        """Take the job over: every older epoch is fenced from here on.
+
+        Raises FencedError if a newer epoch was quicker and has committed already, StorageError.
+        """
         number = self._take_lease(owner)
         commits = self.chain()
-        base = json.dumps({"commit": commits[0].key if commits else None}).encode()
-        self._store.create(self._keys.base(number), base)
+        if commits and commits[0].epoch > number:
+            raise FencedError(f"epoch {number} of {self._keys.job_id} is over: epoch {commits[0].epoch} has committed")
+        self._store.create(self._keys.base(number), _sealed({"commit": commits[0].key if commits else None}))
         return Epoch(number=number, commits=tuple(commits))
 
     def _take_lease(self, owner: str) -> int:
-        number = self._highest(self._keys.leases)
+        number, nonce = self._highest(self._keys.leases), self._nonce()
         while True:
             number += 1
             try:
-                self._store.create(self._keys.lease(number), json.dumps({"owner": owner, "epoch": number}).encode())
+                self._store.create(self._keys.lease(number), _sealed({"owner": owner, "epoch": number, "nonce": nonce}))
             except ObjectExists:
                 continue
             return number
@@ -119,52 +135,71 @@ class CommitLog:
 
     def chain(self) -> list[CommitRef]:
         """The commits that count, newest first; those marked suspect are left out."""
+        known_missing: set[str] = set()
+        while True:
+            found, missing = [], set()
+            for key in self._counted():
+                try:
+                    found.append(self._read(key))
+                except ObjectNotFound:
+                    missing.add(key)
+            if missing <= known_missing:
+                return [ref for ref in found if ref]
+            known_missing |= missing  # retired since they were listed, so there are newer ones
+
+    def _counted(self) -> list[str]:
+        """Keys. The commits are listed before the bases: a commit that is too late for a base is then never counted."""
         suspects = {info.key.rsplit("/", 1)[1] for info in self._store.list(self._keys.suspects)}
-        by_epoch: dict[int, list[tuple[int, str]]] = {}
+        by_epoch: dict[int, dict[int, str]] = {}
         for info in self._store.list(self._keys.commits):
             epoch, step = _parse(info.key)
-            by_epoch.setdefault(epoch, []).append((step, info.key))
-        found = []
-        for epoch, last_step in self._epochs():
-            for step, key in sorted(by_epoch.get(epoch, ()), reverse=True):
-                if step <= last_step and key.rsplit("/", 1)[1] not in suspects:
-                    found.append(key)
-        return [ref for ref in map(self._read, found) if ref]
+            by_epoch.setdefault(epoch, {})[step] = info.key
+        return [
+            by_epoch[epoch][step]
+            for epoch, last_step in self._epochs(by_epoch)
+            for step in sorted(by_epoch.get(epoch, ()), reverse=True)
+            if step <= last_step and by_epoch[epoch][step].rsplit("/", 1)[1] not in suspects
+        ]
 
-    def _epochs(self) -> list[tuple[int, int]]:
-        """(epoch, last step of it that counts) along the bases, newest first."""
-        epoch, last_step = self._highest(self._keys.bases), 2**62
-        found = []
+    def _epochs(self, steps: Mapping[int, Mapping[int, str]]) -> Iterator[tuple[int, int]]:
+        """(epoch, last step of it that counts) along the bases, newest first.
+
+        Where a base is damaged, the epoch before stands in for what it named: all that was announced before it is on that one's chain.
+        """
+        epochs = self._numbers(self._keys.bases)
+        epoch, last_step = max(epochs, default=0), _NO_LIMIT
         while epoch:
-            found.append((epoch, last_step))
-            base = self._base(epoch)
-            if base is None:
-                break
-            epoch, last_step = _parse(base)
-        return found
+            yield epoch, last_step
+            try:
+                base = self._base(epoch)
+            except (CorruptObject, ObjectNotFound) as error:
+                log.warning("the epochs before %d are searched for its base: %s", epoch, error)
+                last_step = min(last_step, min(steps.get(epoch, ()), default=_NO_LIMIT) - 1)
+                epoch = max((number for number in epochs if number < epoch), default=0)
+                continue
+            epoch, last_step = _parse(base) if base else (0, 0)
 
     def _base(self, epoch: int) -> str | None:
+        """Key of the commit that the epoch went on from; None if it began with nothing."""
         key = self._keys.base(epoch)
-        try:
-            value = json.loads(self._store.get(key))["commit"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptObject(f"'{key}' is damaged: {error!r}") from error
-        return None if value is None else str(value)
+        base: str | None = _unsealed(self._store.get(key), key).get("commit")
+        return base
 
     def read(self, key: str) -> CommitRef:
-        """The commit under `key`. Raises CorruptObject, ObjectNotFound, IncompatibleCheckpoint (another job's)."""
+        """The commit under `key`. Raises CorruptObject, ObjectNotFound, IncompatibleCheckpoint (another job's or version's)."""
         values = _unsealed(self._store.get(key), key)
-        ref = CommitRef(**values)
+        try:
+            ref = CommitRef(**values)
+        except TypeError as error:
+            raise IncompatibleCheckpoint(f"'{key}' is a commit of another version: {error}") from error
         if ref.job_id != self._keys.job_id:
             raise IncompatibleCheckpoint(f"'{key}' is a commit of job {ref.job_id}, not of {self._keys.job_id}.")
         return ref
 
     def _read(self, key: str) -> CommitRef | None:
-        """None if it was retired meanwhile; a damaged commit object is marked and left out."""
+        """A damaged commit object is marked and left out: None."""
         try:
             return self.read(key)
-        except ObjectNotFound:
-            return None
         except CorruptObject as error:
             self.mark_suspect(key, str(error))
             return None
@@ -185,7 +220,10 @@ class CommitLog:
         self._store.put(self._keys.suspect(*_parse(commit_key)), json.dumps({"commit": commit_key, "message": message}).encode())
 
     def _highest(self, prefix: str) -> int:
-        return max((int(info.key.rsplit("/", 1)[1].split(".")[0]) for info in self._store.list(prefix)), default=0)
+        return max(self._numbers(prefix), default=0)
+
+    def _numbers(self, prefix: str) -> list[int]:
+        return [int(info.key.rsplit("/", 1)[1].split(".")[0]) for info in self._store.list(prefix)]
 
 
 def _parse(commit_key: str) -> tuple[int, int]:
@@ -200,10 +238,10 @@ def _sealed(values: Mapping[str, Any]) -> bytes:
 
 
 def _unsealed(data: bytes, key: str) -> dict[str, Any]:
+    """Raises CorruptObject unless `data` is, byte for byte, what `_sealed` made."""
     try:
-        record = json.loads(data)
-        values = record["values"]
-        intact = crc64(json.dumps(values, sort_keys=True).encode()) == record["crc"]
+        values = json.loads(data)["values"]
+        intact = _sealed(values) == data
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptObject(f"'{key}' is damaged: {error!r}") from error
     if not intact:

@@ -90,9 +90,10 @@ class CommitLog:
         zero_stage: int,
         job_scalars: Mapping[str, Any],
     ) -> CommitRef:
-        """Prove that the writers' slices cover every tensor, write the manifest, commit.
+        """Prove that the writers' slices cover every tensor and that their bytes are there, write the manifest, commit.
 
-        Raises CoverageError, CorruptObject (an index), FencedError (a newer epoch, or another commit of this step), StorageError.
+        Raises CoverageError, CorruptObject (an index or a segment), FencedError (a newer epoch, or another commit of this step) and
+        other StorageErrors.
         """
         keys = [index_key(prefix, writer) for writer in range(num_writers)]
         manifest = assemble(
@@ -105,6 +106,7 @@ class CommitLog:
             zero_stage=zero_stage,
             job_scalars=dict(job_scalars),
         )
+        self._check_stored(manifest)
         content = encode(manifest)
         self._store.put(manifest_key(prefix), content)
         self.check_owner(epoch)
@@ -120,6 +122,16 @@ class CommitLog:
         self._create_commit(ref)
         self.check_owner(epoch)
         return ref
+
+    def _check_stored(self, manifest: Manifest) -> None:
+        """Every segment is in the store, of its size; those that never change may lie under an older checkpoint."""
+        sizes: dict[str, int] = {}
+        for prefix in sorted({segment.key.rsplit("/", 1)[0] for segment in manifest.segments}):
+            sizes |= {info.key: info.num_bytes for info in self._store.list(f"{prefix}/seg-")}
+        for segment in manifest.segments:
+            if sizes.get(segment.key) != segment.num_bytes:
+                found = f"has {sizes[segment.key]} bytes" if segment.key in sizes else "is not in the store"
+                raise CorruptObject(f"'{segment.key}' {found}; its writer stored {segment.num_bytes} bytes.")
 
     def _create_commit(self, ref: CommitRef) -> None:
         try:

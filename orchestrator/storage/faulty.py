@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -67,6 +68,7 @@ class FaultyStore:
         """Each fault that came: `kind operation key`."""
         self._inner = inner
         self._faults = tuple(faults)
+        self._counting = threading.Lock()
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         with self._call("put", key) as kind:
@@ -111,9 +113,10 @@ class FaultyStore:
     @contextmanager
     def _call(self, operation: str, key: str) -> Iterator[str]:
         """Kind of the fault that strikes this call, or an empty string; what can be done around the call itself is done here."""
-        self.calls[operation] += 1
-        due = (fault for fault in self._faults if fault.strikes(operation, self.calls[operation], self.calls.total()))
-        fault = next(due, None)
+        with self._counting:  # threads may call
+            self.calls[operation] += 1
+            due = (fault for fault in self._faults if fault.strikes(operation, self.calls[operation], self.calls.total()))
+            fault = next(due, None)
         kind = fault.kind if fault else ""
         if fault:
             self.struck.append(f"{kind} {operation} {key}")

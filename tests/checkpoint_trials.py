@@ -69,6 +69,25 @@ def make_valid(log: CommitLog, commit: Commit, prefix: str, world: int) -> Commi
     )
 
 
+def save(store: ObjectStore, log: CommitLog, commit: Commit, world: int = 2) -> CommitRef:
+    return make_valid(log, commit, upload(store, commit, world), world)
+
+
+def objects(store: ObjectStore) -> dict[str, bytes]:
+    """All that the job has stored."""
+    return {info.key: store.get(info.key) for info in store.list(KEYS.root)}
+
+
+def put_back(store: ObjectStore, good: dict[str, bytes]) -> None:
+    """What `objects` gave once."""
+    found = objects(store)
+    for key in found.keys() - good.keys():
+        store.delete(key)
+    for key, content in good.items():
+        if found.get(key) != content:
+            store.put(key, content)
+
+
 def restore_newest(store: ObjectStore, log: CommitLog, commits: tuple[CommitRef, ...], world: int = 1) -> tuple[Commit, Tensors] | None:
     """As the ranks do: the newest that is not damaged, and a mark for each that is."""
     for ref in commits:
@@ -274,7 +293,7 @@ def _after(inner: ObjectStore, told: Told, seed: int, log_class: type[CommitLog]
         if not same(restore_newest(inner, log, (ref,)), (ref.epoch, ref.step)):
             wrong.append(f"({ref.epoch}, {ref.step}) counts, and is not what was saved")
     following = epoch.number, (found[0][1] if found else 0) + 1
-    make_valid(log, following, upload(inner, following, 2), 2)
+    save(inner, log, following)
     again = log_class(inner, KEYS)
     if not same(restore_newest(inner, again, again.begin_epoch("at last").commits), following):
         wrong.append(f"{following} was committed after it, and is not found")

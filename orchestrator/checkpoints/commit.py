@@ -17,7 +17,7 @@ from typing import Any
 
 from ulid import ULID
 
-from orchestrator.checkpoints.manifest import Manifest, assemble, crc64, decode_index, decode_manifest, encode
+from orchestrator.checkpoints.manifest import Manifest, WriterIndex, assemble, crc64, decode_index, decode_manifest, encode
 from orchestrator.errors import CorruptObject, FencedError, IncompatibleCheckpoint, ObjectExists, ObjectNotFound
 from orchestrator.paths import JobKeys, index_key, manifest_key
 from orchestrator.storage import ObjectStore
@@ -95,9 +95,8 @@ class CommitLog:
         Raises CoverageError, CorruptObject (an index or a segment), FencedError (a newer epoch, or another commit of this step) and
         other StorageErrors.
         """
-        keys = [index_key(prefix, writer) for writer in range(num_writers)]
         manifest = assemble(
-            [decode_index(self._store.get(key), key) for key in keys],
+            [self._index(index_key(prefix, writer)) for writer in range(num_writers)],
             job_id=self._keys.job_id,
             step=step,
             epoch=epoch,
@@ -122,6 +121,12 @@ class CommitLog:
         self._create_commit(ref)
         self.check_owner(epoch)
         return ref
+
+    def _index(self, key: str) -> WriterIndex:
+        try:
+            return decode_index(self._store.get(key), key)
+        except ObjectNotFound as error:
+            raise CorruptObject(f"'{key}' is not in the store, so what this writer has saved is not known.") from error
 
     def _check_stored(self, manifest: Manifest) -> None:
         """Every segment is in the store, of its size; those that never change may lie under an older checkpoint."""

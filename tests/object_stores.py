@@ -1,4 +1,4 @@
-"""Real S3 servers for the tests: SeaweedFS as a process, moto in a thread."""
+"""S3 servers for the tests: SeaweedFS and the benchmarks' fast store as processes, moto in a thread."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -51,6 +52,20 @@ def moto() -> Iterator[str]:
         yield endpoint
     finally:
         server.stop()
+
+
+@contextmanager
+def fast_store(*options: str) -> Iterator[str]:
+    """An endpoint with the bucket `orchestrator`; ended by its pid."""
+    program = Path(__file__).parents[1] / "benchmarks" / "fast_store.py"
+    command = [sys.executable, str(program), "--bucket", "orchestrator", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
 
 
 @contextmanager

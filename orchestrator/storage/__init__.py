@@ -13,7 +13,7 @@ from orchestrator.errors import ConfigError, ObjectExists, StorageError
 from orchestrator.spec import StorageSpec
 from orchestrator.storage.directory import DirectoryStore
 from orchestrator.storage.faulty import CrashPoint, Fault, FaultyStore
-from orchestrator.storage.interface import ObjectInfo, ObjectStore
+from orchestrator.storage.interface import HasUploads, ObjectInfo, ObjectStore, UnfinishedUpload
 from orchestrator.storage.memory import MemoryStore
 
 __all__ = [
@@ -21,9 +21,11 @@ __all__ = [
     "DirectoryStore",
     "Fault",
     "FaultyStore",
+    "HasUploads",
     "MemoryStore",
     "ObjectInfo",
     "ObjectStore",
+    "UnfinishedUpload",
     "check_store",
     "open_store",
 ]
@@ -42,20 +44,28 @@ def open_store(spec: StorageSpec, environ: Mapping[str, str] | None = None) -> O
 
 
 def check_store(store: ObjectStore) -> None:
-    """Write, read back, create twice, delete: raises the StorageError that a job would meet later.
+    """Write, read back, create twice, delete: raises the StorageError that a job would meet later. Leaves nothing behind.
 
     A store that accepts a second create would let two writers commit the same step, so it is refused.
     """
     key = f"probe/{ULID()}"
     content = key.encode()
+    store.create(key, content)
     try:
-        store.create(key, content)
         if store.get(key) != content:
             raise StorageError(f"{store.url} returned other bytes than were written under '{key}'.")
-        try:
-            store.create(key, content + b"-second")
-        except ObjectExists:
-            return
-        raise StorageError(f"{store.url} ignores create-only writes (If-None-Match: *), so commits are not safe on it. Use another.")
+        if _creates_again(store, key, content + b"-second"):
+            raise StorageError(
+                f"{store.url} accepted a second create-only write of one key: it ignores If-None-Match: *, so two writers could commit the "
+                "same step. Needed is a store with conditional writes (AWS S3, Ceph, SeaweedFS), or a folder: storage.url=file:///folder."
+            )
     finally:
         store.delete(key)
+
+
+def _creates_again(store: ObjectStore, key: str, content: bytes) -> bool:
+    try:
+        store.create(key, content)
+    except ObjectExists:
+        return False
+    return True

@@ -1,16 +1,27 @@
-"""The interface of an object store: six methods."""
+"""The interface of an object store: six methods; and what only some can."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import datetime
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
     key: str
     num_bytes: int
+
+
+@dataclass(frozen=True)
+class UnfinishedUpload:
+    """Parts of an object that was never completed. No reader sees them, but they take space until they are aborted."""
+
+    key: str
+    id: str
+    begun: datetime
+    """By the store's clock, with its time zone."""
 
 
 class ObjectStore(Protocol):
@@ -39,3 +50,14 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove; no error if it is not there."""
+
+
+@runtime_checkable
+class HasUploads(Protocol):
+    """A store in which an upload can be cut off half-way and leave its parts behind."""
+
+    def list_unfinished(self, prefix: str) -> Iterator[UnfinishedUpload]:
+        """Uploads to keys that begin with `prefix`, those that go on now among them."""
+
+    def abort_unfinished(self, prefix: str, older_than_s: float, now: datetime | None = None) -> Sequence[UnfinishedUpload]:
+        """Remove those begun more than `older_than_s` seconds before `now`, and return them. The age must be more than an upload takes."""

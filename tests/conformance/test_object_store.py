@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from object_stores import KEYS, READER, moto, opened, seaweedfs, spec
+from object_stores import KEYS, READER, fast_store, moto, opened, seaweedfs, spec
 
 from orchestrator.errors import (
     ConfigError,
@@ -36,7 +36,13 @@ def weed_endpoint():
         yield endpoint
 
 
-@pytest.fixture(params=["memory", "directory", "faulty", "moto", "seaweedfs"])
+@pytest.fixture(scope="module")
+def fast_endpoint():
+    with fast_store() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["memory", "directory", "faulty", "moto", "fast", "seaweedfs"])
 def store(request, tmp_path):
     if request.param == "memory":
         return MemoryStore()
@@ -44,7 +50,7 @@ def store(request, tmp_path):
         return DirectoryStore(tmp_path / "store")
     if request.param == "faulty":
         return FaultyStore(DirectoryStore(tmp_path / "store"))
-    endpoint = request.getfixturevalue({"moto": "moto_endpoint", "seaweedfs": "weed_endpoint"}[request.param])
+    endpoint = request.getfixturevalue({"moto": "moto_endpoint", "fast": "fast_endpoint", "seaweedfs": "weed_endpoint"}[request.param])
     return opened(endpoint, f"conformance-{uuid.uuid4()}")
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
+import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-KINDS = (
-    *("503", "429", "400", "301", "skewed"),
-    *("no_answer", "lost_answer", "cut_answer", "early_answer"),
-    "unconditional",
-)
+CODES = {"503": "SlowDown", "429": "", "400": "", "301": "PermanentRedirect", "404": "NoSuchUpload"}
+KINDS = (*CODES, "skewed", "no_answer", "lost_answer", "cut_answer", "early_answer", "closed_later")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +25,8 @@ class HttpFault:
     """At the `number`-th request (from 1; 0: at every one) whose method is `method` and whose query has `parameter` (if given).
 
     `no_answer`: the request does not arrive; `lost_answer`: it does; both then find the connection closed. `cut_answer`: half of the body
-    comes. `early_answer`: 403 and the end, before the body was read. `unconditional`: If-None-Match does not arrive. `skewed`: the
-    server's clock is an hour behind. A number: the status; the request does not arrive.
+    comes. `early_answer`: 403 and the end, before the body was read. `closed_later`: all is well, then the connection is closed.
+    `skewed`: the server's clock is an hour behind. A number: the status, and the request does not arrive.
     """
 
     kind: str
@@ -35,6 +37,9 @@ class HttpFault:
     def __post_init__(self) -> None:
         assert self.kind in KINDS, self.kind
 
+    def matches(self, method: str, query: dict[str, str]) -> bool:
+        return self.method == method and (not self.parameter or self.parameter in query)
+
 
 @dataclass
 class Proxy:
@@ -43,31 +48,46 @@ class Proxy:
     faults: tuple[HttpFault, ...] = ()
     seen: list[str] = field(default_factory=list)
     """Method and query parameters of each request, in the order of arrival: `PUT partNumber uploadId`."""
+    ranges: list[str] = field(default_factory=list)
     presigned: int = 0
+    """Requests signed in their URL that were passed on."""
     forwarded: int = 0
-    """Requests that named a whole URL, as they do to a proxy of their own choice."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Requests that named a whole URL, as they do to a proxy of the environment."""
+    failed: int = 0
+    connections: int = 0
+    open: int = 0
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    _counts: dict[HttpFault, int] = field(default_factory=dict)
 
-    def fault(self, method: str, query: dict[str, str]) -> HttpFault | None:
-        names = sorted(name for name in query if not name.startswith("X-Amz-") and name != "x-id")
-        with self.lock:
-            self.seen.append(" ".join([method, *names]))
-            self.presigned += "X-Amz-Signature" in query
+    def fault(self, method: str, query: dict[str, str]) -> str:
+        """What goes wrong with this request."""
+        with self.changed:
+            self.seen.append(" ".join([method, *sorted(name for name in query if not name.startswith("X-Amz-") and name != "x-id")]))
+            kind = ""
             for fault in self.faults:
-                if fault.method == method and (not fault.parameter or fault.parameter in query):
-                    same = [s for s in self.seen if s.split()[0] == method and (not fault.parameter or fault.parameter in s.split())]
-                    if fault.number in (0, len(same)):
-                        return fault
-        return None
+                if fault.matches(method, query):
+                    count = self._counts[fault] = self._counts.get(fault, 0) + 1
+                    kind = fault.kind if fault.number in (0, count) else kind
+            self.failed += bool(kind)
+            self.presigned += "X-Amz-Signature" in query and not kind
+            return kind
+
+    def wait_closed(self) -> None:
+        """Until no connection is open."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.open == 0, timeout=30)
 
 
 @contextmanager
-def s3_proxy(upstream: str) -> Iterator[Proxy]:
-    """In front of the server at `upstream`."""
+def s3_proxy(upstream: str, tls: tuple[Path, Path] | None = None) -> Iterator[Proxy]:
+    """In front of the server at `upstream`; with `tls`, a certificate and its key, by https."""
     proxy = Proxy(upstream=upstream)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
-    server.daemon_threads = True
-    proxy.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    proxy.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -78,25 +98,67 @@ def s3_proxy(upstream: str) -> Iterator[Proxy]:
         thread.join()
 
 
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate of 127.0.0.1 and its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1))
+        .add_extension(address, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    chain, secret = folder / "chain.pem", folder / "key.pem"
+    chain.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    pem = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    secret.write_bytes(key.private_bytes(*pem))
+    return chain, secret
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     proxy: Proxy
 
+    def setup(self) -> None:
+        super().setup()
+        with self.proxy.changed:
+            self.proxy.connections += 1
+            self.proxy.open += 1
+
+    def finish(self) -> None:
+        super().finish()
+        self.connection.close()
+        with self.proxy.changed:
+            self.proxy.open -= 1
+            self.proxy.changed.notify_all()
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except (ConnectionError, ssl.SSLError):
+            self.close_connection = True  # a client that does not trust us, or has gone
+
     def _serve(self) -> None:
         self.proxy.forwarded += self.path.startswith("http://")
-        fault = self.proxy.fault(self.command, dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True)))
-        kind = fault.kind if fault else ""
+        self.proxy.ranges.append(self.headers.get("Range", ""))
+        kind = self.proxy.fault(self.command, dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True)))
         if kind == "early_answer":
+            self._refuse(403, "AccessDenied")
             self.close_connection = True
-            self._refuse(403, "AccessDenied", close=True)
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if kind == "no_answer":
             self.close_connection = True
         elif kind == "skewed":
             self._refuse(403, "RequestTimeTooSkewed", seconds_behind=3600)
-        elif kind.isdigit():
-            self._refuse(int(kind), "SlowDown" if kind == "503" else "")
+        elif kind in CODES:
+            self._refuse(int(kind), CODES[kind])
         else:
             self._pass_on(body, kind)
 
@@ -104,43 +166,35 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self, body: bytes, kind: str) -> None:
         address = urlsplit(self.proxy.upstream).netloc
-        path = self.path.removeprefix(f"http://{address}")
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
-        if kind == "unconditional":
-            headers.pop("If-None-Match", None)
         upstream = HTTPConnection(address, timeout=60)
         try:
-            upstream.request(self.command, path, body=body, headers=headers)
+            upstream.request(self.command, self.path.removeprefix(f"http://{address}"), body=body, headers=headers)
             response = upstream.getresponse()
             content = response.read()
         finally:
             upstream.close()
-        if kind == "lost_answer":
-            self.close_connection = True
-        else:
-            self._answer(response, content[: len(content) // 2] if kind == "cut_answer" else content, cut=kind == "cut_answer")
+        self.close_connection = kind in ("lost_answer", "cut_answer", "closed_later")
+        if kind != "lost_answer":
+            self._answer(response, content[: len(content) // 2] if kind == "cut_answer" else content)
 
-    def _answer(self, response: HTTPResponse, content: bytes, cut: bool) -> None:
+    def _answer(self, response: HTTPResponse, content: bytes) -> None:
         self.send_response_only(response.status)
         for name, value in response.getheaders():
             if name.lower() not in ("transfer-encoding", "connection", "content-length"):
                 self.send_header(name, value)
-        self.send_header("Content-Length", response.getheader("Content-Length") or str(len(content)))
+        if response.status != 204:
+            self.send_header("Content-Length", response.getheader("Content-Length") or str(len(content)))
         self.end_headers()
         self.wfile.write(content)
-        self.close_connection = cut
 
-    def _refuse(self, status: int, code: str, *, seconds_behind: float = 0.0, close: bool = False) -> None:
-        import time
-
+    def _refuse(self, status: int, code: str, seconds_behind: float = 0.0) -> None:
         content = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode() if code else b""
         self.send_response_only(status)
         self.send_header("Date", formatdate(time.time() - seconds_behind, usegmt=True))
         self.send_header("Content-Length", str(len(content)))
-        if close:
-            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
-        """Tests say what they saw themselves."""
+        """Tests look at what was seen themselves."""

@@ -116,19 +116,60 @@ class Incoming:
         return Request(method, bucket, key[:-1], query, headers, self._body(headers))
 
     def _body(self, headers: dict[str, str]) -> Block:
-        if "aws-chunked" not in headers.get("content-encoding", "") and "chunked" not in headers.get("transfer-encoding", ""):
+        source = Chunked(self) if headers.get("transfer-encoding") == "chunked" else self
+        if "aws-chunked" not in headers.get("content-encoding", ""):
             block = Block(int(headers.get("content-length", 0)))
-            self.fill(block.data)
+            source.fill(block.data)
             return block
         block = Block(int(headers["x-amz-decoded-content-length"]))
         filled = 0
-        while size := int(self.line().split(b";")[0], 16):
-            self.fill(block.data[filled : filled + size])
+        while size := int(source.line().split(b";")[0], 16):
+            source.fill(block.data[filled : filled + size])
             filled += size
-            self.line()
-        while self.line():  # trailers
+            source.line()
+        while source.line():  # trailers
             pass
+        source.end()
         return block
+
+    def end(self) -> None:
+        """Nothing follows a body of known length."""
+
+
+class Chunked:
+    """A body that HTTP itself cuts into chunks, whole again."""
+
+    def __init__(self, incoming: Incoming) -> None:
+        self._incoming = incoming
+        self._held = memoryview(b"")
+
+    def line(self) -> bytes:
+        while b"\r\n" not in (held := bytes(self._held)):
+            self._held = memoryview(held + bytes(self._chunk()))
+        line = held.partition(b"\r\n")[0]
+        self._held = self._held[len(line) + 2 :]
+        return line
+
+    def fill(self, target: memoryview) -> None:
+        filled = 0
+        while filled < len(target):
+            if not self._held:
+                self._held = self._chunk()
+            count = min(len(self._held), len(target) - filled)
+            target[filled : filled + count] = self._held[:count]
+            self._held = self._held[count:]
+            filled += count
+
+    def end(self) -> None:
+        while self._chunk():
+            pass
+
+    def _chunk(self) -> memoryview:
+        """The next one; the last one is empty."""
+        chunk = memoryview(bytearray(int(self._incoming.line().split(b";")[0], 16)))
+        self._incoming.fill(chunk)
+        self._incoming.line()
+        return chunk
 
 
 def send(connection: socket.socket, request: Request, answer: Answer) -> None:

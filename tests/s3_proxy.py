@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 CODES = {"503": "SlowDown", "429": "", "400": "", "301": "PermanentRedirect", "404": "NoSuchUpload"}
-KINDS = (*CODES, "skewed", "no_answer", "lost_answer", "cut_answer", "early_answer", "closed_later")
+KINDS = (*CODES, "skewed", "no_answer", "lost_answer", "cut_answer", "early_answer", "closed_later", "silent", "stalled")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,8 @@ class HttpFault:
 
     `no_answer`: the request does not arrive; `lost_answer`: it does; both then find the connection closed. `cut_answer`: half of the body
     comes. `early_answer`: 403 and the end, before the body was read. `closed_later`: all is well, then the connection is closed.
-    `skewed`: the server's clock is an hour behind. A number: the status, and the request does not arrive.
+    `silent`: no answer and no end; `stalled`: half of the body, then the same. `skewed`: the server's clock is an hour behind. A number:
+    the status, and the request does not arrive.
     """
 
     kind: str
@@ -153,8 +154,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if kind == "no_answer":
+        if kind in ("no_answer", "silent"):
             self.close_connection = True
+            self._wait_until_left(kind)
         elif kind == "skewed":
             self._refuse(403, "RequestTimeTooSkewed", seconds_behind=3600)
         elif kind in CODES:
@@ -174,9 +176,14 @@ class _Handler(BaseHTTPRequestHandler):
             content = response.read()
         finally:
             upstream.close()
-        self.close_connection = kind in ("lost_answer", "cut_answer", "closed_later")
+        self.close_connection = kind in ("lost_answer", "cut_answer", "closed_later", "stalled")
         if kind != "lost_answer":
-            self._answer(response, content[: len(content) // 2] if kind == "cut_answer" else content)
+            self._answer(response, content[: len(content) // 2] if kind in ("cut_answer", "stalled") else content)
+        self._wait_until_left(kind)
+
+    def _wait_until_left(self, kind: str) -> None:
+        if kind in ("silent", "stalled"):
+            self.connection.recv(1)
 
     def _answer(self, response: HTTPResponse, content: bytes) -> None:
         self.send_response_only(response.status)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import ssl
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,8 @@ Host = tuple[str, str]
 class Connections:
     """At most `limit` at once; who asks for more waits. A forked child begins with none.
 
-    TLS is verified against `ca_bundle`, a file or a folder of certificates.
+    The read timeout is Python's and, for who reads from a blocking socket, the kernel's (SO_RCVTIMEO). TLS is verified against
+    `ca_bundle`, a file or a folder of certificates.
     """
 
     def __init__(self, *, limit: int, connect_timeout_s: float, read_timeout_s: float, ca_bundle: str) -> None:
@@ -37,6 +40,7 @@ class Connections:
         """
         with self._places:
             connection = self._kept(host) or self._opened(host)
+            connection.sock.settimeout(self._read_timeout_s)
             try:
                 yield connection
             except BaseException:
@@ -66,7 +70,7 @@ class Connections:
         else:
             connection = HTTPConnection(address, timeout=self._connect_timeout_s)
         connection.connect()
-        connection.sock.settimeout(self._read_timeout_s)
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(self._read_timeout_s))
         return connection
 
     def _tls(self) -> ssl.SSLContext:
@@ -80,3 +84,8 @@ def _readable(connection: HTTPConnection) -> bool:
     poll = select.poll()
     poll.register(connection.sock, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _timeval(seconds: float) -> bytes:
+    """As the kernel wants it; at least a microsecond, since 0 means for ever."""
+    return struct.pack("@ll", *divmod(max(int(seconds * 1e6), 1), 1_000_000))

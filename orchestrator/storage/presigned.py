@@ -5,9 +5,10 @@ Such a URL is as good as a key while it is valid, so none is logged or put into 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from http.client import HTTPResponse, IncompleteRead
+from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
@@ -17,7 +18,7 @@ from botocore.exceptions import ClientError
 from orchestrator.storage.connections import Connections
 
 _SLICE_BYTES = 4 * 1024 * 1024
-"""The read timeout holds for the sending of each."""
+"""The read timeout holds for the way of each."""
 _VALID_S = 900
 """Signed for each request anew, so that refreshed keys are used; S3 lets a clock be wrong by as much."""
 
@@ -46,30 +47,24 @@ class PresignedRequests:
     def put(self, operation: str, data: memoryview, **parameters: Any) -> str:
         """`put_object` or `upload_part`. Returns the ETag."""
         slices = (data[start : start + _SLICE_BYTES] for start in range(0, len(data), _SLICE_BYTES))
-        with self._answer(operation, "PUT", parameters, {"Content-Length": str(len(data))}, slices) as response:
+        with self._answer(operation, "PUT", parameters, {"Content-Length": str(len(data))}, slices) as (_, response):
             response.read()
             return response.headers.get("ETag", "")
 
     def get(self, key: str, start: int, buffer: memoryview) -> Iterator[int]:
         """Fill `buffer` from byte `start` of the object on, yielding the bytes that each read brought. Raises ShortObject too."""
         asked = {"Range": f"bytes={start}-{start + len(buffer) - 1}"}
-        with self._answer("get_object", "GET", {"Key": key}, asked) as response:
+        with self._answer("get_object", "GET", {"Key": key}, asked) as (connection, response):
             if response.status != 206 and start:
                 raise _refused("get_object", response, "the store ignores the Range header")
             if response.length is not None and response.length < len(buffer):
                 raise ShortObject(len(buffer) - response.length)
-            filled = 0
-            while filled < len(buffer):
-                count = response.readinto(buffer[filled : filled + _SLICE_BYTES])
-                if not count:
-                    raise IncompleteRead(b"", len(buffer) - filled)
-                filled += count
-                yield count
+            yield from _received(connection, response, buffer)
 
     @contextmanager
     def _answer(
         self, operation: str, method: str, parameters: Mapping[str, Any], headers: Mapping[str, str], body: Body = None
-    ) -> Iterator[HTTPResponse]:
+    ) -> Iterator[tuple[HTTPConnection, HTTPResponse]]:
         signed = {"Bucket": self._bucket, **parameters}
         url = urlsplit(self._client.generate_presigned_url(operation, Params=signed, ExpiresIn=_VALID_S))
         with self._connections.lent((url.scheme, url.netloc)) as connection:
@@ -78,9 +73,42 @@ class PresignedRequests:
             response = connection.getresponse()
             if not 200 <= response.status < 300:
                 raise _refused(operation, response)
-            yield response
+            yield connection, response
             if not response.isclosed():  # more came than was asked for
                 connection.close()
+
+
+def _received(connection: HTTPConnection, response: HTTPResponse, buffer: memoryview) -> Iterator[int]:
+    """Fill `buffer` with the body, yielding what each read brought."""
+    direct = type(connection.sock) is socket.socket and response.length == len(buffer)
+    read = _direct_reads(connection.sock, response) if direct else response.readinto
+    filled = 0
+    while filled < len(buffer):
+        count = read(buffer[filled : filled + _SLICE_BYTES])
+        if not count:
+            raise IncompleteRead(b"", len(buffer) - filled)
+        filled += count
+        yield count
+    if direct:
+        response.close()
+
+
+def _direct_reads(plain: socket.socket, response: HTTPResponse) -> Callable[[memoryview], int]:
+    """Without TLS the kernel fills a whole slice in one call, instead of one for whatever has arrived; its own read timeout holds."""
+    plain.settimeout(None)
+    with_headers = True
+
+    def read(slice_: memoryview) -> int:
+        nonlocal with_headers
+        if with_headers:
+            with_headers = False
+            return response.fp.readinto1(slice_)
+        try:
+            return plain.recv_into(slice_, 0, socket.MSG_WAITALL)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
+
+    return read
 
 
 def _refused(operation: str, response: HTTPResponse, message: str = "") -> ClientError:

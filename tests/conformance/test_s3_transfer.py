@@ -34,8 +34,10 @@ def proxy(weed):
         yield found
 
 
-def opened(endpoint, keys=KEYS, max_attempts=3, prefix="way"):
-    asked = StorageSpec(url=f"s3://orchestrator/{prefix}", endpoint_url=endpoint, max_attempts=max_attempts, read_timeout_s=20)
+def opened(endpoint, keys=KEYS, max_attempts=3, prefix="way", read_timeout_s=20.0):
+    asked = StorageSpec(
+        url=f"s3://orchestrator/{prefix}", endpoint_url=endpoint, max_attempts=max_attempts, read_timeout_s=read_timeout_s
+    )
     return S3Store(asked, keys, part_bytes=PART)
 
 
@@ -92,6 +94,17 @@ def test_a_lost_connection_goes_on_where_it_was_cut(proxy):
     proxy.faults = (HttpFault(kind="cut_answer", method="GET"),)
     assert read(store, "cut", PART) == BODY[:PART]
     assert [asked for asked in proxy.ranges if asked] == [f"bytes=0-{PART - 1}", f"bytes={PART // 2}-{PART - 1}"]
+
+
+@pytest.mark.parametrize("kind", ["silent", "stalled"])
+def test_a_read_that_stands_still_is_given_up_and_tried_again(proxy, kind):
+    store = opened(proxy.endpoint)
+    store.put("still", BODY[:PART])
+    proxy.faults = (HttpFault(kind=kind, method="GET"),)
+    assert read(opened(proxy.endpoint, max_attempts=2, read_timeout_s=1.5), "still", PART) == BODY[:PART]
+    proxy.faults = (HttpFault(kind=kind, method="GET", number=0),)
+    with pytest.raises(StorageUnavailable, match="timed out"):
+        read(opened(proxy.endpoint, max_attempts=1, read_timeout_s=0.5), "still", PART)
 
 
 def test_a_small_put_whose_answer_is_lost_is_repeated(proxy):

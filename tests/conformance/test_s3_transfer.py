@@ -1,4 +1,5 @@
-"""Bodies on their way to and from S3 when the way is bad: a proxy with faults before a real SeaweedFS, which checks every signature."""
+"""Bodies on their way to and from S3 when the way is bad: a proxy with faults before the fast store, and before a real SeaweedFS, which
+checks signatures, where these matter."""
 
 from __future__ import annotations
 
@@ -18,8 +19,10 @@ from orchestrator.spec import StorageSpec
 from orchestrator.storage import HasUploads, check_store
 from orchestrator.storage.s3 import S3Store
 
-PART = 5 << 20  # the least that S3 allows
+PART = 1 << 20
 BODY = os.urandom(4 * PART + 12_345)
+LEAST_PART = 5 << 20  # that S3 and SeaweedFS allow
+LARGE = os.urandom(2 * LEAST_PART + 12_345)
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +31,23 @@ def weed():
         yield endpoint
 
 
+@pytest.fixture(scope="module")
+def fast():
+    with fast_store() as endpoint:
+        yield endpoint
+
+
 @pytest.fixture
-def proxy(weed):
-    with s3_proxy(weed) as found:
+def proxy(fast):
+    with s3_proxy(fast) as found:
         yield found
 
 
-def opened(endpoint, keys=KEYS, max_attempts=3, prefix="way", read_timeout_s=20.0):
+def opened(endpoint, keys=KEYS, max_attempts=3, prefix="way", read_timeout_s=20.0, part_bytes=PART):
     asked = StorageSpec(
         url=f"s3://orchestrator/{prefix}", endpoint_url=endpoint, max_attempts=max_attempts, read_timeout_s=read_timeout_s
     )
-    return S3Store(asked, keys, part_bytes=PART)
+    return S3Store(asked, keys, part_bytes=part_bytes)
 
 
 def read(store, key, num_bytes, start=0):
@@ -55,6 +64,18 @@ def test_a_body_goes_in_one_request_or_in_parts(proxy, num_bytes, parts):
     assert read(store, "k", num_bytes) == BODY[:num_bytes]
     assert proxy.seen.count("GET") == max(parts, 1)
     assert read(store, "k", num_bytes // 2, start=num_bytes // 3) == BODY[num_bytes // 3 : num_bytes // 3 + num_bytes // 2]
+
+
+def test_a_server_that_checks_signatures_takes_all_parts(weed):
+    with s3_proxy(weed) as proxy:
+        for endpoint in (weed, proxy.endpoint):
+            store = opened(endpoint, part_bytes=LEAST_PART)
+            store.put("signed/a key + it's ü%?&", LARGE)
+            assert read(store, "signed/a key + it's ü%?&", len(LARGE)) == LARGE
+        assert proxy.presigned == 6
+        proxy.faults = (HttpFault(kind="lost_answer", method="POST", parameter="uploadId"),)
+        store.put("again", LARGE)
+        assert read(store, "again", len(LARGE)) == LARGE and proxy.failed == 1
 
 
 def test_memory_of_any_type_is_moved(proxy):
@@ -203,11 +224,11 @@ def test_a_forked_child_opens_connections_of_its_own(proxy):
     assert read(store, "forked", PART) == BODY[:PART] and proxy.connections == before + 1
 
 
-def test_a_proxy_of_the_environment_is_used(weed, proxy, monkeypatch):
+def test_a_proxy_of_the_environment_is_used(fast, proxy, monkeypatch):
     monkeypatch.setenv("http_proxy", proxy.endpoint)
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    store = opened(weed, prefix="by-proxy")
+    store = opened(fast, prefix="by-proxy")
     store.put("k", BODY)
     assert read(store, "k", len(BODY)) == BODY
     with pytest.raises(CorruptObject, match="ends 1 bytes early"):
@@ -215,9 +236,9 @@ def test_a_proxy_of_the_environment_is_used(weed, proxy, monkeypatch):
     assert proxy.forwarded == len(proxy.seen) >= 3
 
 
-def test_tls_is_verified(weed, tmp_path, monkeypatch):
+def test_tls_is_verified(fast, tmp_path, monkeypatch):
     chain, key = certificate(tmp_path)
-    with s3_proxy(weed, tls=(chain, key)) as proxy:
+    with s3_proxy(fast, tls=(chain, key)) as proxy:
         assert proxy.endpoint.startswith("https://")
         monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
         with pytest.raises(StorageUnavailable, match=r"(?i)certificate"):
@@ -240,12 +261,12 @@ def test_keys_that_are_renewed_are_used(weed, tmp_path, monkeypatch):
     config.write_text(f"[profile renewed]\ncredential_process = {sys.executable} -c \"print(open('{held}').read())\"\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     renew(READER)
-    store = opened(weed, {"AWS_PROFILE": "renewed"}, prefix="renewed")
+    store = opened(weed, {"AWS_PROFILE": "renewed"}, prefix="renewed", part_bytes=LEAST_PART)
     with pytest.raises(StorageDenied):
-        store.put("k", BODY)
+        store.put("k", LARGE)
     renew(KEYS)
-    store.put("k", BODY)
-    assert read(store, "k", len(BODY)) == BODY
+    store.put("k", LARGE)
+    assert read(store, "k", len(LARGE)) == LARGE
 
 
 def test_no_signature_is_said(proxy, caplog):

@@ -3,11 +3,12 @@
     pip install -c constraints.txt -e ".[peers]"
     python benchmarks/checkpoint_transfer.py [--n 7] [--server fast|seaweedfs] [--seed 1]
 
-The state is 0.54 GB in fp32: weights and both moments of AdamW of a 45-million-parameter GPT. `ours` is `write_checkpoint` (packing,
-CRC-64 of every block, index) and `restore` (index, ranges, checksums, cutting) on the S3 store. Peers, each as its project uses it: DCP
-with s3torchconnector; torch.save with boto3; torch.save with pyarrow's S3 file system, as Ray Train copies a checkpoint. A restore ends
-when the bytes are in tensors that were there before, and they are compared bit by bit. All take turns in one process, in a drawn order,
-after one round that does not count; a ratio is taken per round. CPU is that of this process alone; the server has its own.
+The state is 0.54 GB in fp32: weights and both moments of AdamW of a 45-million-parameter GPT. `ours` is what a rank and its uploader do
+(copy into the slab, CRC-64 of every block, segments, index), and `restore` (index, ranges, checksums, cutting). Peers, each as its
+project uses it: DCP with s3torchconnector; torch.save with boto3; torch.save with pyarrow's S3 file system, as Ray Train copies a
+checkpoint. A restore ends when the bytes are in tensors that were there before, and they are compared bit by bit. All take turns in one
+process, in a drawn order, after one round that does not count; a ratio is taken per round. CPU is that of this process alone; the server
+has its own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -60,15 +62,31 @@ def make_state(seed: int) -> Tensors:
 
 
 class Ours:
-    def __init__(self, endpoint: str) -> None:
+    """The memory that is staged into is there from the first save on, as in a job."""
+
+    def __init__(self, endpoint: str, folder: Path) -> None:
+        from orchestrator.checkpoints.slab import Slab
         from orchestrator.storage import open_store
+        from orchestrator.supervision.uploader import CONNECTIONS
 
         self._store = open_store(spec(endpoint, BUCKET, "ours"), KEYS)
+        self._slab_of = lambda num_bytes: Slab.create(folder / "rank-0.slab", num_bytes)
+        self._slab: Slab | None = None
+        self._pool = ThreadPoolExecutor(CONNECTIONS)
 
     def save(self, state: Tensors, key: str) -> None:
-        from orchestrator.checkpoints.write import write_checkpoint
+        import torch
 
-        write_checkpoint(self._store, f"{key}/", 0, self._pieces(state), {})
+        from orchestrator.checkpoints.stage import pack_into, rows_of, size_of
+        from orchestrator.checkpoints.upload import store_index, store_rows
+
+        pieces = self._pieces(state)
+        rows = rows_of(pieces)
+        if self._slab is None:
+            self._slab = self._slab_of(size_of(rows))
+        pack_into(torch.frombuffer(self._slab.content, dtype=torch.uint8), pieces, rows)
+        stored = store_rows(self._store, f"{key}/", 0, rows, self._slab.content, self._pool)
+        store_index(self._store, f"{key}/", 0, stored, {})
 
     def load(self, state: Tensors, key: str) -> None:
         from orchestrator.checkpoints.manifest import assemble, decode_index
@@ -220,14 +238,14 @@ def remove_all(endpoint: str) -> None:
             client.delete_object(Bucket=BUCKET, Key=entry["Key"])
 
 
-def measure(endpoint: str, rounds: int, seed: int) -> tuple[list[dict[str, tuple[float, ...]]], float]:
+def measure(endpoint: str, folder: Path, rounds: int, seed: int) -> tuple[list[dict[str, tuple[float, ...]]], float]:
     """Of each round; the size of the state in GB."""
     import torch
 
     torch.set_num_threads(1)
     state = make_state(seed)
     empty = {name: torch.empty_like(tensor) for name, tensor in state.items()}
-    ways = {OURS: Ours(endpoint), DCP: Dcp(endpoint), BOTO3: Boto3(endpoint), PYARROW: Pyarrow(endpoint)}
+    ways = {OURS: Ours(endpoint, folder), DCP: Dcp(endpoint), BOTO3: Boto3(endpoint), PYARROW: Pyarrow(endpoint)}
     rng, found = random.Random(seed), []
     for number in range(rounds + 1):
         found.append(round_of(ways, state, empty, f"round-{number}", rng))
@@ -247,8 +265,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     os.environ |= {**KEYS, "AWS_EC2_METADATA_DISABLED": "true"}
-    with {"fast": fast_store, "seaweedfs": seaweedfs}[asked.server]() as endpoint:
-        rounds, gb = measure(endpoint, asked.n, asked.seed)
+    with {"fast": fast_store, "seaweedfs": seaweedfs}[asked.server]() as endpoint, tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        rounds, gb = measure(endpoint, Path(folder), asked.n, asked.seed)
     peers = [name for name in rounds[0] if name != OURS]
     ratios = {
         f"{what}, {name}": [r[name][column] / r[OURS][column] for r in rounds]

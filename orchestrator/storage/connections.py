@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 
@@ -66,13 +67,14 @@ class Connections:
     def _opened(self, host: Host) -> HTTPConnection:
         scheme, address = host
         if scheme == "https":
-            connection: HTTPConnection = HTTPSConnection(address, timeout=self._connect_timeout_s, context=self._tls())
+            connection: HTTPConnection = HTTPSConnection(address, timeout=self._connect_timeout_s, context=self._tls)
         else:
             connection = HTTPConnection(address, timeout=self._connect_timeout_s)
         connection.connect()
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(self._read_timeout_s))
         return connection
 
+    @cached_property
     def _tls(self) -> ssl.SSLContext:
         if Path(self._ca_bundle).is_dir():
             return ssl.create_default_context(capath=self._ca_bundle)

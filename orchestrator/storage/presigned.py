@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from typing import Any
 from urllib.parse import urlsplit
@@ -68,11 +68,16 @@ class PresignedRequests:
         signed = {"Bucket": self._bucket, **parameters}
         url = urlsplit(self._client.generate_presigned_url(operation, Params=signed, ExpiresIn=_VALID_S))
         with self._connections.lent((url.scheme, url.netloc)) as connection:
-            with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before it closed; else there is nothing to get
+            cut_off = False
+            try:
                 connection.request(method, f"{url.path}?{url.query}", body=body, headers=headers)
+            except (BrokenPipeError, ConnectionResetError):
+                cut_off = True  # the server may have refused before it closed; if not, there is no answer to get
             response = connection.getresponse()
             if not 200 <= response.status < 300:
                 raise _refused(operation, response)
+            if cut_off:
+                raise ConnectionResetError(f"{url.netloc} closed the connection before it had the body")
             yield connection, response
             if not response.isclosed():  # more came than was asked for
                 connection.close()

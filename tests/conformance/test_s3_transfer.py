@@ -247,6 +247,9 @@ def test_tls_is_verified(fast, tmp_path, monkeypatch):
         store = opened(proxy.endpoint)
         store.put("tls", BODY)
         assert read(store, "tls", len(BODY)) == BODY
+        before = proxy.connections
+        store.put("tls", b"small")
+        assert read(store, "tls", 5) == b"small" and proxy.connections == before
 
 
 def test_keys_that_are_renewed_are_used(weed, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ In the object store (`JobKeys`, `DatasetKeys`):
             MANIFEST.json.zst
         commits/<epoch:08d>-<step:012d>.json         create-only: the only commit point
         suspect/<epoch:08d>-<step:012d>.json         a commit whose bytes were found damaged
+        attempts/<epoch:08d>-<step:012d>.json        how often a commit was restored without a step since
         journal/<first seq:012d>.jsonl               metrics and events, in segments
         logs/<epoch:08d>/<rank:05d>/<offset:012d>    a piece of a rank's output
         artifacts/<name>                             config, evaluation, sample, plots, history
@@ -103,6 +104,9 @@ class JobKeys:
 
     def suspect(self, epoch: int, step: int) -> str:
         return f"{self.suspects}{epoch:08d}-{step:012d}.json"
+
+    def restore_attempts(self, epoch: int, step: int) -> str:
+        return f"{self.root}attempts/{epoch:08d}-{step:012d}.json"
 
     @property
     def journal(self) -> str:

@@ -1,50 +1,92 @@
-"""Go on from a commit: all ranks from the same one, the newest that no rank finds damaged."""
+"""Go on from a commit: all ranks from the same one, the newest that no rank finds damaged and that does not kill who reads it."""
 
 from __future__ import annotations
+
+from functools import partial
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.checkpoints.restore import restore
+from orchestrator.checkpoints.restore_attempts import MAX_ATTEMPTS, RestoreAttempts
+from orchestrator.checkpoints.restore_peers import agreed
 from orchestrator.errors import CheckpointError, ConfigError, CorruptObject, DataError, ObjectNotFound
-from orchestrator.paths import JobKeys
+from orchestrator.paths import JobKeys, manifest_key
 from orchestrator.runtime import ema
-from orchestrator.runtime.collective import all_agree
+from orchestrator.runtime.exchange import Ranks
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.seeding import seed_rank, set_random_states
 from orchestrator.runtime.selection import selection_of
 from orchestrator.runtime.training import Training
 from orchestrator.spec import SIZES
+from orchestrator.storage import MemoryStore
 
 
 def restore_newest(run: Training) -> None:
-    """Put the state of the newest good commit of the task into `run`; nothing if the task names none.
+    """Put the state of the newest good commit of the task into `run`; nothing if the task names none. All ranks come to the same.
 
-    Raises CheckpointError if all are damaged, DataError for another data set, ConfigError for another seed,
-    IncompatibleCheckpoint for another model.
+    A commit that was tried `MAX_ATTEMPTS` times without a step since is passed over, unless it is the last one. Raises CheckpointError if
+    all are damaged, DataError for another data set, ConfigError for another seed, IncompatibleCheckpoint for another model, optimizer or
+    job, and the store's StorageError.
     """
+    if not run.task.commits:
+        return
+    ranks = Ranks(run.engine.device)
     for key in run.task.commits:
         run.clock.tick(0, Phase.CHECKPOINT)
-        manifest = _try(run, key)
-        if all_agree(manifest is not None, run.engine.device) and manifest is not None:
-            _go_on(run, manifest)
-            run.link.send("restored", step=run.step, commit=key)
-            return
-    if run.task.commits:
-        raise CheckpointError(f"all {len(run.task.commits)} commits of {run.task.job_id} are damaged: {', '.join(run.task.commits)}.")
+        try:
+            _begin_attempt(run, ranks, key)
+            manifest = _load(run, ranks, key)
+        except (CorruptObject, ObjectNotFound) as error:  # the same on every rank
+            run.link.send("suspect", commit=key, message=str(error))
+            continue
+        _go_on(run, manifest)
+        run.restored_commit = key
+        run.link.send("restored", step=run.step, commit=key)
+        return
+    raise CheckpointError(f"all {len(run.task.commits)} commits of {run.task.job_id} are damaged: {', '.join(run.task.commits)}.")
 
 
-def _try(run: Training, key: str) -> Manifest | None:
-    """Fill this rank's tensors from a commit; None if it is damaged, which the agent is told."""
-    log = CommitLog(run.store, JobKeys(run.task.job_id))
-    try:
-        manifest = log.load_manifest(log.read(key))
-        _check_same_job(run, manifest)
-        restore(run.store, manifest, _held(manifest, run.engine.state.wanted_pieces()))
-    except (CorruptObject, ObjectNotFound) as error:
-        run.link.send("suspect", commit=key, message=str(error))
-        return None
+def end_attempt(run: Training) -> None:
+    """Call it when a step was made from what was restored: the commit is no suspect. Any rank may call it, and more than once."""
+    if run.restored_commit and run.task.rank == 0:
+        RestoreAttempts(run.store, JobKeys(run.task.job_id), run.restored_commit).forget()
+    run.restored_commit = ""
+
+
+def _begin_attempt(run: Training, ranks: Ranks, key: str) -> None:
+    """Raises CorruptObject if it is one too many."""
+    with agreed(ranks):
+        if run.task.rank == 0:
+            attempts = RestoreAttempts(run.store, JobKeys(run.task.job_id), key)
+            if attempts.count() >= MAX_ATTEMPTS and key != run.task.commits[-1]:
+                raise CorruptObject(f"'{key}' was restored {attempts.count()} times without a step after it: it is passed over.")
+            attempts.note()
+
+
+def _load(run: Training, ranks: Ranks, key: str) -> Manifest:
+    """Fill this rank's tensors from a commit. Raises CorruptObject or ObjectNotFound if it is damaged."""
+    manifest = _manifest(run, ranks, key)
+    _check_same_job(run, manifest)
+    wanted = _held(manifest, run.engine.state.wanted_pieces())
+    tick = partial(run.clock.tick, 0, Phase.CHECKPOINT)
+    restore(run.store, manifest, wanted, ranks, tick=tick, needless=(ema.ROLE,))
     return manifest
+
+
+def _manifest(run: Training, ranks: Ranks, key: str) -> Manifest:
+    """Rank 0 reads it for all."""
+    keys, found = JobKeys(run.task.job_id), MemoryStore()
+    commit = content = b""
+    with agreed(ranks):
+        if run.task.rank == 0:
+            commit = run.store.get(key)
+            content = run.store.get(manifest_key(CommitLog(run.store, keys).read(key).prefix))
+    found.put(key, ranks.broadcast(commit))
+    log = CommitLog(found, keys)
+    ref = log.read(key)
+    found.put(manifest_key(ref.prefix), ranks.broadcast(content))
+    return log.load_manifest(ref)
 
 
 def _held(manifest: Manifest, wanted: list[StatePiece]) -> list[StatePiece]:

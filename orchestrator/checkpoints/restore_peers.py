@@ -37,7 +37,7 @@ class Alone:
     """One rank without a process group."""
 
     rank = 0
-    nodes = (0,)
+    nodes: Sequence[int] = (0,)
 
     def gather(self, mine: np.ndarray) -> list[np.ndarray]:
         return [mine]

@@ -41,6 +41,7 @@ from orchestrator.checkpoints.write import write_checkpoint  # noqa: E402
 from orchestrator.layout import layout_for  # noqa: E402
 from orchestrator.paths import JobKeys  # noqa: E402
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op  # noqa: E402
+from orchestrator.runtime.exchange import Ranks  # noqa: E402
 from orchestrator.spec import JobSpec, from_dict  # noqa: E402
 from orchestrator.storage import DirectoryStore  # noqa: E402
 from workloads.layers import decoder_layers  # noqa: E402
@@ -144,7 +145,7 @@ def resumed(folder, source, target, rank):
     engine, layout = build(target, seed=99)
     log = CommitLog(DirectoryStore(folder / "store"), JobKeys(name_of(source)))
     manifest = log.load_manifest(log.chain()[0])
-    restore(DirectoryStore(folder / "store"), manifest, engine.state.wanted_pieces())
+    restore(DirectoryStore(folder / "store"), manifest, engine.state.wanted_pieces(), Ranks(torch.device("cpu")), needless=())
     engine.state.after_restore()
     engine.state.set_counters(manifest.job_scalars)
     losses = [step(engine, layout, number, rank, target) for number in range(target.steps // 2 + 1, target.steps + 1)]

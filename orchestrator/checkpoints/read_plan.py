@@ -5,7 +5,7 @@ block; what a rank needs is a sorted list of intervals of that line. Every rank 
 
 A block is read from the store once; or by one rank of each node that has it near, which costs the store nothing. Ranks of a node see
 each other's memory, so a block comes to a node once, to the rank that holds it there. The blocks are dealt out in rounds, which bound the
-memory: a rank reads into a ring of `2 * READS` slots, one half ahead of the exchange, and receives into `RECEIVES` more.
+memory: a rank reads into a ring of slots, twice as many as it reads for a round, and receives into others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from orchestrator.checkpoints.manifest import BLOCK_BYTES, Segment
 
 READS = 4
-"""Blocks that a rank reads for one round, at most."""
+"""Blocks that a rank reads for one round, at most; half of it where others of its node read too."""
 RECEIVES = 8
 """Blocks that a rank receives in one round, at most."""
 GAP_BYTES = 64 * 1024
@@ -180,14 +180,15 @@ def _in_rounds(
     for block, places in dealt:
         order.append((turns[places[0][1]], block, places))
         turns.update(source for holder, source in places if holder == source)
-    ring = {rank: min(2 * READS, count) for rank, count in turns.items()}
+    most_reads = [READS if nodes.count(node) == 1 else READS // 2 for node in nodes]
+    ring = {rank: min(2 * most_reads[rank], count) for rank, count in turns.items()}
     read, reading, receiving = Counter[int](), Counter[int](), Counter[int]()
     most: Counter[int] = Counter()
     placed, number = [], 0
     for _, block, places in sorted(order):
         readers = [source for holder, source in places if holder == source]
         receivers = [holder for holder, source in places if holder != source]
-        if any(reading[rank] == READS for rank in readers) or any(receiving[rank] == RECEIVES for rank in receivers):
+        if any(reading[rank] == most_reads[rank] for rank in readers) or any(receiving[rank] == RECEIVES for rank in receivers):
             number, reading, receiving = number + 1, Counter(), Counter()
         slots: Mapping[int, int] = {rank: read[rank] % ring[rank] for rank in readers}
         for holder, source in places:

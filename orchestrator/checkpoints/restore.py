@@ -106,12 +106,15 @@ def _copies(line: Line, manifest: Manifest, wanted: Sequence[StatePiece]) -> Ite
     for piece in wanted:
         slices = stored.get((piece.role, piece.name), [])
         _check_same(piece, slices, manifest)
+        parts = [(part, *_rows(part.boxes)) for part in slices]
         position = 0
         for target in piece.boxes:
             data = piece.data[position : position + target.volume]
             position += target.volume
-            for part in slices:
-                yield from _copies_of_box(line, part, target, data)
+            first, end = _rows([target])
+            for part, low, high in parts:
+                if low < end and first < high:
+                    yield from _copies_of_box(line, part, target, data)
 
 
 def _check_same(piece: StatePiece, slices: list[TensorSlice], manifest: Manifest) -> None:
@@ -124,6 +127,13 @@ def _check_same(piece: StatePiece, slices: list[TensorSlice], manifest: Manifest
             f"{piece.role} of {piece.name} is {held.dtype}{list(held.global_shape)} in {where}, "
             f"but {dtype}{list(piece.global_shape)} in this model."
         )
+
+
+def _rows(boxes: Sequence[Box]) -> tuple[int, int]:
+    """[first, end) along the first dimension: tells most of what does not meet apart at little cost."""
+    if not boxes[0].shape:
+        return 0, 1
+    return min(box.offset[0] for box in boxes), max(box.offset[0] + box.shape[0] for box in boxes)
 
 
 def _copies_of_box(line: Line, part: TensorSlice, target: Box, data: torch.Tensor) -> Iterator[_Copy]:

@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 
 from orchestrator import errors
-from orchestrator.checkpoints.restore_peers import Messages, agreed
+from orchestrator.checkpoints.restore_peers import Messages, agreed, private_memory
 from orchestrator.errors import CheckpointError
+from orchestrator.runtime.collective import all_agree
 
 _OWNER = ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid")
 
@@ -55,6 +56,8 @@ class Ranks:
         raise _error_of(first, *json.loads(told[first])) from error
 
     def share(self, num_bytes: int) -> dict[int, torch.Tensor]:
+        if len(set(self.nodes)) == self._world:
+            return {self.rank: private_memory(num_bytes)}
         own = os.memfd_create("restore")  # belongs to no folder: it is gone with the processes that map it
         opened = {self.rank: own}
         try:
@@ -76,16 +79,6 @@ class Ranks:
         for data, staged in arriving if self._staged else ():
             data.copy_(staged)
 
-    def broadcast(self, data: bytes) -> bytes:
-        """The `data` of rank 0."""
-        length = torch.tensor([len(data)], device=self._device)
-        dist.broadcast(length, 0)
-        content = torch.empty(int(length), dtype=torch.uint8, device=self._device)
-        if self.rank == 0:
-            content.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        dist.broadcast(content, 0)
-        return content.cpu().numpy().tobytes()
-
     def _sees_neighbours(self) -> bool:
         """Whether the files of the other ranks of this node can be opened."""
         probe = os.memfd_create("probe")
@@ -104,9 +97,7 @@ class Ranks:
         return bool(self._device.type != "cpu")
 
     def _any(self, mine: bool) -> bool:
-        vote = torch.tensor([int(mine)], device=self._device)
-        dist.all_reduce(vote, dist.ReduceOp.MAX)
-        return bool(vote)
+        return not all_agree(not mine, self._device)
 
     def _texts(self, mine: str) -> list[str]:
         content = np.frombuffer(mine.encode(), dtype=np.uint8).astype(np.int64)

@@ -13,6 +13,7 @@ from orchestrator.checkpoints.restore_peers import agreed
 from orchestrator.errors import CheckpointError, ConfigError, CorruptObject, DataError, ObjectNotFound
 from orchestrator.paths import JobKeys, manifest_key
 from orchestrator.runtime import ema
+from orchestrator.runtime.collective import broadcast_bytes
 from orchestrator.runtime.exchange import Ranks
 from orchestrator.runtime.link import Phase
 from orchestrator.runtime.seeding import seed_rank, set_random_states
@@ -82,10 +83,10 @@ def _manifest(run: Training, ranks: Ranks, key: str) -> Manifest:
         if run.task.rank == 0:
             commit = run.store.get(key)
             content = run.store.get(manifest_key(CommitLog(run.store, keys).read(key).prefix))
-    found.put(key, ranks.broadcast(commit))
+    found.put(key, broadcast_bytes(commit, run.engine.device))
     log = CommitLog(found, keys)
     ref = log.read(key)
-    found.put(manifest_key(ref.prefix), ranks.broadcast(content))
+    found.put(manifest_key(ref.prefix), broadcast_bytes(content, run.engine.device))
     return log.load_manifest(ref)
 
 

@@ -28,7 +28,8 @@ class NearStore:
     def __init__(self, store: ObjectStore, folder: Path, stem: str) -> None:
         """`stem` begins the names of the job's slabs in `folder`."""
         self.url = store.url
-        self._store = store
+        self.origin = store
+        """Where bytes come from that are not here, or not good here."""
         self._places = dict(_places(folder, stem))
         self.near_bytes = 0
         """Bytes that did not come from the store."""
@@ -36,14 +37,10 @@ class NearStore:
     def near(self, key: str) -> bool:
         return key in self._places
 
-    def forget(self, key: str) -> None:
-        """From now on the store is asked for it."""
-        self._places.pop(key, None)
-
     def read_into(self, key: str, start: int, buffer: memoryview) -> None:
         place = self._places.get(key)
         if place is None:
-            self._store.read_into(key, start, buffer)
+            self.origin.read_into(key, start, buffer)
             return
         if start + len(buffer) > place.num_bytes:
             raise CorruptObject(f"'{key}' in {place.slab.path} ends {start + len(buffer) - place.num_bytes} bytes early.")
@@ -52,19 +49,19 @@ class NearStore:
         self.near_bytes += len(buffer)
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        self._store.put(key, data)
+        self.origin.put(key, data)
 
     def create(self, key: str, data: bytes) -> None:
-        self._store.create(key, data)
+        self.origin.create(key, data)
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
-        return self._store.get(key, start, length)
+        return self.origin.get(key, start, length)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self._store.list(prefix)
+        return self.origin.list(prefix)
 
     def delete(self, key: str) -> None:
-        self._store.delete(key)
+        self.origin.delete(key)
 
 
 def _places(folder: Path, stem: str) -> Iterator[tuple[str, _Place]]:

@@ -22,6 +22,7 @@ from orchestrator.runtime.evaluate import Evaluation, evaluate
 from orchestrator.runtime.link import Order, Phase
 from orchestrator.runtime.metrics import memory
 from orchestrator.runtime.profiling import StepProfiler
+from orchestrator.runtime.resume import end_attempt
 from orchestrator.runtime.schedule import learning_rate
 from orchestrator.runtime.seeding import random_states
 from orchestrator.runtime.selection import figure, judged
@@ -51,6 +52,7 @@ def train(run: Training) -> bool:
         run.engine.set_batch_size(samples)
         report = run.engine.step(loader.micro_batches(run.position, samples), lr, partial(_tick, run, step))
         begun_at, run.step, run.position = run.position, step, run.position + samples
+        end_attempt(run)
         for name, content in profiler.end(step).items():
             put_artifact(run, name, content)
         if step % run.spec.training.log_interval_steps == 0 or step == run.max_steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import subprocess
@@ -71,7 +72,8 @@ class UploaderChild:
             self._closed = True
             process = self._process
         if process.stdin is not None:
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it is gone, and what it was not told yet with it
+                process.stdin.close()
         try:
             process.wait(LEAVE_LIMIT_S)
         except subprocess.TimeoutExpired:

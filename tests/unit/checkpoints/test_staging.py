@@ -221,3 +221,11 @@ def test_the_copy_runs_beside_its_caller_and_what_goes_wrong_is_raised_where_it_
         ring.finish()
     assert seen
     ring.finish()  # once
+
+
+def test_a_slab_that_was_written_again_meanwhile_is_found_out_and_the_store_is_read(tmp_path):
+    node = Node(tmp_path, MemoryStore(), buffers=1)
+    _, ref = node.save(1, WEIGHTS)
+    near = NearStore(node.store, tmp_path, STEM)
+    Slab.open(slab_path(tmp_path, f"{STEM}-0", 0)).content[100] ^= 1
+    assert read(near, ref, WEIGHTS) == WEIGHTS

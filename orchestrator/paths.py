@@ -13,6 +13,8 @@ In the object store (`JobKeys`, `DatasetKeys`):
         commits/<epoch:08d>-<step:012d>.json         create-only: the only commit point
         suspect/<epoch:08d>-<step:012d>.json         a commit whose bytes were found damaged
         attempts/<epoch:08d>-<step:012d>.json        how often a commit was restored without a step since
+        pins/<epoch:08d>-<step:012d>.json            create-only: a commit that retention never deletes
+        tombstones/<step:012d>-<epoch:08d>-<ulid>.json  a checkpoint that is about to be deleted, and since when
         journal/<first seq:012d>.jsonl               metrics and events, in segments
         logs/<epoch:08d>/<rank:05d>/<offset:012d>    a piece of a rank's output
         artifacts/<name>                             config, evaluation, sample, plots, history
@@ -109,6 +111,25 @@ class JobKeys:
         return f"{self.root}attempts/{epoch:08d}-{step:012d}.json"
 
     @property
+    def pins(self) -> str:
+        return f"{self.root}pins/"
+
+    def pin(self, epoch: int, step: int) -> str:
+        return f"{self.pins}{epoch:08d}-{step:012d}.json"
+
+    @property
+    def tombstones(self) -> str:
+        return f"{self.root}tombstones/"
+
+    def tombstone(self, checkpoint: str) -> str:
+        """Of the checkpoint under that prefix."""
+        return f"{self.tombstones}{checkpoint.removeprefix(self.checkpoints).rstrip('/')}.json"
+
+    def entombed(self, tombstone: str) -> str:
+        """The prefix of the checkpoint that the tombstone is of."""
+        return f"{self.checkpoints}{tombstone.removeprefix(self.tombstones).removesuffix('.json')}/"
+
+    @property
     def journal(self) -> str:
         return f"{self.root}journal/"
 
@@ -128,6 +149,18 @@ class JobKeys:
 
     def artifact(self, name: str) -> str:
         return self.artifacts + safe_name(name)
+
+
+def step_of(checkpoint: str) -> tuple[int, int]:
+    """(epoch, step) of the checkpoint under that prefix, committed or not."""
+    step, epoch, _ = checkpoint.rstrip("/").rsplit("/", 1)[1].split("-", 2)
+    return int(epoch), int(step)
+
+
+def commit_of(key: str) -> tuple[int, int]:
+    """(epoch, step) in the name of a commit, pin or suspect mark."""
+    epoch, step = key.rsplit("/", 1)[1].removesuffix(".json").split("-")
+    return int(epoch), int(step)
 
 
 def segment_key(checkpoint: str, writer: int, number: int) -> str:

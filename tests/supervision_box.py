@@ -47,7 +47,7 @@ def double_spec(
         data=DataSpec(name="none"),
         training=TrainingSpec(max_steps=max_steps, global_batch_size=4, micro_batch_size=1),
         resources=ResourcesSpec(num_workers=workers, cpus_per_worker=0.25),
-        checkpoint=CheckpointSpec(interval_steps=10, keep_last=3, max_upload_mb_per_s=upload_bytes_per_s / 1e6),
+        checkpoint=CheckpointSpec(interval_steps=10, keep_last=3, grace_minutes=0, max_upload_mb_per_s=upload_bytes_per_s / 1e6),
         storage=StorageSpec(url=url),
         tracking=TrackingSpec(enabled=False),
         recovery=recovery or RecoverySpec(backoff_s=0.05),

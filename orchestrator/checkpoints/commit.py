@@ -40,6 +40,8 @@ class CommitRef:
     metric: str = ""
     value: float | None = None
     """The figure `metric` of the evaluation of this very step; None if there was none."""
+    time_s: float = 0.0
+    """Unix time; retention spaces commits by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +91,11 @@ class CommitLog:
         world_size: int,
         zero_stage: int,
         job_scalars: Mapping[str, Any],
+        time_s: float = 0.0,
     ) -> CommitRef:
         """Prove that the writers' slices cover every tensor and that their bytes are there, write the manifest, commit.
 
+        Who calls again because an answer was lost gives the same `time_s`: the commit object must be the same, byte for byte.
         Raises CoverageError, CorruptObject (an index or a segment), FencedError (a newer epoch, or another commit of this step) and
         other StorageErrors.
         """
@@ -116,6 +120,7 @@ class CommitLog:
             step=step,
             prefix=prefix,
             manifest_crc=crc64(content),
+            time_s=time_s,
             **(job_scalars.get("evaluated") or {}),
         )
         self._create_commit(ref)
@@ -151,7 +156,10 @@ class CommitLog:
             raise FencedError(f"epoch {epoch} of {self._keys.job_id} is over: epoch {highest} owns the job")
 
     def chain(self) -> list[CommitRef]:
-        """The commits that count, newest first; those marked suspect are left out."""
+        """The commits that count, newest first; those marked suspect are left out.
+
+        Those that retention is about to delete come last: they serve if all others turn out to be damaged.
+        """
         known_missing: set[str] = set()
         while True:
             found, missing = [], set()
@@ -161,7 +169,8 @@ class CommitLog:
                 except ObjectNotFound:
                     missing.add(key)
             if missing <= known_missing:
-                return [ref for ref in found if ref]
+                doomed = {self._keys.entombed(info.key) for info in self._store.list(self._keys.tombstones)}
+                return sorted((ref for ref in found if ref), key=lambda ref: ref.prefix in doomed)
             known_missing |= missing  # retired since they were listed, so there are newer ones
 
     def _counted(self) -> list[str]:

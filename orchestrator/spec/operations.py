@@ -45,7 +45,11 @@ class CheckpointSpec:
     max_upload_mb_per_s: float = 0
     """Of a node, on average; 0: as fast as it goes."""
     keep_last: int = 3
-    """Newest commits that stay in the store; 0: all."""
+    """Newest commits that stay in the store, damaged ones not counted; 0: all."""
+    keep_every_hours: float = 0
+    """The first commit of every so many hours stays as well; 0: none for its age."""
+    grace_minutes: float = 2
+    """From the mark that a checkpoint is going to be deleted to its deletion: who has begun to read it can finish."""
     keep_best: int = 0
     """Commits of the best evaluations (`training.best_metric`) that stay as well; each is committed at the step of its evaluation."""
 
@@ -56,7 +60,7 @@ class CheckpointSpec:
         rate = self.max_upload_mb_per_s
         require(0 <= rate < math.inf, "checkpoint.max_upload_mb_per_s", rate, "0 (no limit) or more")
         require(self.keep_last >= 0, "checkpoint.keep_last", self.keep_last, "0 (all) or more")
-        at_least(0, "checkpoint", self, "keep_best")
+        at_least(0, "checkpoint", self, "keep_every_hours", "grace_minutes", "keep_best")
 
 
 @dataclass(frozen=True, kw_only=True)

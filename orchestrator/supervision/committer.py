@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from orchestrator.checkpoints.catalog import Summaries
 from orchestrator.checkpoints.commit import CommitLog, CommitRef, Epoch
-from orchestrator.checkpoints.retention import Policy, apply_retention
+from orchestrator.checkpoints.retention import apply_retention, policy_of
 from orchestrator.errors import StorageError, StorageUnavailable
 from orchestrator.storage import ObjectStore
 from orchestrator.supervision.attempt import SavedCheckpoint
@@ -26,19 +27,20 @@ Pause = Callable[[float], bool]
 class Committer:
     """`pause(seconds)` waits and returns True if the wait was cut short by an order to stop at once."""
 
-    def __init__(self, context: RunContext, store: ObjectStore, journal: Journal, pause: Pause) -> None:
+    def __init__(
+        self, context: RunContext, store: ObjectStore, journal: Journal, pause: Pause, clock: Callable[[], float] = time.time
+    ) -> None:  # fmt: skip
         self._keys = context.keys
         self._spec = context.spec
         self._store = store
         self._journal = journal
         self._pause = pause
+        self._clock = clock
         self._commits = CommitLog(store, self._keys)
         self.newest_step: int | None = None
         self._known: list[CommitRef] = []
-        training, kept = self._spec.training, self._spec.checkpoint
-        self._policy = Policy(
-            keep_last=kept.keep_last, keep_best=kept.keep_best, metric=training.best_metric, maximize=training.best_maximize
-        )  # fmt: skip
+        self._policy = policy_of(self._spec)
+        self._read: Summaries = {}
 
     @property
     def best(self) -> CommitRef | None:
@@ -55,11 +57,12 @@ class Committer:
     def commit(self, epoch: int, checkpoint: SavedCheckpoint) -> CommitRef:
         """Raises FencedError, CoverageError, StorageError."""
         self.persist(lambda: self._ship(epoch))
+        now = self._clock()  # once: a second try commits the same
         ref = self.persist(
             lambda: self._commits.commit(
                 epoch=epoch, step=checkpoint.step, prefix=checkpoint.prefix, num_writers=self._spec.resources.num_workers,
                 world_size=self._spec.resources.num_workers, zero_stage=self._spec.parallelism.zero_stage,
-                job_scalars=checkpoint.job_scalars,
+                job_scalars=checkpoint.job_scalars, time_s=now,
             )
         )  # fmt: skip
         self.newest_step = ref.step
@@ -94,7 +97,7 @@ class Committer:
     def _retire(self) -> None:
         began = time.monotonic()
         try:
-            deleted = apply_retention(self._store, self._keys, self._policy)
+            deleted = apply_retention(self._store, self._keys, self._policy, self._clock, self._read)
         except StorageError as error:
             log.warning("old checkpoints stay for now: %s", error)
             return

@@ -61,7 +61,7 @@ def test_a_disk_that_fills_up_ends_the_job_and_it_goes_on_when_there_is_space(sa
     assert job.state is JobState.FAILED and job.result.end_reason is EndReason.STORAGE
     assert 0 < job.progress.committed_step < 120
     (small_disk / "filler").unlink()
-    code, output = sandbox.run("resume", job.id, "checkpoint.keep_last=1")
+    code, output = sandbox.run("resume", job.id, "checkpoint.keep_last=1", "checkpoint.grace_minutes=0")
     assert code == 0, output
     assert sandbox.history(job.id) == sandbox.history(calm)
     assert sandbox.fingerprint(job.id) == sandbox.fingerprint(calm)

@@ -102,6 +102,8 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     "checkpoint.buffers": ([1, 8], [0], "at least 1"),
     "checkpoint.max_upload_mb_per_s": ([0.0, 0.5], [-1.0, math.inf], "0 (no limit) or more"),
     "checkpoint.keep_last": ([0, 1], [-1], "0 (all) or more"),
+    "checkpoint.keep_every_hours": ([0.0, 0.5, 24.0], [-1.0, float("nan"), float("inf")], "0 or more"),
+    "checkpoint.grace_minutes": ([0.0, 0.5], [-1.0, float("inf")], "0 or more"),
     "checkpoint.keep_best": ([0], [-1], "0 or more"),
     "storage.url": (
         ["", "s3://bucket", "s3://my.bucket-1/a/b", "file:///", "file:///tmp/x"],
@@ -433,7 +435,7 @@ def test_a_whole_number_is_a_number() -> None:
 
 
 def test_an_unknown_key_is_refused_with_all_known_and_the_nearest() -> None:
-    known = "interval_steps, node_mtbf_hours, buffers, max_upload_mb_per_s, keep_last, keep_best"
+    known = "interval_steps, node_mtbf_hours, buffers, max_upload_mb_per_s, keep_last, keep_every_hours, grace_minutes, keep_best"
     with pytest.raises(ConfigError) as caught:
         changed("checkpoint.keep_lst", 3)
     assert str(caught.value) == f"checkpoint.keep_lst is no setting. Known here: {known}. Did you mean 'keep_last'?"

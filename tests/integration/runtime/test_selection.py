@@ -22,6 +22,7 @@ MAX_STEPS = 40
 CHOOSING = {
     "training__max_steps": MAX_STEPS, "training__eval_interval_steps": 2, "training__early_stopping_patience": 3,
     "training__best_metric": "accuracy", "training__best_maximize": True, "checkpoint__keep_best": 1, "checkpoint__keep_last": 1,
+    "checkpoint__grace_minutes": 0,
     "checkpoint__interval_steps": 7,
 }  # fmt: skip
 

@@ -21,14 +21,14 @@ FIGURES = {10: 3.0, 15: 1.0, 20: None, 25: 2.0, 30: 1.5, 40: None, 50: None}
 """By step; None: not evaluated."""
 
 
-def committer(store, folder, metric="loss", **kept):
+def committer(store, folder, metric="loss", clock=lambda: 0.0, **kept):
     values = {
         "workload": {"name": "x", "entrypoint": "m:C"}, "model": {"name": "x"}, "data": {"name": "x"},
         "training": {"max_steps": 50, "global_batch_size": 2, "micro_batch_size": 2, "eval_interval_steps": 5, "best_metric": metric},
-        "checkpoint": kept,
+        "checkpoint": {"grace_minutes": 0} | kept,
     }  # fmt: skip
     context = RunContext(job_id="job", run=1, spec=from_dict(JobSpec, values), home=Home(folder), ranks_per_bundle=(1,))
-    return Committer(context, store, Journal(folder / "journal.jsonl", store, KEYS), lambda delay_s: False)
+    return Committer(context, store, Journal(folder / "journal.jsonl", store, KEYS), lambda delay_s: False, clock)
 
 
 def save(store, epoch, step):
@@ -95,3 +95,13 @@ def life(store, folder):
     epoch = owner.begin_epoch("a").number
     for step in FIGURES:
         owner.commit(epoch, save(store, epoch, step))
+
+
+def test_a_commit_whose_answer_was_lost_is_tried_again_as_it_was(tmp_path):
+    ticks = iter(range(1000, 2000))
+    store = FaultyStore(MemoryStore(), [Fault(kind="lost_answer", operation="create", number=3)])
+    owner = committer(store, tmp_path, clock=lambda: float(next(ticks)))
+    epoch = owner.begin_epoch("a").number
+    ref = owner.commit(epoch, save(store, epoch, 10))
+    assert store.calls["create"] == 4 and ref.time_s == 1000.0
+    assert [found.time_s for found in CommitLog(store, KEYS).chain()] == [1000.0]

@@ -49,6 +49,9 @@ from orchestrator.errors import ConfigError
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+JOBS = "jobs/"
+
+
 def safe_name(name: str) -> str:
     """`name` if it can be one part of a key, else ConfigError."""
     if not _SAFE.fullmatch(name):
@@ -64,10 +67,14 @@ class JobKeys:
 
     @property
     def root(self) -> str:
-        return f"jobs/{safe_name(self.job_id)}/"
+        return f"{JOBS}{safe_name(self.job_id)}/"
+
+    @property
+    def specs(self) -> str:
+        return f"{self.root}spec-"
 
     def spec(self, run: int) -> str:
-        return f"{self.root}spec-{run}.json"
+        return f"{self.specs}{run}.json"
 
     def result(self, run: int) -> str:
         return f"{self.root}result-{run}.json"

@@ -21,8 +21,15 @@ Look
   status JOB                   one job and its events
   logs JOB [-f] [--rank N]     what its ranks printed, over all restarts
   dashboard                    open MLflow on this machine's runs
-  export JOB FOLDER            write the model of its newest checkpoint as a folder that transformers reads
-         [--adapters]          only its LoRA adapters, as a folder that peft reads
+
+Checkpoints
+  checkpoint ls JOB            all of them: age, size, layout, metric, and what becomes of each
+  checkpoint verify JOB        read every block of the newest and check it; STEP or --all for others
+  checkpoint diff JOB A B      what differs between two steps, tensor by tensor
+  checkpoint pin JOB STEP      it stays, whatever the settings say; unpin takes that back
+  checkpoint export JOB FOLDER write its model as a folder that transformers reads; --adapters: only its LoRA adapters, for peft;
+         [--format F]          safetensors or deepspeed-universal instead
+  checkpoint gc JOB            delete what the settings do not keep
 
 Stop
   cancel JOB [--now]           save a checkpoint and stop (--now: at once)
@@ -33,7 +40,7 @@ Stop
 Settings are Hydra overrides: `orchestrator train workload=resnet training.max_steps=200`.
   train --help                 all settings            train --cfg job      the composed configuration
   train --dry-run              the resolved spec, legal world sizes and DeepSpeed's config; starts nothing
-  --json                       with list, status, submit: for scripts
+  --json                       with list, status, submit, checkpoint: for scripts
   eval "$(orchestrator completion bash)"               completion of verbs, settings and jobs
 """
 
@@ -64,14 +71,14 @@ def _verbs() -> dict[str, Callable[[], Verb]]:
 
         return completion.completion
 
-    def export() -> Verb:
-        from orchestrator.cli.export import export
+    def checkpoint() -> Verb:
+        from orchestrator.cli.checkpoint import checkpoint
 
-        return export
+        return checkpoint
 
     found = {name: hydra(name) for name in ("train", "submit")}
     found |= {name: jobs(f"{name}_") for name in ("resume", "list", "status", "logs", "cancel", "dashboard", "down", "version")}
-    return {**found, "export": export, "completion": completion}
+    return {**found, "checkpoint": checkpoint, "completion": completion}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

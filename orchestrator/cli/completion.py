@@ -15,7 +15,7 @@ _orchestrator_complete() {
 }
 complete -o nosort -F _orchestrator_complete orchestrator
 """
-_JOB_VERBS = ("status", "logs", "cancel", "resume", "export")
+_JOB_VERBS = ("status", "logs", "cancel", "resume")
 
 
 def completion(arguments: list[str]) -> int:
@@ -43,7 +43,11 @@ def complete(line: str) -> list[str]:
         return [verb for verb in _verbs() if verb.startswith(last)]
     if words[1] in ("train", "submit"):
         return [] if last.startswith("-") else _settings([*(word for word in words[2:] if not word.startswith("-")), last])
-    if words[1] in _JOB_VERBS and len(words) == 2:
+    if words[1] == "checkpoint" and len(words) == 2:
+        from orchestrator.cli.checkpoint import VERBS
+
+        return [verb for verb in VERBS if verb.startswith(last)]
+    if len(words) == (3 if words[1] == "checkpoint" else 2) and words[1] in (*_JOB_VERBS, "checkpoint"):
         return [job_id for job_id in _jobs() if job_id.startswith(last)]
     return []
 

@@ -47,7 +47,7 @@ def list_(arguments: list[str]) -> int:
     home = Home.find(asked.home)
     jobs = Client(home).jobs() if home.jobs_db.exists() else []
     if asked.json:
-        print(_json([job_to_dict(job) for job in jobs]))
+        print(as_json([job_to_dict(job) for job in jobs]))
     elif jobs:
         rows = [(job.id, job.state.value, _share(job), str(job.spec.resources.num_workers), _age(job), _words(job)) for job in jobs]
         print(table(("JOB", "STATE", "DONE", "WORKERS", "AGE", "NOW"), rows))
@@ -66,7 +66,7 @@ def status_(arguments: list[str]) -> int:
     events = client.events(job.id)
     if asked.json:
         told = [{**dataclasses.asdict(event), "seq": number, "kind": event.kind.value} for number, event in events]
-        print(_json({**job_to_dict(job), "events": told}))
+        print(as_json({**job_to_dict(job), "events": told}))
         return 0
     print(f"{job.id}  {job.state.value}  {_words(job)}")
     for _, event in events:
@@ -230,7 +230,7 @@ def _first_line(text: str) -> str:
     return text.partition("\n")[0]
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
     """Strict JSON: a figure that is no number becomes null."""
 
     def strict(item: Any) -> Any:

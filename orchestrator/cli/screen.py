@@ -7,13 +7,15 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.job import Job, JobState, Progress
 from orchestrator.paths import Home
 
 _PLAIN_INTERVAL_S = 5.0
+_BAR_INTERVAL_S = 0.1
+_BAR_WIDTH = 24
 
 
 class Screen:
@@ -43,6 +45,54 @@ class Screen:
         if self._terminal and self._shown:
             print("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r", end="")
             self._shown = ""
+
+
+class Bar:
+    """How far a long work has come, on stderr: one line that changes on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, what: str, total_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._what, self._total, self._done = what, total_bytes, 0
+        self._clock, self._began = clock, clock()
+        self._terminal = sys.stderr.isatty()
+        self._next_s = self._began + (0.0 if self._terminal else _PLAIN_INTERVAL_S)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._terminal:
+            print("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r", end="", file=sys.stderr, flush=True)
+
+    def expect(self, num_bytes: int) -> None:
+        """More than was said at first."""
+        self._total += num_bytes
+
+    def add(self, num_bytes: int) -> None:
+        self._done += num_bytes
+        now = self._clock()
+        if now < self._next_s:
+            return
+        self._next_s = now + (_BAR_INTERVAL_S if self._terminal else _PLAIN_INTERVAL_S)
+        width = shutil.get_terminal_size().columns - 1
+        text = self._text(now - self._began)
+        print("\r" + text[:width].ljust(width) if self._terminal else text, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+
+    def _text(self, passed_s: float) -> str:
+        share = min(1.0, self._done / max(1, self._total))
+        filled = round(_BAR_WIDTH * share)
+        parts = [f"{self._what}  [{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]", f"{size(self._done)} of {size(self._total)}"]
+        if passed_s > 0 and self._done:
+            rate = self._done / passed_s
+            parts += [f"{size(rate)}/s", f"ETA {duration((self._total - self._done) / rate)}"]
+        return "  ".join(parts)
+
+
+def size(num_bytes: float) -> str:
+    """`1536000` -> `1.5 MB`."""
+    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.1f} {letter}B"
+    return f"{num_bytes:.0f} B"
 
 
 def command(words: str, home: Home) -> str:

@@ -42,9 +42,14 @@ def job(folder, workers, table, name, entrypoint, model, **changes):
 
 
 def exported(group, folder, adapters=False):
-    told = json.dumps({"id": group.job_id, "spec": group.spec, "adapters": adapters})
+    commit = group.log.chain()[0].key
+    told = json.dumps({"id": group.job_id, "spec": group.spec, "commit": commit, "format": "hf", "adapters": adapters})
     command = [sys.executable, "-m", "orchestrator.runtime.export", str(folder)]
     return subprocess.run(command, input=told, text=True, capture_output=True, check=False)
+
+
+def message(done):
+    return json.loads(done.stdout)["message"]
 
 
 @pytest.mark.slow
@@ -52,7 +57,8 @@ def test_an_encoder_is_pretrained_exported_and_fine_tuned(tmp_path, table):
     changes = {"training__max_steps": 6, "parallelism__zero_stage": 3}
     masked = job(tmp_path, 2, table, "masked", "workloads.masked_lm:MaskedLM", SHAPE, **changes).run()
     done = exported(masked, tmp_path / "encoder")
-    assert (done.returncode, done.stdout) == (0, f"masked at step 6 is in {tmp_path / 'encoder'}\n"), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert message(done) == f"masked at step 6 is in {tmp_path / 'encoder'}"
     stored = export_tensors(masked.store, masked.log.load_manifest(masked.log.chain()[0]))
     read = dict(BertForMaskedLM.from_pretrained(tmp_path / "encoder").named_parameters())
     assert read.keys() == stored.keys()
@@ -104,7 +110,8 @@ def test_adapters_go_on_exactly_leave_the_stored_weights_and_are_merged_in_the_f
     folder = tmp_path / "adapters"
     folder.mkdir()
     done = exported(again, folder, adapters=True)
-    assert (done.returncode, done.stdout) == (0, f"the adapters of job at step 6 are in {folder}\n"), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert message(done) == f"the adapters of job at step 6 are in {folder}"
     assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
     tokens = torch.arange(8).view(1, -1)
     beside = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(decoder), folder).eval()

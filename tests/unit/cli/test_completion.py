@@ -29,7 +29,7 @@ def test_verbs_are_completed() -> None:
     assert complete("orchestrator d") == ["dashboard", "down"]
     assert complete("orchestrator x") == []
     assert complete("orchestrator ") == [
-        "train", "submit", "resume", "list", "status", "logs", "cancel", "dashboard", "down", "version", "export",
+        "train", "submit", "resume", "list", "status", "logs", "cancel", "dashboard", "down", "version", "checkpoint",
         "completion",
     ]  # fmt: skip
 
@@ -64,6 +64,14 @@ def test_jobs_are_completed_where_one_is_named(home: Home, verb: str) -> None:
     assert complete(f"orchestrator {verb} ") == ["gpt-bbb", "gpt-aaa", "resnet-ccc"]
     assert complete(f"orchestrator {verb} gpt-a") == ["gpt-aaa"]
     assert complete(f"orchestrator {verb} gpt-aaa ") == []
+
+
+def test_verbs_of_checkpoint_are_completed_and_then_jobs(home: Home) -> None:
+    JobStore(home.jobs_db).put(Job(id="gpt-aaa", spec=SPEC, submitted_s=0.0))
+    assert complete("orchestrator checkpoint ") == ["ls", "verify", "diff", "pin", "unpin", "export", "gc"]
+    assert complete("orchestrator checkpoint u") == ["unpin"]
+    assert complete("orchestrator checkpoint ls g") == ["gpt-aaa"]
+    assert complete("orchestrator checkpoint ls gpt-aaa ") == []
 
 
 def test_without_jobs_there_is_nothing_to_complete_and_nothing_is_made(home: Home) -> None:

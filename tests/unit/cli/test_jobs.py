@@ -244,9 +244,3 @@ def test_wrong_overrides_of_resume_are_refused_and_the_job_stays(override: str, 
 
 def test_flags_of_resume_may_stand_before_the_overrides(jobs: JobStore, capsys: Capture) -> None:
     assert "model cannot change" in said(capsys, "resume", "resnet-failed", "--detach", "model=gpt-tiny", status=2)
-
-
-def test_a_model_is_not_exported_over_what_is_there(jobs: JobStore, tmp_path: Path, capsys: Capture) -> None:
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "file").touch()
-    assert f"{tmp_path / 'kept'} is there already" in said(capsys, "export", "resnet-failed", str(tmp_path / "kept"), status=2)

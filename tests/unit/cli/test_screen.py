@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cli.screen import Screen, best_line, command, duration, state_line, table
+from orchestrator.cli.screen import Bar, Screen, best_line, command, duration, size, state_line, table
 from orchestrator.job import Job, JobState, Progress
 from orchestrator.paths import Home
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec
@@ -212,3 +212,33 @@ def test_what_is_said_on_a_terminal_wipes_the_line(columns: int) -> None:
         screen.say("done")
         screen.say("and more")
     assert shown.getvalue() == f"\r{'step 1':<19}\r{' ' * 19}\rdone\nand more\n"
+
+
+# a bar
+
+
+def bar_said(stream: io.StringIO, times: list[float]) -> str:
+    with contextlib.redirect_stderr(stream), Bar("verifying", 1_000_000, clock=iter([0.0, *times]).__next__) as bar:
+        bar.expect(1_000_000)
+        for _ in times:
+            bar.add(500_000)
+    return stream.getvalue()
+
+
+def test_a_bar_on_a_terminal_shows_share_rate_and_time_left_and_is_wiped() -> None:
+    said = bar_said(Terminal(), [1.0, 1.01, 2.0])
+    assert "verifying  [######..................]  500.0 kB of 2.0 MB  500.0 kB/s  ETA 3s" in said
+    assert said.count("verifying") == 2  # the second is too soon
+    assert said.endswith(" \r")
+
+
+def test_elsewhere_a_bar_is_a_line_now_and_then() -> None:
+    assert bar_said(io.StringIO(), [1.0, 2.0]) == ""
+    assert bar_said(io.StringIO(), [6.0, 7.0, 12.0]).count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1536000, "1.5 MB"), (2.5e9, "2.5 GB"), (3e12, "3.0 TB"), (1000, "1.0 kB")]
+)
+def test_sizes_are_short(num_bytes: float, text: str) -> None:
+    assert size(num_bytes) == text

@@ -145,13 +145,15 @@ class OffersReport(Protocol):
 
 
 class OffersExport(Protocol):
-    """Optional: `export(model, dataset, folder)` writes the model as files that other programs read, for `orchestrator export`."""
+    """Optional: `export(model, dataset, folder)` writes the model as files that other programs read, for
+    `orchestrator checkpoint export`."""
 
     def export(self, model: torch.nn.Module, dataset: DatasetView, folder: Path) -> None: ...
 
 
 class OffersAdapters(Protocol):
-    """Optional: `export_adapters(model, dataset, folder)` writes only what was trained beside stored weights, for `export --adapters`."""
+    """Optional: `export_adapters(model, dataset, folder)` writes only what was trained beside stored weights, for
+    `checkpoint export --adapters`."""
 
     def export_adapters(self, model: torch.nn.Module, dataset: DatasetView, folder: Path) -> None: ...
 

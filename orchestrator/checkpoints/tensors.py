@@ -21,13 +21,13 @@ Name = tuple[str, str]
 """(role, fully qualified name)."""
 Slices = dict[Name, list[TensorSlice]]
 
-_BITS = {"bfloat16": np.dtype("uint16"), "float8_e4m3fn": np.dtype("uint8"), "float8_e5m2": np.dtype("uint8")}
+_BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 """What numpy lacks is read as its bits."""
 
 
 def dtype_of(name: str) -> np.dtype:
     """The array type that holds torch's type of that name."""
-    return _BITS[name] if name in _BITS else np.dtype(name)
+    return np.dtype(_BITS.get(name, name))
 
 
 def num_bytes_of(part: TensorSlice) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,21 @@ def test_a_damaged_commit_pushes_no_good_one_out(damage):
     retire(store, Policy(keep_last=2))
     assert prefixes(store) == [5, 6] and names(store, KEYS.suspects) == []
     assert names(store, KEYS.commits) == [KEYS.commit(epoch, step) for step in (5, 6)]
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncate"])
+def test_an_answer_that_is_damaged_on_its_way_deletes_nothing_that_stays(kind):
+    calm = FaultyStore(saved(4))
+    retire(calm, Policy(keep_last=2))
+    assert calm.calls["get"] > 8
+    for number in range(1, calm.calls["get"] + 1):
+        store = saved(4)
+        refs = CommitLog(store, KEYS).chain()
+        with suppress(StorageError):
+            retire(FaultyStore(store, [Fault(kind=kind, operation="get", number=number)]), Policy(keep_last=2))
+        for ref in refs[:2]:
+            assert CommitLog(store, KEYS).read(ref.key) == ref, number
+            load(store, ref)
 
 
 def test_without_a_good_commit_nothing_goes():

@@ -65,25 +65,24 @@ class Ours:
     """The memory that is staged into is there from the first save on, as in a job."""
 
     def __init__(self, endpoint: str, folder: Path) -> None:
-        from orchestrator.checkpoints.slab import Slab
         from orchestrator.storage import open_store
         from orchestrator.supervision.uploader import CONNECTIONS
 
         self._store = open_store(spec(endpoint, BUCKET, "ours"), KEYS)
-        self._slab_of = lambda num_bytes: Slab.create(folder / "rank-0.slab", num_bytes)
-        self._slab: Slab | None = None
+        self._folder = folder
+        self._slab: Any = None
         self._pool = ThreadPoolExecutor(CONNECTIONS)
 
     def save(self, state: Tensors, key: str) -> None:
         import torch
 
+        from orchestrator.checkpoints.slab import Slab
         from orchestrator.checkpoints.stage import pack_into, rows_of, size_of
         from orchestrator.checkpoints.upload import store_index, store_rows
 
         pieces = self._pieces(state)
         rows = rows_of(pieces)
-        if self._slab is None:
-            self._slab = self._slab_of(size_of(rows))
+        self._slab = self._slab or Slab.create(self._folder / "rank-0.slab", size_of(rows))
         pack_into(torch.frombuffer(self._slab.content, dtype=torch.uint8), pieces, rows)
         stored = store_rows(self._store, f"{key}/", 0, rows, self._slab.content, self._pool)
         store_index(self._store, f"{key}/", 0, stored, {})
@@ -130,13 +129,9 @@ class Dcp:
         from s3torchconnector.dcp import S3StorageReader
 
         reader = S3StorageReader(REGION, f"s3://{BUCKET}/dcp/{key}/")
-        reader.fs = self._with_reader_of(reader)
+        self._files._reader_constructor = reader.fs._reader_constructor  # the one for DCP
+        reader.fs = self._files
         dcp.load(state, storage_reader=reader, no_dist=True)
-
-    def _with_reader_of(self, reader: Any) -> Any:
-        """The file system with the reader constructor that the storage reader chose for itself."""
-        self._files._reader_constructor = reader.fs._reader_constructor
-        return self._files
 
 
 class Boto3:

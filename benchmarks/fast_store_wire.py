@@ -141,35 +141,40 @@ class Chunked:
 
     def __init__(self, incoming: Incoming) -> None:
         self._incoming = incoming
-        self._held = memoryview(b"")
+        self._held = bytearray(1 << 17)
+        self._at = self._end = 0
 
     def line(self) -> bytes:
-        while b"\r\n" not in (held := bytes(self._held)):
-            self._held = memoryview(held + bytes(self._chunk()))
-        line = held.partition(b"\r\n")[0]
-        self._held = self._held[len(line) + 2 :]
+        while (end := self._held.find(b"\r\n", self._at, self._end)) < 0:
+            self._load()
+        line = bytes(self._held[self._at : end])
+        self._at = end + 2
         return line
 
     def fill(self, target: memoryview) -> None:
-        filled = 0
-        while filled < len(target):
-            if not self._held:
-                self._held = self._chunk()
-            count = min(len(self._held), len(target) - filled)
-            target[filled : filled + count] = self._held[:count]
-            self._held = self._held[count:]
-            filled += count
+        while len(target):
+            if self._at == self._end:
+                self._load()
+            count = min(self._end - self._at, len(target))
+            target[:count] = memoryview(self._held)[self._at : self._at + count]
+            self._at += count
+            target = target[count:]
 
     def end(self) -> None:
-        while self._chunk():
+        while self._load():
             pass
 
-    def _chunk(self) -> memoryview:
-        """The next one; the last one is empty."""
-        chunk = memoryview(bytearray(int(self._incoming.line().split(b";")[0], 16)))
-        self._incoming.fill(chunk)
+    def _load(self) -> int:
+        """The next chunk, behind what is held. The last one has no bytes."""
+        rest = self._held[self._at : self._end]
+        size = int(self._incoming.line().split(b";")[0], 16)
+        self._at, self._end = 0, len(rest) + size
+        if self._end > len(self._held):
+            self._held = bytearray(self._end)
+        self._held[: len(rest)] = rest
+        self._incoming.fill(memoryview(self._held)[len(rest) : self._end])
         self._incoming.line()
-        return chunk
+        return size
 
 
 def send(connection: socket.socket, request: Request, answer: Answer) -> None:

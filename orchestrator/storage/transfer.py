@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -25,6 +26,8 @@ THREADS = 8
 _TRANSIENT = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestThrottled", "OperationAborted"}
 
 Result = TypeVar("Result")
+
+log = logging.getLogger("orchestrator.storage")
 
 
 class Unreachable(Exception):
@@ -56,7 +59,7 @@ class Transfer:
 
     def put(self, key: str, data: memoryview) -> None:
         if len(data) <= 2 * self._part_bytes:
-            self._retried(lambda: self._requests.put("put_object", data, Key=key))
+            self._retried(key, lambda: self._requests.put("put_object", data, Key=key))
         else:
             self._put_parts(key, data)
 
@@ -75,7 +78,7 @@ class Transfer:
             for count in self._requests.get(key, start + filled, buffer[filled:]):
                 filled += count
 
-        self._retried(attempt, stop)
+        self._retried(key, attempt, stop)
 
     def _put_parts(self, key: str, data: memoryview) -> None:
         """An upload that fails is aborted."""
@@ -85,7 +88,7 @@ class Transfer:
 
         def put(part: Part, stop: threading.Event) -> dict[str, Any]:
             send = lambda: self._requests.put("upload_part", part.data, PartNumber=part.number, **upload)  # noqa: E731
-            return {"PartNumber": part.number, "ETag": self._retried(send, stop)}
+            return {"PartNumber": part.number, "ETag": self._retried(key, send, stop)}
 
         try:
             self._complete(upload, _together(put, parts_of(data, self._part_bytes)), token)
@@ -114,7 +117,7 @@ class Transfer:
         except Exception as error:  # noqa: BLE001  - the cause is what the caller must see
             cause.add_note(f"The unfinished upload stays in the bucket: {error}")
 
-    def _retried(self, attempt: Callable[[], Result], stop: threading.Event | None = None) -> Result:
+    def _retried(self, key: str, attempt: Callable[[], Result], stop: threading.Event | None = None) -> Result:
         """`attempt` until it succeeds or fails for good; no more attempts once `stop` is set."""
         number = 1
         while True:
@@ -124,10 +127,14 @@ class Transfer:
             except ClientError as error:
                 if last or not _is_transient(error) or (stop and stop.is_set()):
                     raise
+                reason = str(error)
             except (OSError, HTTPException) as error:
+                reason = str(error) or type(error).__name__
                 if last or (stop and stop.is_set()):
-                    raise Unreachable(str(error) or type(error).__name__) from error
-            time.sleep(pause_s(number, random.random()))
+                    raise Unreachable(reason) from error
+            pause = pause_s(number, random.random())
+            log.info("attempt %d of %d for '%s' failed, next in %.1f s: %s", number, self._max_attempts, key, pause, reason)
+            time.sleep(pause)
             number += 1
 
 

@@ -281,6 +281,7 @@ def test_no_signature_is_said(proxy, caplog):
         with pytest.raises(StorageError) as caught:
             attempt()
         said += traceback.format_exception(caught.value)
+    assert "attempt 1 of 2 for 'way/k' failed" in caplog.text
     assert "X-Amz-" not in "".join(said) + caplog.text and KEYS["AWS_SECRET_ACCESS_KEY"] not in "".join(said)
 
 

@@ -260,6 +260,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     os.environ |= {**KEYS, "AWS_EC2_METADATA_DISABLED": "true"}
+    load = os.getloadavg()[0]
     with {"fast": fast_store, "seaweedfs": seaweedfs}[asked.server]() as endpoint, tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         rounds, gb = measure(endpoint, Path(folder), asked.n, asked.seed)
     peers = [name for name in rounds[0] if name != OURS]
@@ -282,10 +283,11 @@ def main() -> int:
     return publish(
         f"checkpoint_transfer_{asked.server}", f"A checkpoint to and from S3 ({asked.server}) against the usual ways",
         ours=medians | {f"CPU s/GB, {what}": round(statistics.median(values), 3) for what, values in cpu.items()},
-        bar=bars | {f"CPU s/GB, {what}": CPU_BAR for what in cpu}, holds=holds, n=asked.n, seed=asked.seed, gb=round(gb, 3),
+        bar=bars | {f"CPU s/GB, {what}": CPU_BAR for what in cpu}, holds=holds, n=asked.n, seed=asked.seed,
+        gb=round(gb, 3), load=round(load, 1),
         versions={name: version(name) for name in ("boto3", "pyarrow", "s3torchconnector")},
         rows=[
-            f"Median (min-max) of {asked.n} rounds, {gb:.2f} GB; every restored tensor was equal.", "",
+            f"Median (min-max) of {asked.n} rounds, {gb:.2f} GB; every restored tensor was equal. Load average before: {load:.1f}.", "",
             *table(("way", "save s", "CPU s/GB", "restore s", "CPU s/GB"), rows), "",
             "How many times as long the peers took:", "", *table(("", "ratio", "bar"), compared),
         ],

@@ -32,7 +32,6 @@ from orchestrator.paths import JobKeys
 from orchestrator.storage import ObjectStore
 
 VICTIMS = ("rank", "uploader", "supervisor", "rank", "everything", "agent", "uploader")
-UPLOADER = "orchestrator.supervision.uploader"
 
 
 def in_process(count: int, seed: int) -> int:
@@ -66,7 +65,7 @@ class SaveKills(Campaign):
         self.box.wait_step(job_id, at)
         caught = self._wait_for_unfinished_save(job_id)
         time.sleep(rng.random() * 0.01)
-        self._kill_one(victim, job_id, rng)
+        self._kill(victim, job_id, rng)
         inside = not self._committed(job_id, caught)
         if victim == "everything":
             self.box.run("resume", job_id)
@@ -75,8 +74,9 @@ class SaveKills(Campaign):
         equal = job.state is JobState.SUCCEEDED and (self.box.history(job_id), self.box.fingerprint(job_id)) == reference
         passed_over = commits_passed_over(store, keys)
         return {
-            "number": number, "killed": victim, "after_step": at, "save": caught, "inside": inside, "epochs": len(list(store.list(keys.leases))),
-            "passed_over": passed_over, "good": equal and not passed_over, "state": job.state.value,
+            "number": number, "killed": victim, "after_step": at, "save": caught, "inside": inside,
+            "epochs": len(list(store.list(keys.leases))), "passed_over": passed_over, "good": equal and not passed_over,
+            "state": job.state.value,
         }  # fmt: skip
 
     def _wait_for_unfinished_save(self, job_id: str) -> str:
@@ -91,13 +91,6 @@ class SaveKills(Campaign):
     def _committed(self, job_id: str, checkpoint: str) -> bool:
         step, epoch, _ = checkpoint.split("-")
         return (self.box.home.store / JobKeys(job_id).commit(int(epoch), int(step))).exists()
-
-    def _kill_one(self, victim: str, job_id: str, rng: random.Random) -> None:
-        if victim == "uploader":
-            found = self.box.wait_until(lambda: self.box.having(UPLOADER), "an uploader")
-            rng.choice(found).kill()
-        else:
-            self._kill(victim, job_id, rng)
 
 
 def _named(folder: Path) -> list[Path]:

@@ -66,8 +66,9 @@ class CommitLog:
         """
         number = self._take_lease(owner)
         commits = self.chain()
-        if commits and commits[0].epoch > number:
-            raise FencedError(f"epoch {number} of {self._keys.job_id} is over: epoch {commits[0].epoch} has committed")
+        newest = max((ref.epoch for ref in commits), default=0)
+        if newest > number:
+            raise FencedError(f"epoch {number} of {self._keys.job_id} is over: epoch {newest} has committed")
         self._store.create(self._keys.base(number), _sealed({"commit": commits[0].key if commits else None}))
         return Epoch(number=number, commits=tuple(commits))
 

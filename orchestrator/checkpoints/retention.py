@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from orchestrator.checkpoints.catalog import Catalog, Entry, Step, Summaries, read_catalog
 from orchestrator.checkpoints.commit import CommitRef
+from orchestrator.checkpoints.restore_attempts import RestoreAttempts
 from orchestrator.paths import JobKeys, commit_of, step_of
 from orchestrator.spec import JobSpec
 from orchestrator.storage import ObjectStore
@@ -191,6 +192,8 @@ def _remove(store: ObjectStore, keys: JobKeys, removal: Removal, tell: Callable[
     for key in (removal.commit, removal.suspect):
         if key:
             store.delete(key)
+    if removal.commit:
+        RestoreAttempts(store, keys, removal.commit).forget()
     with ThreadPoolExecutor(THREADS) as pool:
         for size, _ in zip(removal.objects.values(), pool.map(store.delete, removal.objects), strict=True):
             tell(size)

@@ -94,7 +94,7 @@ class Staged:
     epoch: int
     step: int
     prefix: str
-    """Of the checkpoint's keys; of constant state empty until it is in the store."""
+    """Of the checkpoint's keys; of constant state empty until this epoch has put it into the store."""
     writer: int
     rows: tuple[Row, ...]
     first_segment: int = 0
@@ -173,6 +173,10 @@ def read_staged(slab: Path) -> Staged:
 
 def slab_path(folder: Path, stem: str, number: int | str) -> Path:
     return folder / f"{stem}-{number}.slab"
+
+
+def is_constant(slab: Path) -> bool:
+    return slab.stem.endswith(f"-{CONSTANT}")
 
 
 def slabs_of(folder: Path, stem: str) -> list[Path]:

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoints.slab import Slab, SlabState, read_staged, remove_slabs, slabs_of
+from orchestrator.checkpoints.slab import Slab, SlabState, Staged, is_constant, read_staged, remove_slabs, slabs_of
 from orchestrator.checkpoints.upload import Stored, named_rows, store_index, store_rows
 from orchestrator.errors import StorageUnavailable
 from orchestrator.runtime.failure import describe
@@ -85,12 +85,19 @@ class Uploader:
         self._epoch = 0
 
     def begin(self, epoch: int) -> None:
-        """Nothing of older epochs will be committed: what waits is dropped, their slabs that nobody has told of are free."""
+        """Nothing of older epochs will be committed: what waits is dropped, their slabs that nobody has told of are free.
+
+        What never changes is stored anew: its bytes may be what made the epoch before end.
+        """
         self._epoch = epoch
         with self._lock:
             for path in slabs_of(self._folder, self._stem):
-                slab = Slab.open(path)
-                if str(path) not in self._waiting and slab.state is SlabState.STAGED and read_staged(path).epoch < epoch:
+                slab, staged = Slab.open(path), _staged(path)
+                if str(path) in self._waiting or staged is None or staged.epoch >= epoch:
+                    continue
+                if is_constant(path):
+                    slab.describe(replace(staged, prefix="", epoch=epoch))
+                elif slab.state is SlabState.STAGED:
                     slab.state = SlabState.FREE
 
     def take(self, message: Message) -> None:
@@ -177,6 +184,14 @@ def main() -> None:
         take(uploader, json.loads(line))
     remove_slabs(Path(opened["folder"]), opened["stem"])
     os._exit(0)  # nobody is left to hear of what is on its way
+
+
+def _staged(slab: Path) -> Staged | None:
+    """None: nothing is said of it, or it is being written."""
+    try:
+        return read_staged(slab)
+    except FileNotFoundError:
+        return None
 
 
 def tell(link: AgentLink, message: Mapping[str, Any]) -> None:

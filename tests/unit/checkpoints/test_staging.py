@@ -122,6 +122,19 @@ def test_frozen_state_is_stored_once_also_by_a_process_after_this_one(tmp_path):
     assert len(own) == 1
 
 
+def test_an_epoch_stores_frozen_state_anew_because_the_bytes_of_the_one_before_may_be_damaged(tmp_path):
+    node = Node(tmp_path, MemoryStore())
+    frozen = {"frozen": [float(n) for n in range(3000)]}
+    _, first = node.save(1, {"a": [1.0]}, frozen)
+    node.epoch = node.log.begin_epoch("test").number
+    node.uploader.begin(node.epoch)
+    _, second = node.save(1, {"a": [1.0]}, frozen)
+    assert all(segment.key.startswith(second.prefix) for segment in node.log.load_manifest(second).segments)
+    assert read(node.store, second, frozen) == frozen
+    _, third = node.save(2, {"a": [2.0]}, frozen)
+    assert not all(segment.key.startswith(third.prefix) for segment in node.log.load_manifest(third).segments)
+
+
 def test_a_save_waits_while_all_slabs_are_on_their_way(tmp_path):
     node = Node(tmp_path, MemoryStore(), buffers=1)
     first = node.stage(1, WEIGHTS)

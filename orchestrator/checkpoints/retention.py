@@ -10,22 +10,25 @@ manifest names stays, in whatever checkpoint's prefix it lies.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
 
 from orchestrator.checkpoints.catalog import Catalog, Entry, Step, Summaries, read_catalog
 from orchestrator.checkpoints.commit import CommitRef
 from orchestrator.checkpoints.restore_attempts import RestoreAttempts
+from orchestrator.errors import StorageError
 from orchestrator.paths import JobKeys, commit_of, step_of
 from orchestrator.spec import JobSpec
-from orchestrator.storage import ObjectStore
+from orchestrator.storage import HasUploads, ObjectStore
 
 ABORT_AFTER_S = 3600.0
 """An upload in parts that was begun longer ago is nobody's: a segment takes seconds."""
 THREADS = 8
+
+log = logging.getLogger("orchestrator.checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,13 +168,6 @@ def _removal(prefix: str, ref: CommitRef | None, objects: Mapping[str, int], cat
     return Removal(prefix=prefix, commit=ref.key if ref else None, suspect=suspect, objects=objects)
 
 
-@runtime_checkable
-class AbortsUploads(Protocol):
-    """A store where uploads in parts leave something behind when they are not finished."""
-
-    def abort_unfinished(self, prefix: str, older_than_s: float) -> Any: ...
-
-
 def carry_out(store: ObjectStore, keys: JobKeys, found: Plan, now: float, tell: Callable[[int], None] = lambda num_bytes: None) -> None:
     """`tell(bytes)` hears of every object that is gone. Raises StorageError."""
     for prefix in found.pardoned:
@@ -183,8 +179,11 @@ def carry_out(store: ObjectStore, keys: JobKeys, found: Plan, now: float, tell: 
         store.delete(keys.suspect(*commit_of(key)))
     for removal in found.removals:
         _remove(store, keys, removal, tell)
-    if isinstance(store, AbortsUploads):
-        store.abort_unfinished(keys.checkpoints, ABORT_AFTER_S)
+    if isinstance(store, HasUploads):
+        try:
+            store.abort_unfinished(keys.checkpoints, ABORT_AFTER_S)
+        except StorageError as error:  # not every store and key can list them, and nothing depends on it
+            log.info("unfinished uploads stay: %s", error)
 
 
 def _remove(store: ObjectStore, keys: JobKeys, removal: Removal, tell: Callable[[int], None]) -> None:

@@ -15,7 +15,7 @@ from stored import KEYS, begin, load, names, prefixes, save, steps, write
 from orchestrator.checkpoints.catalog import read_catalog
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.retention import Policy, apply_retention, plan
-from orchestrator.errors import ObjectNotFound, StorageError
+from orchestrator.errors import ObjectNotFound, StorageDenied, StorageError
 from orchestrator.paths import manifest_key
 from orchestrator.storage import CrashPoint, Fault, FaultyStore, MemoryStore
 
@@ -168,8 +168,16 @@ def test_commits_that_the_job_went_back_behind_go():
 
 
 class InParts(MemoryStore):
-    def abort_unfinished(self, prefix, older_than_s):
+    refuses = False
+
+    def list_unfinished(self, prefix):
+        return iter(())
+
+    def abort_unfinished(self, prefix, older_than_s, now=None):
+        if self.refuses:
+            raise StorageDenied("these keys may not list uploads")
         self.aborted = (prefix, older_than_s)
+        return []
 
 
 def test_uploads_that_nobody_goes_on_with_are_aborted_where_the_store_has_any():
@@ -177,6 +185,8 @@ def test_uploads_that_nobody_goes_on_with_are_aborted_where_the_store_has_any():
     save(store, begin(store), 1)
     retire(store, Policy(keep_last=1))
     assert store.aborted == (KEYS.checkpoints, 3600.0)
+    store.refuses = True
+    retire(store, Policy(keep_last=1))
 
 
 # the grace

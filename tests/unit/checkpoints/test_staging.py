@@ -125,7 +125,7 @@ def test_frozen_state_is_stored_once_also_by_a_process_after_this_one(tmp_path):
 def test_an_epoch_stores_frozen_state_anew_because_the_bytes_of_the_one_before_may_be_damaged(tmp_path):
     node = Node(tmp_path, MemoryStore())
     frozen = {"frozen": [float(n) for n in range(3000)]}
-    _, first = node.save(1, {"a": [1.0]}, frozen)
+    node.save(1, {"a": [1.0]}, frozen)
     node.epoch = node.log.begin_epoch("test").number
     node.uploader.begin(node.epoch)
     _, second = node.save(1, {"a": [1.0]}, frozen)

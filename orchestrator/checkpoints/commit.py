@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ulid import ULID
 
@@ -25,6 +25,7 @@ from orchestrator.storage import ObjectStore
 _NO_LIMIT = 2**62
 
 log = logging.getLogger("orchestrator.checkpoints")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,12 +210,20 @@ class CommitLog:
     def _base(self, epoch: int) -> str | None:
         """Key of the commit that the epoch went on from; None if it began with nothing."""
         key = self._keys.base(epoch)
-        base: str | None = _unsealed(self._store.get(key), key).get("commit")
+        base: str | None = self._twice(lambda: _unsealed(self._store.get(key), key)).get("commit")
         return base
+
+    @staticmethod
+    def _twice(read: Callable[[], Found]) -> Found:
+        """What comes damaged once may have been damaged on its way."""
+        try:
+            return read()
+        except CorruptObject:
+            return read()
 
     def read(self, key: str) -> CommitRef:
         """The commit under `key`. Raises CorruptObject, ObjectNotFound, IncompatibleCheckpoint (another job's or version's)."""
-        values = _unsealed(self._store.get(key), key)
+        values = self._twice(lambda: _unsealed(self._store.get(key), key))
         try:
             ref = CommitRef(**values)
         except TypeError as error:
@@ -233,6 +242,9 @@ class CommitLog:
 
     def load_manifest(self, ref: CommitRef) -> Manifest:
         """Raises CorruptObject if it is damaged or gone."""
+        return self._twice(lambda: self._manifest(ref))
+
+    def _manifest(self, ref: CommitRef) -> Manifest:
         key = manifest_key(ref.prefix)
         try:
             content = self._store.get(key)

@@ -38,6 +38,7 @@ FAILURE_TABLE = {
     "store without conditions": "conformance/test_object_store.py::test_a_store_that_ignores_create_only_is_refused",
     "bit flip": f"{DAMAGE}::test_flips_and_truncations_at_rest_are_caught_and_the_commit_before_is_used",
     "manifest damaged": f"{DAMAGE}::test_flips_and_truncations_at_rest_are_caught_and_the_commit_before_is_used",
+    "damaged on its way": f"{HERE}::test_what_is_damaged_on_its_way_once_is_read_again_and_not_marked",
     "any write rots or is replaced": f"{DAMAGE}::test_whatever_write_is_damaged_the_newest_whole_commit_is_found",
     "throttling": f"{HERE}::test_a_throttled_store_delays_a_commit_and_loses_nothing",
     "preempted": f"{SUPERVISOR}::test_drain_saves_and_the_next_run_goes_on_from_there",
@@ -205,3 +206,16 @@ def test_a_writer_whose_index_is_lost_is_named(memory):
     memory.delete(index_key(checkpoint, 1))
     with pytest.raises(CorruptObject, match=re.escape(index_key(checkpoint, 1))):
         trials.make_valid(CommitLog(memory, KEYS), BEFORE, checkpoint, 2)
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncate"])
+def test_what_is_damaged_on_its_way_once_is_read_again_and_not_marked(memory, kind):
+    trials.save(memory, CommitLog(memory, KEYS), BEFORE)
+    calm = FaultyStore(memory)
+    log = CommitLog(calm, KEYS)
+    log.load_manifest(log.chain()[0])
+    for number in range(1, calm.calls["get"] + 1):
+        log = CommitLog(FaultyStore(memory, [Fault(kind=kind, operation="get", number=number)]), KEYS)
+        assert [ref.step for ref in log.chain()] == [2, 1]
+        assert log.load_manifest(log.chain()[0]).step == 2
+    assert not list(memory.list(KEYS.suspects))

@@ -64,6 +64,7 @@ def train(run: Training) -> bool:
     if run.ended and run.last_evaluation is None:
         _evaluate(run)  # restored at the end
     run.staging.finish()
+    end_attempt(run)  # restored at the end
     return not run.ended
 
 

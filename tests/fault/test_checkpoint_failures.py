@@ -43,6 +43,9 @@ FAILURE_TABLE = {
     "throttling": f"{HERE}::test_a_throttled_store_delays_a_commit_and_loses_nothing",
     "preempted": f"{SUPERVISOR}::test_drain_saves_and_the_next_run_goes_on_from_there",
     "retention against a reader": f"{HERE}::test_a_reader_whose_commits_are_all_retired_meanwhile_finds_the_newer_one",
+    "retention against a restore": "unit/checkpoints/test_retention.py::test_who_reads_while_retention_runs_loses_no_byte",
+    "a checkpoint that crashes its reader":
+        "integration/runtime/test_restore_ranks.py::test_a_commit_that_kills_its_readers_is_passed_over_unless_it_is_the_last",
     "world size changed": "unit/checkpoints/test_roundtrip.py::test_any_world_opens_any_checkpoint",
     "data set edited": f"{HERE}::test_a_checkpoint_of_another_data_set_is_refused",
     "a kill at a random moment": "fault/test_kills.py::test_a_killed_run_equals_the_calm_one",

@@ -6,35 +6,20 @@ import json
 import logging
 import random
 import re
-import uuid
 
 import checkpoint_trials as trials
 import pytest
 from checkpoint_trials import KEYS
-from object_stores import opened, seaweedfs
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.manifest import decode_index
 from orchestrator.errors import CheckpointError, CorruptObject, StorageError
 from orchestrator.paths import manifest_key
-from orchestrator.storage import DirectoryStore, Fault, FaultyStore, MemoryStore
+from orchestrator.storage import Fault, FaultyStore, MemoryStore
 
 FLIPS, TRUNCATIONS = 40, 10
 PARTS = ("segment", "manifest", "commit", "base", "segment", "index", "segment", "manifest", "commit", "lease")
 NEWEST, BEFORE = (2, 3), (1, 2)
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    with seaweedfs() as found:
-        yield found
-
-
-@pytest.fixture(params=["directory", "seaweedfs"])
-def store(request, tmp_path):
-    if request.param == "directory":
-        return DirectoryStore(tmp_path / "store")
-    return opened(request.getfixturevalue("endpoint"), f"damage-{uuid.uuid4()}")
 
 
 def three_commits(store):

@@ -13,13 +13,13 @@ import checkpoint_trials as trials
 import pytest
 from checkpoint_trials import KEYS
 from object_stores import KEYS as S3_KEYS
-from object_stores import opened, seaweedfs
+from object_stores import opened
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.errors import CorruptObject, DataError, FencedError, StorageUnavailable
 from orchestrator.paths import index_key, manifest_key, segment_key
 from orchestrator.runtime.resume import _check_same_job
-from orchestrator.storage import CrashPoint, DirectoryStore, Fault, FaultyStore, MemoryStore
+from orchestrator.storage import CrashPoint, Fault, FaultyStore, MemoryStore
 
 TESTS = Path(__file__).parents[1]
 HERE = "fault/test_checkpoint_failures.py"
@@ -58,19 +58,6 @@ def test_every_row_of_the_failure_table_names_a_test_that_is_there():
     for row, name in FAILURE_TABLE.items():
         file, function = name.split("::")
         assert re.search(rf"^def {function}\(", (TESTS / file).read_text(), re.MULTILINE), row
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    with seaweedfs() as found:
-        yield found
-
-
-@pytest.fixture(params=["directory", "seaweedfs"])
-def store(request, tmp_path):
-    if request.param == "directory":
-        return DirectoryStore(tmp_path / "store")
-    return opened(request.getfixturevalue("endpoint"), f"damage-{uuid.uuid4()}")
 
 
 @pytest.fixture

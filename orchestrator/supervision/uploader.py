@@ -113,8 +113,8 @@ class Uploader:
     def _work(self, messages: queue.SimpleQueue[Message]) -> None:
         while True:
             message = messages.get()
-            slab = Slab.open(Path(message["slab"]))
             try:
+                slab = Slab.open(Path(message["slab"]))
                 self._upload_one(slab, message)
             except Exception as error:
                 log.exception("step %d of rank %d is not saved", message["step"], message["rank"])

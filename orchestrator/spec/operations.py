@@ -95,11 +95,16 @@ class TrackingSpec:
     """Any MLflow tracking URI; empty: a SQLite file in the cluster's home."""
     experiment: str = "orchestrator"
     tags: Options = field(default_factory=dict)
+    registered_model: str = ""
+    """A finished job's best checkpoint (the newest without `checkpoint.keep_best`) becomes a version of this model, by pointer, and is
+    pinned; empty: none."""
     drain_timeout_s: float = 60.0
     """How long the end of a job waits for a tracking server that does not answer. What is left stays in the journal."""
 
     def __post_init__(self) -> None:
         at_least(0, "tracking", self, "drain_timeout_s")
+        ok = not re.search(r"[/:'\"]", self.registered_model)
+        require(ok, "tracking.registered_model", self.registered_model, "a name without '/', ':' and quotes, or empty")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.errors import ObjectExists, StorageError
+from orchestrator.checkpoints.catalog import read_catalog
+from orchestrator.checkpoints.pins import pin
+from orchestrator.checkpoints.retention import policy_of
+from orchestrator.errors import CheckpointError, ObjectExists, StorageError
 from orchestrator.events import EventKind
 from orchestrator.job import EndReason, JobResult, result_to_dict
 from orchestrator.paths import JobKeys
@@ -47,6 +50,8 @@ def close_books(context: RunContext, store: ObjectStore, chronicle: Chronicle, r
     journal, tracking = chronicle.journal, chronicle.tracking
     for name in _artifacts(store, context.keys, journal):
         journal.append("artifact", name=name)
+    if context.spec.tracking.registered_model and result.end_reason is EndReason.COMPLETED:
+        _try("the model's version", lambda: _register(store, context, journal))
     first_line = result.message.split("\n", 1)[0]
     chronicle.tell(EventKind.ENDED, first_line or result.end_reason.label, reason=result.end_reason.name)
     facts = {"end_reason": result.end_reason.label, "end_message": result.message[:5000]}
@@ -85,10 +90,24 @@ def _artifacts(store: ObjectStore, keys: JobKeys, journal: Journal) -> list[str]
     return ["config.json", *written]
 
 
+def _register(store: ObjectStore, context: RunContext, journal: Journal) -> None:
+    """The registry gets a pointer, so what it points to is pinned. Raises StorageError."""
+    catalog = read_catalog(store, context.keys)
+    good = [entry for entry in catalog.entries if entry.good]
+    best = policy_of(context.spec).best([entry.ref for entry in good])
+    chosen = next((entry for entry in good if best and entry.ref == best[0]), next(iter(good), None))
+    if chosen is None:
+        log.warning("no model is registered: the job has no good checkpoint")
+        return
+    pin(store, context.keys, chosen, grace_s=0.0, now=0.0)
+    source = f"{store.url.rstrip('/')}/{chosen.ref.prefix}"
+    journal.append("model", name=context.spec.tracking.registered_model, source=source, step=chosen.ref.step, job_id=context.job_id)
+
+
 def _try(what: str, call: Callable[[], Any]) -> bool:
     try:
         call()
-    except StorageError as error:
+    except (StorageError, CheckpointError) as error:
         log.warning("%s is not written: %s", what, error)
         return False
     return True

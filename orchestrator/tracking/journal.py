@@ -10,6 +10,7 @@ The supervisor appends; the tracking writer (`orchestrator.tracking.writer`) rea
     event      event, message, ...    something worth remembering; `event` is an EventKind's value
     rewind     step                   training goes on from `step`: all rows of later steps written before are void
     artifact   name                   the object `artifacts/<name>` was written
+    model      name, source, step, job_id   the checkpoint under `source` is to be a version of the model `name`
     end        status                 FINISHED, FAILED or KILLED; its other fields become tags
     resumed                           added when the journal of a job that had ended is opened again
 
@@ -43,6 +44,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "event": frozenset({"event"}),
     "rewind": frozenset({"step"}),
     "artifact": frozenset({"name"}),
+    "model": frozenset({"name", "source", "step", "job_id"}),
     "end": frozenset({"status"}),
     "resumed": frozenset(),
 }

@@ -111,6 +111,21 @@ class MlflowRun:
         with self._active():
             self._client.log_artifact(self.run_id, str(path))
 
+    def register(self, name: str, source: str, facts: Mapping[str, Any]) -> None:
+        """A version of the model `name` that points to `source`; if the run has made that version already, nothing."""
+        from mlflow.exceptions import MlflowException
+
+        with self._active():
+            try:
+                self._client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            known = self._client.search_model_versions(f"name = '{name}' and run_id = '{self.run_id}'")
+            if source not in (version.source for version in known):
+                tags = {f"orchestrator.{fact}": str(value) for fact, value in facts.items()}
+                self._client.create_model_version(name, source=source, run_id=self.run_id, tags=tags)
+
     def end(self, status: str, time_s: float) -> None:
         with self._active():
             self._client.set_terminated(self.run_id, status, int(time_s * 1000))

@@ -165,6 +165,8 @@ class Writer:
                 self._run.set_tags({"rewinds": after.rewinds, "last_rewind": f"{_when(record)} to step {record['step']}"})
             case "artifact":
                 self._copy_artifact(record["name"])
+            case "model":
+                self._run.register(record["name"], record["source"], {"job_id": record["job_id"], "step": record["step"]})
             case "resumed":
                 after.ended = False
                 self._run.reopen()

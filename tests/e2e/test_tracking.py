@@ -8,9 +8,10 @@ import os
 import pytest
 from harness import TINY, Sandbox
 
+from orchestrator.events import EventKind
 from orchestrator.job import JobState
 
-TRACKED = (*TINY, "tracking.enabled=true", "training.max_steps=150")
+TRACKED = (*TINY, "tracking.enabled=true", "tracking.registered_model=tiny", "training.max_steps=150")
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +28,15 @@ def mlflow_client(uri: str):
     return MlflowClient(tracking_uri=uri)
 
 
+def starts(sandbox, job_id):
+    return sum(event.kind is EventKind.STARTED for _, event in sandbox.client.events(job_id))
+
+
 def test_one_run_over_a_kill_a_stop_and_a_resume_at_another_world_size(sandbox):
     job_id = sandbox.submit(*TRACKED)
     sandbox.wait_step(job_id, 30)
     sandbox.wait_until(sandbox.ranks, "a rank")[0].kill()
-    sandbox.wait_until(lambda: sandbox.job(job_id).progress.restarts == 1, "the restart")
+    sandbox.wait_until(lambda: starts(sandbox, job_id) == 2, "the restart")  # an order before it would go back behind what was told
     sandbox.wait_step(job_id, 60)
     sandbox.client.request_stop(job_id, "drain")
     assert sandbox.wait_ended(job_id).state is JobState.CANCELLED
@@ -58,6 +63,13 @@ def test_one_run_over_a_kill_a_stop_and_a_resume_at_another_world_size(sandbox):
 
     names = {entry.path for entry in client.list_artifacts(run.info.run_id)}
     assert {"config.json", "evaluation.json", "history.json", "loss.png"} <= names
+
+    (version,) = client.search_model_versions("name = 'tiny'")
+    assert (version.run_id, version.tags["orchestrator.step"]) == (run.info.run_id, "150")
+    prefix = run.data.tags["checkpoint.newest"]
+    assert version.source == f"{sandbox.home.store.as_uri()}/{prefix}"
+    code, output = sandbox.run("checkpoint", "ls", job_id, "--json")
+    assert json.loads(output)["checkpoints"][0]["flags"][:1] == ["newest"] and "pinned" in output
     evaluation = json.loads(sandbox.store(job_id).get(f"jobs/{job_id}/artifacts/evaluation.json"))
     assert evaluation["after"]["loss"] < evaluation["before"]["loss"]
 

@@ -169,6 +169,19 @@ def test_one_run_shows_the_whole_job(job: Tracked) -> None:
     assert SECRET.encode() not in (job.home.mlflow / "mlflow.db").read_bytes()
 
 
+def test_a_finished_jobs_checkpoint_is_a_version_of_a_model_once(job: Tracked) -> None:
+    source = f"file://{job.home.root}/store/jobs/{job.job_id}/ckpt/000000000010-00000001-u/"
+    for _ in range(2):  # a resumed job ends again
+        job.journal.append("model", name="rates", source=source, step=10, job_id=job.job_id)
+    job.journal.append("model", name="rates", source=source.replace("010", "020"), step=20, job_id=job.job_id)
+    job.journal.append("end", status="FINISHED")
+    assert job.deliver() == ALL_DELIVERED
+    versions = sorted(job.client.search_model_versions("name = 'rates'"), key=lambda found: int(found.version))
+    assert [found.source for found in versions] == [source, source.replace("010", "020")]
+    assert versions[0].run_id == load_delivered(job.path).mlflow_run_id
+    assert versions[0].tags == {"orchestrator.job_id": job.job_id, "orchestrator.step": "10"}
+
+
 def test_a_resumed_job_goes_on_in_its_run_and_replays_nothing(job: Tracked) -> None:
     job.steps(1, 30)
     job.journal.append("end", status="KILLED", end_reason="CANCELLED")

@@ -149,6 +149,7 @@ def test_what_is_beyond_the_limits_is_refused_with_flag_value_and_what_is_allowe
         ("storage.connect_timeout_s", 0.0),
         ("storage.read_timeout_s", -1.0),
         ("tracking.drain_timeout_s", -1.0),
+        ("tracking.registered_model", "a/b"),
         ("recovery.backoff_s", -1.0),
         ("cluster.num_cpus", -3),
         ("cluster.num_gpus", -2),

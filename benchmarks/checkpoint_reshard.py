@@ -128,7 +128,8 @@ class Rank:
         self.run.step, keys, store = 1, JobKeys(job_id), self.store._inner
         rank, stage, world = self.run.task.rank, self.run.layout.zero_stage, self.run.layout.world_size
         prefix = keys.checkpoint(1, 1, "u")
-        write_checkpoint(store, prefix, rank, self.engine.state.owned_pieces(), {"random": random_states()})
+        state = self.engine.state
+        write_checkpoint(store, prefix, rank, [*state.owned_pieces(), *state.constant_pieces()], {"random": random_states()})
         dist.barrier()
         if rank == 0:
             log, scalars = CommitLog(store, keys), job_scalars(self.run)

@@ -62,7 +62,8 @@ def _live(task: RankTask, link: AgentLink) -> None:
         stopped = clock.order() is Order.DRAIN
         if step % spec.checkpoint.interval_steps == 0 or step == spec.training.max_steps or stopped:
             _save(task, link, step, value)
-    _wait_free(task)
+    while any(slab.state is SlabState.STAGED for slab in _slabs(task)):
+        time.sleep(0.001)
     link.send("done", step=step, stopped=stopped)
 
 
@@ -94,10 +95,16 @@ def _save(task: RankTask, link: AgentLink, step: int, value: int) -> None:
 
 
 def _wait_free(task: RankTask) -> Slab:
-    slab = Slab.create(slab_path(Path(task.slab_folder), f"{task.slab_stem}-{task.rank}", 0), ALIGN_BYTES)
-    while slab.state is not SlabState.FREE:
+    while True:
+        for slab in _slabs(task):
+            if slab.state is SlabState.FREE:
+                return slab
         time.sleep(0.001)
-    return slab
+
+
+def _slabs(task: RankTask) -> list[Slab]:
+    paths = [slab_path(Path(task.slab_folder), f"{task.slab_stem}-{task.rank}", number) for number in range(2)]
+    return [Slab.create(path, ALIGN_BYTES) for path in paths]
 
 
 def _fail_on_order(spec: JobSpec, task: RankTask, step: int) -> None:

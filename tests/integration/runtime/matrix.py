@@ -276,7 +276,7 @@ def save(folder, job_id, engine, cell, rank):
     store, keys = DirectoryStore(folder / "store"), JobKeys(job_id)
     log, at = CommitLog(store, keys), cell.steps // 2
     engine.state.average_buffers()
-    write_checkpoint(store, keys.checkpoint(at, 1, "u"), rank, engine.state.owned_pieces(), {})
+    write_checkpoint(store, keys.checkpoint(at, 1, "u"), rank, [*engine.state.owned_pieces(), *engine.state.constant_pieces()], {})
     dist.barrier()
     if rank == 0:
         log.begin_epoch("matrix")

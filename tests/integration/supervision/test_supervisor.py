@@ -76,8 +76,8 @@ def test_a_killed_uploader_is_started_again_and_nothing_else_notices(box):
 
 
 def test_what_is_staged_when_a_rank_dies_is_not_lost(box):
-    """A segment of 4096 bytes every half second: what was staged at step 20 takes a second, the rank dies before."""
-    job, result = run(box, faults=[{"rank": 1, "step": 25, "how": "segfault", "epochs": 1}], step_s=0.01, upload_bytes_per_s=8192)
+    """A segment of 4096 bytes every half second: what two ranks staged at steps 10 and 20 takes two seconds, one dies a second before."""
+    job, result = run(box, faults=[{"rank": 1, "step": 29, "how": "segfault", "epochs": 1}], step_s=0.05, upload_bytes_per_s=8192)
     assert result.end_reason is EndReason.COMPLETED, result.message
     assert job.log(2, 0) == "rank 0 of epoch 2 begins at 20\n"
     assert job.history() == calm_history(40)

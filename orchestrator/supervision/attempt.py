@@ -52,6 +52,9 @@ class Attempt:
     _all_done_s: float | None = None
 
     def heard_error(self, message: Mapping[str, Any], now: float) -> None:
+        """From a rank, or from an uploader in its name, which says of which checkpoint: that one does not come any more."""
+        if "checkpoint" in message:
+            self._staged.pop((message["step"], message["checkpoint"]), None)
         self._add(
             ErrorReport(
                 rank=message["rank"], time_s=message["time_s"], end_reason=message.get("end_reason", ""),

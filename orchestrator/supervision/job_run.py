@@ -24,7 +24,7 @@ from orchestrator.supervision.attempt import Attempt, SavedCheckpoint
 from orchestrator.supervision.chronicle import Chronicle, past
 from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
-from orchestrator.supervision.diagnosis import ErrorReport, Verdict, diagnose
+from orchestrator.supervision.diagnosis import Verdict, diagnose
 from orchestrator.supervision.failures import Action, Fault, decide
 from orchestrator.supervision.worker_group import Group, PlaceLost
 
@@ -276,14 +276,10 @@ class JobRun:
                 log.warning("steps %s are not in the store after %.0f s without news, and are given up", steps, SETTLE_LIMIT_S)
                 return
             self._board.show(phase=f"saving step {steps[-1]}")
-            failures = len(attempt.reports)
             item = self._inbox.get(1.0)
             if item is not None:
                 limit = self._clock() + SETTLE_LIMIT_S
                 self._take(attempt, item)
-            if any(isinstance(report, ErrorReport) and not report.echo for report in attempt.reports[failures:]):
-                log.warning("steps %s do not come into the store: %s", steps, attempt.reports[-1])
-                return
 
     def _pause(self, delay_s: float) -> bool:
         """Wait; True if told to stop meanwhile. What dead ranks have said is dropped."""

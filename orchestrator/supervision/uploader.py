@@ -118,7 +118,8 @@ class Uploader:
                 self._upload_one(slab, message)
             except Exception as error:
                 log.exception("step %d of rank %d is not saved", message["step"], message["rank"])
-                self._tell({"type": "error", "rank": message["rank"], "epoch": message["epoch"], **describe(error, "")})
+                whose = {name: message[name] for name in ("rank", "epoch", "step", "checkpoint")}
+                self._tell({"type": "error", **whose, **describe(error, "")})
                 with self._lock:  # its slab stays staged: the rank must not end as if all were saved
                     self._waiting.discard(message["slab"])
             else:

@@ -120,7 +120,7 @@ class UploaderChild:
 
 def _error(message: Message, why: str) -> Message:
     told = {"message": why, "traceback": why, "end_reason": "INTERNAL", "fingerprint": "uploader", "echo": False}
-    return {"type": "error", "rank": message["rank"], "epoch": message["epoch"], **told}
+    return {"type": "error", **{name: message[name] for name in ("rank", "epoch", "step", "checkpoint")}, **told}
 
 
 def _identity(message: Message) -> tuple[int, int, int]:

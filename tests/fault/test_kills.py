@@ -13,7 +13,7 @@ from harness import TINY, Sandbox
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
 
-KINDS = ("rank", "rank", "rank", "rank", "agent", "supervisor", "controller", "warm", "uploader")
+KINDS = ("rank", "rank", "agent", "supervisor", "controller", "warm", "uploader")
 LENGTH = ("training.max_steps=300",)
 
 

@@ -85,3 +85,13 @@ def test_what_all_writers_have_staged_is_on_its_way_until_all_of_it_is_saved():
     assert whole is not None
     assert whole.cost == {"num_bytes": 7, "upload_s": 2.0}
     assert it.on_their_way() == []
+
+
+def test_what_its_uploader_could_not_store_is_not_waited_for():
+    it = attempt()
+    of = {"step": 5, "checkpoint": "p/"}
+    it.heard_staged({**of, "writer": 0})
+    it.heard_staged({**of, "writer": 1})
+    it.heard_error(message(1, **of, end_reason="STORAGE", message="no space left"), 1.0)
+    assert it.on_their_way() == []
+    assert it.failed(1.0)

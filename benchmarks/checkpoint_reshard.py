@@ -103,7 +103,10 @@ class Rank:
         )  # fmt: skip
         nobody: Any = SimpleNamespace(send=lambda *args, **fields: None, tick=lambda *args: None)
         data: Any = SimpleNamespace(content_hash="none")
-        self.run = Training(task, spec, layout, nobody, self.store, data, self.engine, nobody, nobody, nobody, selection_of(spec))  # type: ignore[arg-type]
+        store: Any = self.store
+        self.run = Training(
+            task, spec, layout, nobody, store, data, self.engine, nobody, nobody, nobody, selection_of(spec), nobody, nobody
+        )  # fmt: skip
 
     def fill(self) -> None:
         for piece in self.engine.state.wanted_pieces():

@@ -10,14 +10,12 @@ from typing import TypeVar
 from orchestrator.checkpoints.catalog import Summaries
 from orchestrator.checkpoints.commit import CommitLog, CommitRef, Epoch
 from orchestrator.checkpoints.retention import apply_retention, policy_of
-from orchestrator.errors import StorageError, StorageUnavailable
+from orchestrator.errors import StorageError
 from orchestrator.storage import ObjectStore
 from orchestrator.supervision.attempt import SavedCheckpoint
 from orchestrator.supervision.context import RunContext
+from orchestrator.supervision.patience import persist
 from orchestrator.tracking.journal import Journal
-
-RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""On top of the store's own retries; while it waits, training goes on."""
 
 log = logging.getLogger("orchestrator.supervisor")
 Result = TypeVar("Result")
@@ -80,14 +78,7 @@ class Committer:
 
     def persist(self, call: Callable[[], Result]) -> Result:
         """`call()`, again while the store cannot be reached. The last StorageUnavailable comes out; every other error at once."""
-        for delay_s in RETRY_DELAYS_S:
-            try:
-                return call()
-            except StorageUnavailable as error:
-                log.warning("the object store is out of reach, next try in %.0f s: %s", delay_s, error)
-                if self._pause(delay_s):
-                    break
-        return call()
+        return persist(call, self._pause)
 
     def _ship(self, epoch: int) -> None:
         """The rows up to a commit are in the store before it: who goes on from it has no hole in the curves."""

@@ -30,18 +30,15 @@ from typing import Any
 
 from orchestrator.checkpoints.slab import Slab, SlabState, Staged, is_constant, read_staged, remove_slabs, slabs_of
 from orchestrator.checkpoints.upload import Stored, named_rows, store_index, store_rows
-from orchestrator.errors import StorageUnavailable
 from orchestrator.runtime.failure import describe
 from orchestrator.runtime.link import AgentLink
 from orchestrator.spec import StorageSpec, from_dict
 from orchestrator.storage import ObjectStore, open_store
+from orchestrator.supervision.patience import persist
 
 NICENESS = 10
 CONNECTIONS = 8
 """Segments on their way at once."""
-RETRY_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""On top of the store's own retries."""
-
 log = logging.getLogger("orchestrator.uploader")
 
 Message = dict[str, Any]
@@ -129,18 +126,15 @@ class Uploader:
 
     def _upload_one(self, slab: Slab, message: Message) -> None:
         began = time.monotonic()
-        for delay_s in (*RETRY_DELAYS_S, None):
-            if message["epoch"] < self._epoch:
-                log.info("step %d of epoch %d is not wanted any more", message["step"], message["epoch"])
-                return
-            try:
-                num_bytes = self._store_slab(slab)
-                break
-            except StorageUnavailable as error:
-                if delay_s is None:
-                    raise
-                log.warning("the object store is out of reach, next try in %.0f s: %s", delay_s, error)
-                time.sleep(delay_s)
+
+        def pause(delay_s: float) -> bool:
+            time.sleep(delay_s)
+            return False
+
+        num_bytes = persist(lambda: self._store_slab(slab) if message["epoch"] >= self._epoch else None, pause)
+        if num_bytes is None:
+            log.info("step %d of epoch %d is not wanted any more", message["step"], message["epoch"])
+            return
         seconds = time.monotonic() - began
         log.info("step %d of rank %d: %.1f MB in %.2f s", message["step"], message["rank"], num_bytes / 1e6, seconds)
         told = {name: value for name, value in message.items() if name != "slab"}

@@ -49,7 +49,6 @@ def test_a_disk_that_is_full_refuses_the_job(sandbox, small_disk):
     assert len(sandbox.jobs()) == len(known)
 
 
-@pytest.mark.campaign
 def test_a_disk_that_fills_up_ends_the_job_and_it_goes_on_when_there_is_space(sandbox, small_disk):
     settings = (*TINY, "checkpoint.keep_last=0", "checkpoint.interval_steps=5", "+workload.options.width=400")
     calm = sandbox.submit(*settings)

@@ -34,7 +34,9 @@ On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.o
     store/                     the default object store
     mlflow/mlflow.db, artifacts/
     cache/                     data shards of object stores, by content hash
-    node/<job>/                sockets, progress clocks, rank logs, journal of jobs on this machine
+    node/<job>/                sockets, logs of ranks and uploaders, journal of jobs on this machine
+
+In shared memory, or in `node/<job>/` where that is small: `orchestrator-<job>-<bundle>-<rank>.clock` and `...-<rank>-<n>.slab`.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from typing import Any, TypeVar
 
@@ -87,7 +88,7 @@ class Transfer:
         upload = {"Key": key, "UploadId": begun["UploadId"]}
 
         def put(part: Part, stop: threading.Event) -> dict[str, Any]:
-            send = lambda: self._requests.put("upload_part", part.data, PartNumber=part.number, **upload)  # noqa: E731
+            send = partial(self._requests.put, "upload_part", part.data, PartNumber=part.number, **upload)
             return {"PartNumber": part.number, "ETag": self._retried(key, send, stop)}
 
         try:

@@ -30,7 +30,9 @@ class GroupStatus:
     """Names one life of the supervisor: the numbers of its events are unique within it."""
     events: tuple[tuple[int, Event], ...] = ()
     ended: bool = False
-    """The result is written; nothing more will happen."""
+    """Nothing more will happen. How it ended stands in the store, or else in `unwritten`."""
+    unwritten: JobResult | None = None
+    """The result, if the store did not take it."""
 
 
 class WorkerGroups(Protocol):

@@ -77,6 +77,8 @@ class Life:
     stop_sent: str = ""
     stop_now_s: float | None = None
     why_lost: str = ""
+    unwritten: JobResult | None = None
+    """What the supervisor says it could not write."""
     end: JobResult | None = None
     question: Future[Any] | None = None
     order: Future[Any] | None = None
@@ -145,7 +147,7 @@ class Life:
         if status.events:
             self.cursor = self.store.append_from(job.id, source, status.events)
         if status.ended:
-            self.why_lost = "it ended, but its result could not be written"
+            self.why_lost, self.unwritten = "it ended, but its result could not be written", status.unwritten
             self._enter(Phase.RESULT, now)
         changes = self._news(job, status, now)
         if changes:
@@ -162,6 +164,7 @@ class Life:
         return changes
 
     def _read(self, job: Job, result: JobResult | None, now: float) -> Job:
+        result = result or self.unwritten
         if result is not None:
             self._release(result, now)
         elif job.stop_requested:
@@ -189,6 +192,8 @@ class Life:
             self._lose(f"its worker group did not start: {error}", now)
         elif isinstance(error, SupervisorGone):
             self._lose("its supervisor was gone", now)
+        elif self.phase is Phase.RESULT and self.unwritten is not None:
+            self._release(self.unwritten, now)
         elif self.phase is Phase.RESULT and isinstance(error, StorageError) and self._is_final(error, now):
             self._release(_end(job, EndReason.STORAGE, f"its result cannot be read: {error}"), now)
         return job

@@ -76,6 +76,7 @@ def parse_status(job: Job, values: Mapping[str, Any]) -> GroupStatus:
         source=values["source"],
         events=tuple((number, _event(event)) for number, event in values["events"]),
         ended=values["ended"],
+        unwritten=None if values["unwritten"] is None else result_from_dict(values["unwritten"]),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from orchestrator.checkpoints.catalog import read_catalog
 from orchestrator.checkpoints.pins import pin
 from orchestrator.checkpoints.retention import policy_of
-from orchestrator.errors import CheckpointError, ObjectExists, StorageError
+from orchestrator.errors import CheckpointError, ObjectExists, StorageError, StorageUnavailable
 from orchestrator.events import EventKind
 from orchestrator.job import EndReason, JobResult, result_to_dict
 from orchestrator.paths import JobKeys
@@ -42,8 +42,8 @@ def write_config(store: ObjectStore, context: RunContext) -> bool:
     return lived
 
 
-def close_books(context: RunContext, store: ObjectStore, chronicle: Chronicle, result: JobResult) -> JobResult:
-    """Write down how the run ended; what the store refuses is left out with a line in the log. Returns the result as written.
+def close_books(context: RunContext, store: ObjectStore, chronicle: Chronicle, result: JobResult) -> JobResult | None:
+    """Write down how the run ended; what the store refuses is left out with a line in the log. Returns the result if it is left out.
 
     Not for a run that was fenced: that job is another supervisor's.
     """
@@ -59,24 +59,26 @@ def close_books(context: RunContext, store: ObjectStore, chronicle: Chronicle, r
     _try("the journal", journal.ship)
     if not tracking.finish():
         chronicle.board.event(EventKind.WARNING, f"the tracking server did not take all of it; the rest is kept in {journal.path}")
-    result = dataclasses.replace(result, mlflow_run_id=tracking.run_id)
-    write_result(store, context, result)
-    return result
+    return write_result(store, context, dataclasses.replace(result, mlflow_run_id=tracking.run_id))
 
 
-def write_result(store: ObjectStore, context: RunContext, result: JobResult) -> None:
-    """`result-<run>.json`, once. If the store cannot be written, the controller meets that itself when it reads."""
+def write_result(store: ObjectStore, context: RunContext, result: JobResult) -> JobResult | None:
+    """`result-<run>.json`, once. The result again if the store does not take it: the controller has to hear it another way."""
     content = json.dumps(result_to_dict(result)).encode()
     for _ in range(RESULT_TRIES):
         try:
             store.create(context.keys.result(context.run), content)
-            return
+            return None
         except ObjectExists:
             log.warning("another supervisor has written how run %d ended", context.run)
-            return
-        except StorageError as error:
+            return None
+        except StorageUnavailable as error:
             log.warning("the result is not written yet: %s", error)
             time.sleep(RESULT_RETRY_S)
+        except StorageError as error:
+            log.warning("the result is not written: %s", error)
+            return result
+    return result
 
 
 def _artifacts(store: ObjectStore, keys: JobKeys, journal: Journal) -> list[str]:

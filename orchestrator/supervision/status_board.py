@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.events import Event, EventKind
-from orchestrator.job import JobState, Progress, progress_to_dict
+from orchestrator.job import JobResult, JobState, Progress, progress_to_dict, result_to_dict
 
 WINDOW = 50
 """Log steps over which the time of a step is averaged."""
@@ -27,6 +27,7 @@ class StatusBoard:
         self._progress = Progress(max_steps=max_steps, phase="starting", updated_s=clock())
         self._events: list[Event] = []
         self._ended = False
+        self._unwritten: JobResult | None = None
         self._recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)
 
     @property
@@ -38,7 +39,7 @@ class StatusBoard:
         return self._state
 
     def snapshot(self, after_event: int) -> dict[str, Any]:
-        """JSON-ready: `state`, `progress`, `events` [[number, event]] with numbers above `after_event`, `ended`, `source`."""
+        """JSON-ready: `state`, `progress`, `events` [[number, event]] with numbers above `after_event`, `ended`, `source`, `unwritten`."""
         with self._lock:
             return {
                 "state": self._state.value,
@@ -46,6 +47,7 @@ class StatusBoard:
                 "events": [[number + 1, _to_dict(self._events[number])] for number in range(max(after_event, 0), len(self._events))],
                 "ended": self._ended,
                 "source": self._source,
+                "unwritten": None if self._unwritten is None else result_to_dict(self._unwritten),
             }
 
     def move(self, state: JobState, phase: str) -> None:
@@ -64,9 +66,10 @@ class StatusBoard:
             self._events.append(event)
         return event
 
-    def end(self) -> None:
+    def end(self, unwritten: JobResult | None = None) -> None:
+        """`unwritten`: how the job ended, if the store did not take it."""
         with self._lock:
-            self._ended = True
+            self._ended, self._unwritten = True, unwritten
 
     def trained(self, step: int, values: Mapping[str, float], time_s: float) -> None:
         """Metrics of a log step: loss, rates, and how long the rest will take."""

@@ -83,28 +83,31 @@ class Supervisor:
     def _work(self) -> None:
         """All of the run. Whatever comes out of it, the controller is told that it is over."""
         try:
-            self._live()
+            unwritten = self._live()
+        except StorageError as error:
+            unwritten = self._write_failure(EndReason.STORAGE, str(error))
         except Exception:  # noqa: BLE001 - the last frame of the thread; without an end the controller would wait for ever
             log.error("the supervisor failed\n%s", traceback.format_exc())
-            self._write_internal_error(traceback.format_exc())
+            unwritten = self._write_failure(EndReason.INTERNAL, f"error in the supervisor\n{traceback.format_exc()}")
         self._board.move(self._board.state, "ended")
-        self._board.end()
+        self._board.end(unwritten)
 
-    def _live(self) -> None:
+    def _live(self) -> JobResult | None:
+        """The result, if the store did not take it."""
         context = self._context = self._context.with_secrets()
         os.environ.update(context.secrets)
         store = open_store(context.spec.storage)
         if _has_result(store, context):
-            return
+            return None
         group = WorkerGroup(context, self._me, lambda bundle, why: self._inbox.put(AgentDied(bundle, why)), self._entry)
         group.prepare()
         try:
-            self._supervise(context, store, group)
+            return self._supervise(context, store, group)
         finally:
             group.kill_ranks()
             group.close()
 
-    def _supervise(self, context: RunContext, store: ObjectStore, group: WorkerGroup) -> None:
+    def _supervise(self, context: RunContext, store: ObjectStore, group: WorkerGroup) -> JobResult | None:
         later_life = write_config(store, context)
         journal = Journal(context.home.node(context.job_id) / "journal.jsonl", store, context.keys)
         tracking = TrackingChild(context, journal.path)
@@ -114,11 +117,13 @@ class Supervisor:
         log.info("%s ended: %s: %s", context.job_id, result.end_reason.name, result.message)
         self._board.show(phase="ending")
         group.kill_ranks()
+        unwritten = None
         if result.end_reason is EndReason.FENCED:
             tracking.stop()
         else:
-            close_books(context, store, chronicle, result)
+            unwritten = close_books(context, store, chronicle, result)
         journal.close()
+        return unwritten
 
     def _pause(self, delay_s: float) -> bool:
         """Between tries to reach the store; messages stay in the inbox meanwhile."""
@@ -129,12 +134,15 @@ class Supervisor:
             wake.wait(0.1)
         return self._inbox.stops_now()
 
-    def _write_internal_error(self, text: str) -> None:
-        result = JobResult(end_reason=EndReason.INTERNAL, message=f"error in the supervisor\n{text}", step=self._board.progress.step)
+    def _write_failure(self, reason: EndReason, message: str) -> JobResult | None:
+        """The end of a run that no `JobRun` has lived through."""
+        progress = self._board.progress
+        result = JobResult(end_reason=reason, message=message, step=progress.step, committed_step=progress.committed_step)
         try:
-            write_result(open_store(self._context.spec.storage), self._context, result)
+            return write_result(open_store(self._context.spec.storage), self._context, result)
         except StorageError as error:
             log.error("the result is not written: %s", error)
+            return result
 
 
 def _has_result(store: ObjectStore, context: RunContext) -> bool:

@@ -57,9 +57,9 @@ class World:
         assert self.state(job_id) is JobState.RUNNING
         return job_id
 
-    def say(self, job_id, state=JobState.RUNNING, events=(), source="1", ended=False, **progress):
+    def say(self, job_id, state=JobState.RUNNING, events=(), source="1", ended=False, unwritten=None, **progress):
         self.groups.supervisors[job_id] = GroupStatus(
-            state=state, progress=Progress(**progress), source=source, ended=ended,
+            state=state, progress=Progress(**progress), source=source, ended=ended, unwritten=unwritten,
             events=tuple((seq, Event(kind=EventKind.COMMITTED, job_id=job_id, time_s=0.0, message=text)) for seq, text in events),
         )  # fmt: skip
 
@@ -101,6 +101,19 @@ def test_a_job_goes_from_the_queue_to_its_end(world):
     assert world.groups.calls[-1] == ("release", job_id)
     assert not world.home.secrets(job_id).exists()
     assert world.store.meta(CLUSTER)["nodes"][0]["id"] == "node-1"
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_result_that_the_store_did_not_take_is_heard_from_the_supervisor(world, readable):
+    job_id = world.running()
+    if not readable:
+        world.groups.result = lambda job: failed(StorageUnavailable("the store is out of reach"))
+    result = JobResult(end_reason=EndReason.STORAGE, message="No space left on device", committed_step=15)
+    world.say(job_id, ended=True, unwritten=result)
+    world.turn()
+    job = world.client.job(job_id)
+    assert (job.state, job.result, job.run) == (JobState.FAILED, result, 1)
+    assert world.kinds(job_id)[-1] == "ENDED"
 
 
 def test_the_second_job_waits_with_a_reason_and_starts_when_the_place_is_free(world):

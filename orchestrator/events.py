@@ -18,6 +18,7 @@ class EventKind(enum.Enum):
     COMMITTED = "committed"
     RANK_LOST = "rank_lost"
     AGENT_LOST = "agent_lost"
+    HANG = "hang"  # no rank moves; the event names who the others wait for, and where the stacks are
     SUPERVISOR_LOST = "supervisor_lost"
     RESTARTED = "restarted"
     CORRUPT_CHECKPOINT = "corrupt_checkpoint"  # named, and the commit before it is used

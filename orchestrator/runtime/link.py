@@ -5,8 +5,10 @@ file of 64 bytes in shared memory per rank: `step` and `phase` are stores into m
 
     offset  0  int64    step begun
     offset  8  int64    time.monotonic_ns() of the last tick
-    offset 16  uint8    Phase
-    offset 24  uint8    Order, written by the agent
+    offset 16  int64    changes of the phase since the step began: with the step, how far a rank has come
+    offset 24  uint8    Phase
+    offset 32  uint8    Order, written by the agent
+    offset 40  float64  seconds that 99 % of the steps have taken at most; 0: not known yet
 
 Messages, each a dict with `type` and `rank` (every rank sends them; the supervisor expects those marked * of rank 0 only):
 
@@ -35,6 +37,7 @@ import socket
 import struct
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,20 @@ class Order(enum.IntEnum):
     DRAIN = 1  # finish the step, save, leave
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How far a rank has come, and when it last moved. Taken while the rank writes, so a field may be a tick older than another."""
+
+    step: int
+    moves: int
+    """Changes of the phase since the step began."""
+    phase: Phase
+    ticked_s: float
+    """Of the last tick, on the monotonic clock."""
+    step_p99_s: float
+    """Seconds that 99 % of its steps have taken at most; 0: not known yet."""
+
+
 class ProgressClock:
     """One rank's clock. The rank ticks it, the agent reads it and gives orders through it."""
 
@@ -71,20 +88,29 @@ class ProgressClock:
             self._memory = mmap.mmap(descriptor, CLOCK_BYTES)
         finally:
             os.close(descriptor)
+        self._step, self._moves, self._phase = 0, 0, Phase.START
 
     def tick(self, step: int, phase: Phase) -> None:
-        struct.pack_into("=qqB", self._memory, 0, step, time.monotonic_ns(), phase)
+        if step != self._step:
+            self._step, self._moves, self._phase = step, 0, phase
+        elif phase is not self._phase:
+            self._moves, self._phase = self._moves + 1, phase
+        struct.pack_into("=qqqB", self._memory, 0, step, time.monotonic_ns(), self._moves, phase)
 
-    def read(self) -> tuple[int, float, Phase]:
-        """(step, seconds on the monotonic clock of the last tick, phase)."""
-        step, nanoseconds, phase = struct.unpack_from("=qqB", self._memory, 0)
-        return step, nanoseconds / 1e9, Phase(phase)
+    def learn(self, step_p99_s: float) -> None:
+        """How long steps take, for who watches for hangs."""
+        struct.pack_into("=d", self._memory, 40, step_p99_s)
+
+    def read(self) -> Reading:
+        step, nanoseconds, moves, phase = struct.unpack_from("=qqqB", self._memory, 0)
+        (step_p99_s,) = struct.unpack_from("=d", self._memory, 40)
+        return Reading(step=step, moves=moves, phase=Phase(phase), ticked_s=nanoseconds / 1e9, step_p99_s=step_p99_s)
 
     def give(self, order: Order) -> None:
-        self._memory[24] = order
+        self._memory[32] = order
 
     def order(self) -> Order:
-        return Order(self._memory[24])
+        return Order(self._memory[32])
 
     def close(self) -> None:
         self._memory.close()

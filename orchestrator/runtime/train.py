@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import zlib
 from collections.abc import Mapping
 from functools import partial
@@ -21,6 +22,7 @@ from orchestrator.runtime.engine import StepReport
 from orchestrator.runtime.evaluate import Evaluation, evaluate
 from orchestrator.runtime.link import Order, Phase
 from orchestrator.runtime.metrics import memory
+from orchestrator.runtime.pace import Pace
 from orchestrator.runtime.profiling import StepProfiler
 from orchestrator.runtime.resume import end_attempt
 from orchestrator.runtime.schedule import learning_rate
@@ -35,7 +37,7 @@ def train(run: Training) -> bool:
     num_draws = getattr(run.workload, "draws_per_sample", 0)
     loader = TrainLoader(run.dataset, run.layout, run.task.rank, run.spec.training.seed, num_draws)
     profiler = StepProfiler(run.spec.training.profile_steps if run.task.rank == 0 else (), run.engine.device)
-    stop = is_time = False
+    pace, stop, is_time = Pace(), False, False
     if run.step == 0:
         before = _evaluate(run).values
         figure(before, run.selection.metric)
@@ -44,7 +46,7 @@ def train(run: Training) -> bool:
         run.link.send("started", first_step=run.step + 1)
     run.meter.restart(run.step, run.position)
     while not run.ended and not stop:
-        step = run.step + 1
+        step, began_s = run.step + 1, time.monotonic()
         run.tick(step, Phase.DATA)
         profiler.begin(step)
         lr = learning_rate(run.spec.optimizer, run.max_steps, step)
@@ -55,8 +57,11 @@ def train(run: Training) -> bool:
         end_attempt(run)
         for name, content in profiler.end(step).items():
             put_artifact(run, name, content)
-        if step % run.spec.training.log_interval_steps == 0 or step == run.max_steps:
+        is_log_step = step % run.spec.training.log_interval_steps == 0 or step == run.max_steps
+        if is_log_step:
             stop, is_time = _log(run, report, lr, begun_at)
+        if (step_p99_s := pace.add(time.monotonic() - began_s, is_log_step)) is not None:
+            run.clock.learn(step_p99_s)
         is_best = _evaluation_is_due(run) and _judge(run, _evaluate(run))
         if run.cadence.is_step(step) or run.ended or stop or is_best or is_time:
             save(run)

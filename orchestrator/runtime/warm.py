@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import faulthandler
 import fcntl
 import gc
 import importlib
@@ -39,6 +40,8 @@ PRELOAD = "orchestrator.runtime.preload:preload"
 POLL_S = 1.0
 SEND_LIMIT_S = 5.0
 PR_SET_PDEATHSIG = 1
+STACK_SIGNAL = signal.SIGUSR2
+"""A rank that gets it appends the stacks of its threads to `stack_file`, whatever it is doing, and goes on."""
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Entry = Callable[[RankTask], int]
@@ -174,6 +177,7 @@ class Warm:
             os.setsid()
             self._forget_parent()
             redirect_output(Path(request["log"]))
+            show_stacks_in(stack_file(Path(request["log"])))
             os.environ.update(request["env"])
             task = RankTask.from_dict(request["task"])
             set_threads(task)
@@ -253,6 +257,17 @@ def redirect_output(log: Path) -> None:
         os.dup2(descriptor, number)
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.close(descriptor)
+
+
+def stack_file(log: Path) -> Path:
+    """Beside the output of a rank, where its stacks are."""
+    return log.with_suffix(".stacks")
+
+
+def show_stacks_in(path: Path) -> None:
+    """Written by the signal's handler itself, in C: also by a rank that does not come back to Python, or that does not let others."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
+    faulthandler.register(STACK_SIGNAL, file=descriptor, all_threads=True, chain=False)
 
 
 def set_threads(task: RankTask) -> None:

@@ -115,9 +115,18 @@ class RecoverySpec:
     """Restarts for the same error without a newly committed step between them; a user's own error gets one at the most."""
     backoff_s: float = 1.0
     """Wait before the second restart without progress; doubles up to one minute."""
+    hang_timeout_s: float = 5.0
+    """Ranks that do not move for so long, and for five times what 99 % of their steps take, hang: they are restarted, and the one that the
+    others wait for is named; 0: never."""
+    long_phase_timeout_s: float = 1800.0
+    """The same for what has no usual length: start, first steps, compilation, checkpoints, the end of an evaluation."""
 
     def __post_init__(self) -> None:
-        at_least(0, "recovery", self, "max_restarts", "max_restarts_without_progress", "backoff_s")
+        at_least(0, "recovery", self, "max_restarts", "max_restarts_without_progress", "backoff_s", "hang_timeout_s")
+        require(
+            self.long_phase_timeout_s >= self.hang_timeout_s, "recovery.long_phase_timeout_s", self.long_phase_timeout_s,
+            f"recovery.hang_timeout_s={self.hang_timeout_s} or more",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

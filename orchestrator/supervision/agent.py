@@ -17,13 +17,15 @@ import ray
 
 from orchestrator.checkpoints.slab import remove_slabs
 from orchestrator.paths import Home, JobKeys
-from orchestrator.runtime.link import Order, ProgressClock
+from orchestrator.runtime.link import Order, ProgressClock, Reading
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.storage import open_store
 from orchestrator.supervision import warm_client
+from orchestrator.supervision.inspection import inspect_ranks, node_health
 from orchestrator.supervision.log_shipper import LogShipper
 from orchestrator.supervision.rank_hub import Fork, Message, RankHub
 from orchestrator.supervision.uploader_child import UploaderChild
+from orchestrator.supervision.watch import Watch
 
 LOG_TAIL_BYTES = 4000
 SHARED_MEMORY = Path("/dev/shm")
@@ -49,6 +51,8 @@ class Agent:
         self._out_of_memory = _kernel_kills()
         self._memory_folder = memory_folder(self._folder)
         self._uploader: UploaderChild | None = None
+        self._watch: Watch | None = None
+        self._epoch = 0
         for left in self._memory_folder.glob(f"{self._clock_name('*')}"):
             left.unlink(missing_ok=True)
         remove_slabs(self._memory_folder, self._slab_stem)
@@ -68,13 +72,26 @@ class Agent:
         self._logs.use(lambda: open_store(spec.storage, environ))
         self._begin_uploads(epoch, spec, environ)
         self._out_of_memory = _kernel_kills()
+        self._end_watch()
         self._drop_clocks()
+        self._epoch = epoch
         environment = {**env, **self._rank_environment()}
         self._hub.start(epoch, [self._fork(epoch, task, environment) for task in tasks])
+        if spec.recovery.hang_timeout_s:
+            limits = spec.recovery.hang_timeout_s, spec.recovery.long_phase_timeout_s
+            self._watch = Watch(self._readings, lambda hangs: self._tell_hang(epoch, hangs), *limits)
 
     def kill_ranks(self) -> None:
         """SIGKILL; returns when all are gone. Raises ClusterError."""
+        self._end_watch()
         self._hub.kill()
+
+    def inspect(self) -> dict[str, Any]:
+        """How the ranks of this node are: `ranks`, a list of `hang.RankView` as dicts, and `node`. Takes half a second."""
+        watch = self._watch
+        still_s = watch.stillness.still_s if watch is not None else lambda rank: 0.0
+        logs = {rank: self._log_path(self._epoch, rank) for rank in self._clocks}
+        return {"ranks": inspect_ranks(self._hub.pids(), self._readings(), still_s, logs), "node": node_health(self._memory_folder)}
 
     def order(self, order: int) -> None:
         for clock in self._clocks.values():
@@ -113,6 +130,20 @@ class Agent:
         places = {"agent_socket": self._socket, "clock": clock, "slab_folder": self._memory_folder, "slab_stem": self._slab_stem}
         told = {**task, **{name: str(place) for name, place in places.items()}}
         return Fork(rank=rank, task=told, env=environment, log=str(path))
+
+    def _readings(self) -> dict[int, Reading]:
+        """Of the ranks that live."""
+        return {rank: clock.read() for rank, clock in list(self._clocks.items()) if rank in self._hub.pids()}
+
+    def _tell_hang(self, epoch: int, hangs: bool) -> None:
+        """On the watch's thread."""
+        told = {"type": "hangs" if hangs else "moves", "rank": min(self._clocks, default=-1), "epoch": epoch, "time_s": time.time()}
+        self._supervisor.report.remote(self._bundle, [told])
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
     def _drop_clocks(self) -> None:
         for clock in self._clocks.values():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.supervision.diagnosis import AgentLoss, ErrorReport, RankExit, Report, has_cause
+from orchestrator.supervision.diagnosis import AgentLoss, ErrorReport, RankExit, Report, Verdict, has_cause
 
 ECHO_WAIT_S = 2.0
 """How long the cause is waited for when a rank says only that another one is gone."""
@@ -43,6 +43,9 @@ class Attempt:
     why: str = ""
     """Why they are done before the last step, if nobody asked them to stop."""
     exited: set[int] = field(default_factory=set)
+    still: set[int] = field(default_factory=set)
+    """Bundles none of whose ranks moves."""
+    hang: Verdict | None = None
     suspects: set[str] = field(default_factory=set)
     """Keys of commits that a rank has found damaged."""
     _staged: dict[tuple[int, str], set[int]] = field(default_factory=dict)

@@ -48,6 +48,11 @@ class Chronicle:
             case "artifact":
                 self.journal.append("artifact", name=message["name"])
 
+    def kept(self, name: str, in_store: bool) -> None:
+        """An artifact that the supervisor wrote."""
+        if in_store:
+            self.journal.append("artifact", name=name)
+
     def restored(self, message: Message) -> None:
         step = message["step"]
         self.board.show(step=step)

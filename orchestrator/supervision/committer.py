@@ -68,6 +68,15 @@ class Committer:
         self._retire()
         return ref
 
+    def keep(self, name: str, content: bytes) -> bool:
+        """An artifact for people. False if the store does not take it: nothing waits for it."""
+        try:
+            self._store.put(self._keys.artifact(name), content)
+        except StorageError as error:
+            log.warning("%s is not kept: %s", name, error)
+            return False
+        return True
+
     def mark_suspect(self, commit_key: str, message: str) -> None:
         self.persist(lambda: self._commits.mark_suspect(commit_key, message))
 

@@ -26,6 +26,8 @@ from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.diagnosis import Verdict, diagnose
 from orchestrator.supervision.failures import Action, Fault, decide
+from orchestrator.supervision.hang import RankView, explain
+from orchestrator.supervision.incident import incident_json, incident_name
 from orchestrator.supervision.worker_group import Group, PlaceLost
 
 log = logging.getLogger("orchestrator.supervisor")
@@ -159,7 +161,7 @@ class JobRun:
             now = self._clock()
             if attempt.completed(now):
                 return self._completed(attempt)
-            if attempt.failed(now):
+            if attempt.failed(now) or (len(attempt.still) == len(self._context.ranks_per_bundle) and self._hangs(attempt)):
                 return None
             item = self._inbox.get(attempt.patience_s())
             if item is not None:
@@ -173,6 +175,15 @@ class JobRun:
             return
         for message in item.messages:
             if message["epoch"] == attempt.epoch:
+                self._hear_watch(attempt, item.bundle, message)
+
+    def _hear_watch(self, attempt: Attempt, bundle: int, message: Message) -> None:
+        match message["type"]:
+            case "hangs":
+                attempt.still.add(bundle)
+            case "moves":
+                attempt.still.discard(bundle)
+            case _:
                 attempt.greeted.add(message["rank"])
                 self._hear_rank(attempt, message)
 
@@ -237,7 +248,20 @@ class JobRun:
 
     # fail
 
+    def _hangs(self, attempt: Attempt) -> bool:
+        """Look at all ranks. False if one has moved meanwhile; else `attempt.hang` says who it is, and an artifact what was seen."""
+        seen = self._group.inspect()
+        views = [RankView.of(rank) for found in seen for rank in found["ranks"]]
+        if not views or min(view.still_s for view in views) < self._context.spec.recovery.hang_timeout_s / 2:
+            return False
+        attempt.hang = verdict = explain(views)
+        content = incident_json(verdict, attempt.epoch, self._committer.newest_step, self._clock(), seen)
+        self._chronicle.kept(incident_name(attempt.epoch), self._committer.keep(incident_name(attempt.epoch), content))
+        return True
+
     def _verdict(self, attempt: Attempt) -> Verdict:
+        if attempt.hang is not None:
+            return attempt.hang
         if attempt.reports:
             return diagnose(attempt.reports)
         silent = sorted(set(range(attempt.world_size)) - attempt.greeted)
@@ -245,8 +269,7 @@ class JobRun:
 
     def _recover(self, verdict: Verdict) -> JobResult | None:
         """Kill what is left. How the run ended, or None to begin again."""
-        lost_agent = verdict.reason is EndReason.NODE_LOST
-        kind = EventKind.AGENT_LOST if lost_agent else EventKind.RANK_LOST
+        kind = {EndReason.NODE_LOST: EventKind.AGENT_LOST, EndReason.HANG: EventKind.HANG}.get(verdict.reason, EventKind.RANK_LOST)
         self._board.move(JobState.RECOVERING, f"recovering: {verdict.sentence}")
         self._chronicle.tell(kind, verdict.sentence, rank=verdict.rank, reason=verdict.reason.name, fingerprint=verdict.fingerprint)
         self._group.kill_ranks()

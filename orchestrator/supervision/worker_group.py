@@ -23,6 +23,7 @@ NAMESPACE = "orchestrator"
 PLACE_LIMIT_S = 60.0
 """How long an agent may take to start in a bundle that is reserved; a bundle whose node is gone never lets it."""
 ANSWER_LIMIT_S = 60.0
+INSPECT_LIMIT_S = 5.0
 NAME_FREE_LIMIT_S = 20.0
 
 log = logging.getLogger("orchestrator.supervisor")
@@ -48,6 +49,9 @@ class Group(Protocol):
         """SIGKILL; returns when no rank is left or the agent of those left is gone too."""
 
     def order(self, order: Order) -> None: ...
+
+    def inspect(self) -> list[dict[str, Any]]:
+        """Of each agent that answers: see `Agent.inspect`, and its `bundle`."""
 
     def missing(self) -> set[int]:
         """Bundles that have no agent now."""
@@ -222,6 +226,15 @@ class WorkerGroup:
     def order(self, order: Order) -> None:
         for _, handle in self._agents():
             handle.order.remote(int(order))
+
+    def inspect(self) -> list[dict[str, Any]]:
+        found = []
+        for slot, answer in [(slot, handle.inspect.remote()) for slot, handle in self._agents()]:
+            try:
+                found.append({"bundle": slot.bundle, **ray.get(answer, timeout=INSPECT_LIMIT_S)})
+            except RayError as error:
+                log.warning("agent %d does not say how its ranks are: %s", slot.bundle, _first_line(error))
+        return found
 
     def close(self) -> None:
         for slot, answer in [(slot, handle.close.remote()) for slot, handle in self._agents()]:

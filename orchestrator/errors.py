@@ -18,6 +18,10 @@
     │   ├── CoverageError             slices that do not tile their tensor exactly once
     │   ├── FencedError               a newer epoch owns the job; this writer must stop
     │   └── IncompatibleCheckpoint    another model's or another job's state; names the first difference
+    ├── TrainingError                 the numbers went wrong
+    │   ├── NotFinite                 the loss or a gradient is NaN or infinite
+    │   ├── LossSpike                 the loss jumped far above those before it
+    │   └── ReplicaDrift              copies of the same state differ; names the rank that has the wrong one
     ├── StateError
     │   ├── IllegalTransition         a job cannot move between these states
     │   └── StaleWrite                the row changed since it was read
@@ -104,6 +108,22 @@ class FencedError(CheckpointError):
 
 class IncompatibleCheckpoint(CheckpointError):
     exit_code = 2
+
+
+class TrainingError(OrchestratorError):
+    pass
+
+
+class NotFinite(TrainingError):
+    pass
+
+
+class LossSpike(TrainingError):
+    pass
+
+
+class ReplicaDrift(TrainingError):
+    pass
 
 
 class StateError(OrchestratorError):

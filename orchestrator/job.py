@@ -59,28 +59,47 @@ def check_transition(old: JobState, new: JobState) -> None:
         raise IllegalTransition(f"a job that is {old.value} cannot become {new.value}; it can become {allowed}")
 
 
+class Remedy(enum.Enum):
+    """What may help against a failure."""
+
+    NONE = "none"  # trying again would end in the same way
+    RETRY_ONCE = "retry once"  # it may have been chance; the second time it was none
+    RETRY = "retry"  # the cause is not known: a few times
+    RESTART = "restart"  # it came from outside and says nothing about the job: any number of times
+    WAIT = "wait"  # something that the job needs is out of service for now
+    OTHER_NODE = "other node"  # this machine has it, not the job
+    SMALLER_MICRO_BATCH = "smaller micro batch"
+
+
 class EndReason(enum.Enum):
-    """Why an attempt or a job ended: (label, can a retry succeed, is it the user's to mend)."""
+    """Why an attempt or a job ended: (label, what may help where nothing more is known, is it the user's to mend)."""
 
-    COMPLETED = ("completed", False, False)
-    CANCELLED = ("cancelled by the user", False, False)
-    PREEMPTED = ("preempted", True, False)
-    USER_ERROR = ("error in the workload", True, True)
-    CONFIGURATION = ("impossible configuration", False, True)
-    DATA = ("data set unusable", False, True)
-    STORAGE = ("object store unusable", False, True)
-    CHECKPOINT = ("checkpoint unusable", False, True)
-    OUT_OF_MEMORY = ("out of memory", True, True)
-    RANK_KILLED = ("rank killed by a signal", True, False)
-    NODE_LOST = ("node or agent lost", True, False)
-    START_UP = ("worker group could not start", True, False)
-    HANG = ("no progress", True, False)
-    FENCED = ("another supervisor owns the job", False, False)
-    INTERNAL = ("error in the orchestrator", True, False)
+    COMPLETED = ("completed", Remedy.NONE, False)
+    CANCELLED = ("cancelled by the user", Remedy.NONE, False)
+    PREEMPTED = ("preempted", Remedy.RESTART, False)
+    USER_ERROR = ("error in the workload", Remedy.RETRY_ONCE, True)
+    CONFIGURATION = ("impossible configuration", Remedy.NONE, True)
+    DATA = ("data set unusable", Remedy.NONE, True)
+    STORAGE = ("storage unusable", Remedy.NONE, True)
+    TRACKING = ("tracking server unusable", Remedy.WAIT, True)
+    CHECKPOINT = ("checkpoint unusable", Remedy.NONE, True)
+    OUT_OF_MEMORY = ("out of device memory", Remedy.SMALLER_MICRO_BATCH, True)
+    HOST_OUT_OF_MEMORY = ("out of host memory", Remedy.SMALLER_MICRO_BATCH, True)
+    NAN = ("loss or gradient not finite", Remedy.RETRY_ONCE, True)
+    SPIKE = ("loss spike", Remedy.RETRY_ONCE, True)
+    DRIFT = ("replicas differ", Remedy.OTHER_NODE, False)
+    DEVICE_FAULT = ("device failed", Remedy.RETRY, False)
+    NETWORK = ("connection between ranks lost", Remedy.WAIT, False)
+    RANK_KILLED = ("rank killed by a signal", Remedy.RETRY, False)
+    NODE_LOST = ("node or agent lost", Remedy.RESTART, False)
+    START_UP = ("worker group could not start", Remedy.RETRY, False)
+    HANG = ("no progress", Remedy.RETRY, False)
+    FENCED = ("another supervisor owns the job", Remedy.NONE, False)
+    INTERNAL = ("error in the orchestrator", Remedy.RETRY, False)
 
-    def __init__(self, label: str, retryable: bool, users: bool) -> None:
+    def __init__(self, label: str, remedy: Remedy, users: bool) -> None:
         self.label = label
-        self.retryable = retryable
+        self.remedy = remedy
         self.users = users
 
 

@@ -7,7 +7,7 @@ data-parallel x tensor-parallel x pipeline-parallel x sequence-parallel size. Th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.errors import LayoutError
@@ -104,6 +104,21 @@ def layout_for(spec: JobSpec) -> Layout:
                 f"possible numbers of workers are {_some([x.world_size for x in layouts])}."
             )
     raise LayoutError(_unshared(spec, [layout.world_size for layout in layouts]))
+
+
+def smaller_micro_batch(spec: JobSpec) -> JobSpec | None:
+    """`spec` with half the micro batch (or the next smaller part that divides it) and the same global batch, so that each rank does twice
+    as many of them in a step; None if there is no such spec for its number of workers."""
+    micro = spec.training.micro_batch_size
+    part = next((n for n in _divisors(micro)[1:]), None)
+    if part is None:
+        return None
+    smaller = replace(spec, training=replace(spec.training, micro_batch_size=micro // part))
+    try:
+        layout_for(smaller)
+    except LayoutError:
+        return None
+    return smaller
 
 
 def _undivided(spec: JobSpec, batch: int) -> str:

@@ -24,7 +24,7 @@ Messages, each a dict with `type` and `rank` (every rank sends them; the supervi
     *artifact  name                                     the object `artifacts/<name>` was written
     suspect    commit key, message                      bytes of a checkpoint were found damaged
     done       step, stopped (bool), why                left the loop at `step`, because of an order or at the end; `why` of an early end
-    error      end_reason (EndReason name), message, traceback, fingerprint
+    error      end_reason (EndReason name), remedy (Remedy name), message, traceback, fingerprint, echo (bool)
 """
 
 from __future__ import annotations

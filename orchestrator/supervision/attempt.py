@@ -61,7 +61,7 @@ class Attempt:
         self._add(
             ErrorReport(
                 rank=message["rank"], time_s=message["time_s"], end_reason=message.get("end_reason", ""),
-                message=message.get("message", ""), traceback=message.get("traceback", ""),
+                remedy=message.get("remedy", ""), message=message.get("message", ""), traceback=message.get("traceback", ""),
                 fingerprint=message.get("fingerprint", ""), echo=bool(message.get("echo", False)),
             ), now,
         )  # fmt: skip

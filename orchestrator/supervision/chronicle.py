@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.checkpoints.commit import CommitRef
 from orchestrator.events import EventKind
-from orchestrator.job import JobState
+from orchestrator.job import EndReason, JobState
 from orchestrator.supervision.failures import Fault
 from orchestrator.supervision.status_board import StatusBoard
 from orchestrator.supervision.tracking_child import TrackingChild
@@ -107,9 +108,31 @@ class Chronicle:
         self.tracking.ensure()
 
 
-def past(records: Iterable[Message], run: int) -> tuple[list[Fault], int]:
-    """(faults of this run, restarts of it) in earlier lives of the supervisor, which count against the budgets too."""
-    events = [record for record in records if record["kind"] == "event" and record.get("run") == run]
+@dataclass(frozen=True)
+class Past:
+    """What earlier lives of the supervisor leave to this one."""
+
+    faults: list[Fault]
+    """Those of this run that were answered by a restart; they count against the budgets too."""
+    restarts: int
+    """Of this run."""
+    micro_batch_size: int
+    """To which it was lowered, in this run or in one that was preempted since; 0: it is as asked for."""
+
+
+def past(records: Iterable[Message], run: int) -> Past:
+    events = [record for record in records if record["kind"] == "event"]
     restarted = [record for record in events if record["event"] == EventKind.RESTARTED.value]
-    lost = sum(1 for record in events if record["event"] == EventKind.SUPERVISOR_LOST.value)
-    return [Fault.from_dict(record["fault"]) for record in restarted], len(restarted) + lost
+    mine = [record for record in restarted if record.get("run") == run]
+    lost = sum(1 for record in events if record["event"] == EventKind.SUPERVISOR_LOST.value and record.get("run") == run)
+    return Past([Fault.from_dict(record["fault"]) for record in mine], len(mine) + lost, _micro_batch_size(events))
+
+
+def _micro_batch_size(events: Iterable[Message]) -> int:
+    """A run that ended of itself, or was ended, is gone on with by `resume`, which may ask for another one."""
+    size = 0
+    for record in events:
+        size = record.get("micro_batch_size", size)
+        if record["event"] == EventKind.ENDED.value and record["reason"] != EndReason.PREEMPTED.name:
+            size = 0
+    return size

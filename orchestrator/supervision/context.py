@@ -40,6 +40,11 @@ class RunContext:
         path = self.home.secrets(self.job_id)
         return dataclasses.replace(self, secrets=json.loads(path.read_text())) if path.exists() else self
 
+    def with_micro_batch_size(self, size: int) -> RunContext:
+        """The same run in smaller portions; the global batch stays."""
+        training = dataclasses.replace(self.spec.training, micro_batch_size=size)
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, training=training))
+
     def rank_tasks(self, epoch: int, commits: Sequence[str]) -> list[dict[str, Any]]:
         """What each rank is told, by rank; rendezvous, socket and clock are filled in where they are known."""
         spec = to_dict(self.spec)

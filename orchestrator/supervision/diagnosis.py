@@ -1,6 +1,7 @@
-"""What the ranks report -> why the worker group failed: end reason, first failing rank, one sentence. Pure.
+"""What the ranks report -> why the worker group failed: end reason, first failing rank, one sentence, what may help. Pure.
 
 When one rank dies, the others' collectives fail because of it. So causes go ahead of echoes, and of several causes the earliest counts.
+What a rank says itself counts before its log, unless it says only that something failed.
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.job import EndReason
+from orchestrator.evidence import Evidence, normal_form, of_exception, of_log
+from orchestrator.job import EndReason, Remedy
 
-_ECHO = re.compile(
-    r"connection (was )?(reset|closed|refused|aborted)|broken pipe|socket (is )?closed|remote process exited|peer (has )?(closed|exited)"
-    r"|recvvalue failed|sendbytes failed",
-    re.IGNORECASE,
-)
+_CONNECTION = re.compile(r"connection (was )?(reset|closed|refused|aborted)|broken pipe|socket (is )?closed", re.IGNORECASE)
+_PREEMPTED = re.compile(r"preempt", re.IGNORECASE)
 EXTERNAL_SIGNALS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 """Signals that come from outside; a process gets the others for faults of its own."""
 
@@ -29,6 +28,8 @@ class ErrorReport:
     time_s: float
     end_reason: str
     message: str
+    remedy: str = ""
+    """Name of a Remedy; empty: that of the end reason."""
     traceback: str = ""
     fingerprint: str = ""
     echo: bool = False
@@ -66,31 +67,36 @@ Report = ErrorReport | RankExit | AgentLoss
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """`rank` is the first that failed (of an agent: the first of its ranks). `external`: no fault of the job's own."""
+    """`rank` is the first that failed (of an agent: the first of its ranks)."""
 
     reason: EndReason
+    remedy: Remedy
     rank: int
     sentence: str
     fingerprint: str
     traceback: str = ""
-    external: bool = False
 
 
 def has_cause(reports: Sequence[Report]) -> bool:
     """False as long as ranks have only said that another one is gone, and left because of it."""
-    return any(map(_is_cause, _unexplained(reports)))
+    return any(_weight(report) == 0 for report in _unexplained(reports))
 
 
 def diagnose(reports: Sequence[Report]) -> Verdict:
     """The verdict over what has been reported, in any order; at least one report."""
-    first = min(_unexplained(reports), key=lambda report: (not _is_cause(report), report.time_s, _rank(report)))
+    first = min(_unexplained(reports), key=lambda report: (_weight(report), report.time_s, _rank(report)))
     match first:
         case ErrorReport():
-            return _of_error(first)
+            return _of_error(first, _log_of(first.rank, reports))
         case RankExit():
             return _of_exit(first)
         case AgentLoss():
             return _of_agent(first)
+
+
+def not_started(why: str) -> Verdict:
+    """No rank could be started, or said a word."""
+    return _verdict(EndReason.START_UP, 0, why, f"start {normal_form(why)}", of_log(why))
 
 
 def _unexplained(reports: Sequence[Report]) -> list[Report]:
@@ -99,16 +105,36 @@ def _unexplained(reports: Sequence[Report]) -> list[Report]:
     return [report for report in reports if not (isinstance(report, RankExit) and _by_itself(report) and report.rank in explained)]
 
 
-def _is_cause(report: Report) -> bool:
-    return not (isinstance(report, ErrorReport) and (report.echo or _is_reset(report)))
+def _weight(report: Report) -> int:
+    """0: a cause; 1: a workload's own error that speaks of a connection, which another rank may have closed; 2: an echo."""
+    match report:
+        case ErrorReport():
+            return 2 if report.echo else int(_speaks_of_connection(report))
+        case RankExit():
+            found = _evidence_of(report)
+            return 2 * (found is not None and found.echo)
+        case AgentLoss():
+            return 0
 
 
-def _of_error(error: ErrorReport) -> Verdict:
+def _speaks_of_connection(error: ErrorReport) -> bool:
+    return error.end_reason == EndReason.USER_ERROR.name and _CONNECTION.search(error.message) is not None
+
+
+def _of_error(error: ErrorReport, log: str) -> Verdict:
     reason = EndReason.__members__.get(error.end_reason, EndReason.INTERNAL)
+    remedy = Remedy[error.remedy] if error.remedy in Remedy.__members__ else reason.remedy
     lines = error.message.strip().splitlines()
     sentence = f"rank {error.rank}: {lines[0] if lines else reason.label}"
-    fingerprint = error.fingerprint or f"{reason.name}:{sentence}"
-    return Verdict(reason=reason, rank=error.rank, sentence=sentence, fingerprint=fingerprint, traceback=error.traceback)
+    fingerprint = error.fingerprint or f"{reason.name}:{normal_form(error.message)}"
+    said = of_exception([], error.message)
+    vague = error.echo or reason is EndReason.INTERNAL or (said is not None and said.vague)
+    known = of_log(log) if vague else None
+    if known is not None and not known.vague:
+        return _verdict(known.reason, error.rank, sentence, fingerprint, known, error.traceback)
+    return Verdict(
+        reason=reason, remedy=remedy, rank=error.rank, sentence=sentence, fingerprint=fingerprint, traceback=error.traceback
+    )  # fmt: skip
 
 
 def _of_exit(exit_: RankExit) -> Verdict:
@@ -116,33 +142,57 @@ def _of_exit(exit_: RankExit) -> Verdict:
         return _of_signal(exit_)
     what = f"rank {exit_.rank} left with exit code {exit_.code}: {exit_.note or 'it did not say why'}"
     reason = EndReason.USER_ERROR if exit_.greeted else EndReason.START_UP
-    return Verdict(reason=reason, rank=exit_.rank, sentence=what, fingerprint=f"exit:{exit_.code}", traceback=exit_.log_tail)
+    return _verdict(reason, exit_.rank, what, f"exit:{exit_.code}", _evidence_of(exit_), _own_traceback(exit_.log_tail))
 
 
 def _of_signal(exit_: RankExit) -> Verdict:
     name = _signal_name(exit_.signal)
     if exit_.out_of_memory and exit_.signal == signal.SIGKILL:
         sentence = f"rank {exit_.rank} was killed by the kernel: the machine's memory was full"
-        return Verdict(reason=EndReason.OUT_OF_MEMORY, rank=exit_.rank, sentence=sentence, fingerprint="oom-kill")
+        return _verdict(EndReason.HOST_OUT_OF_MEMORY, exit_.rank, sentence, "oom-kill")
     if not exit_.greeted and exit_.note:
         sentence = f"rank {exit_.rank} could not be started: {exit_.note}"
-        return Verdict(reason=EndReason.START_UP, rank=exit_.rank, sentence=sentence, fingerprint="start", traceback=exit_.log_tail)
+        return _verdict(EndReason.START_UP, exit_.rank, sentence, "start", traceback=exit_.log_tail)
     sentence = f"rank {exit_.rank} was killed by {name}" + (f": {exit_.note}" if exit_.note else "")
-    external = exit_.signal in EXTERNAL_SIGNALS
-    tail = "" if external else exit_.log_tail
-    return Verdict(
-        reason=EndReason.RANK_KILLED, rank=exit_.rank, sentence=sentence, fingerprint=f"signal:{name}", traceback=tail, external=external
-    )
+    if exit_.signal in EXTERNAL_SIGNALS:
+        outside = EndReason.RANK_KILLED
+        return Verdict(reason=outside, remedy=Remedy.RESTART, rank=exit_.rank, sentence=sentence, fingerprint=f"signal:{name}")
+    return _verdict(EndReason.RANK_KILLED, exit_.rank, sentence, f"signal:{name}", _evidence_of(exit_), exit_.log_tail)
 
 
 def _of_agent(loss: AgentLoss) -> Verdict:
     sentence = f"the agent of node {loss.bundle} (ranks from {loss.first_rank}) was lost: {loss.message}"
-    return Verdict(reason=EndReason.NODE_LOST, rank=loss.first_rank, sentence=sentence, fingerprint="agent", external=True)
+    reason = EndReason.PREEMPTED if _PREEMPTED.search(loss.message) else EndReason.NODE_LOST
+    return _verdict(reason, loss.first_rank, sentence, "agent", of_log(loss.message))
 
 
-def _is_reset(error: ErrorReport) -> bool:
-    """The workload's own errors are never taken for echoes by their words, storage errors neither: those have classes of their own."""
-    return error.end_reason in ("USER_ERROR", "INTERNAL", "RANK_KILLED") and _ECHO.search(error.message) is not None
+def _verdict(
+    reason: EndReason, rank: int, sentence: str, fingerprint: str, evidence: Evidence | None = None, traceback: str = ""
+) -> Verdict:  # fmt: skip
+    """What is known by evidence goes ahead of the general reason."""
+    if evidence is None:
+        return Verdict(
+            reason=reason, remedy=reason.remedy, rank=rank, sentence=sentence, fingerprint=fingerprint, traceback=traceback
+        )  # fmt: skip
+    return Verdict(
+        reason=evidence.reason, remedy=evidence.remedy, rank=rank, sentence=f"{sentence} ({evidence.reason.label})",
+        fingerprint=f"{evidence.reason.name} {evidence.name}", traceback=traceback,
+    )  # fmt: skip
+
+
+def _evidence_of(exit_: RankExit) -> Evidence | None:
+    """What the log says of a rank that ran and was not ended from outside."""
+    return of_log(exit_.log_tail) if exit_.greeted and exit_.signal not in EXTERNAL_SIGNALS else None
+
+
+def _log_of(rank: int, reports: Sequence[Report]) -> str:
+    return "\n".join(report.log_tail for report in reports if isinstance(report, RankExit) and report.rank == rank)
+
+
+def _own_traceback(log_tail: str) -> str:
+    """From the last traceback of the log on; all of the log if it has none."""
+    start = log_tail.rfind("Traceback (most recent call last):")
+    return log_tail[max(start, 0) :]
 
 
 def _by_itself(exit_: RankExit) -> bool:

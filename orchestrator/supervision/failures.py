@@ -1,4 +1,16 @@
-"""Restart or give up: a function of the faults so far. Pure."""
+"""Restart or give up: a function of the faults so far. Pure.
+
+| what may help | how often, without progress | pause before |
+|---|---|---|
+| nothing | never | |
+| a retry, once | once | none |
+| a retry, another node | `recovery.max_restarts_without_progress` | none before the first, then growing |
+| to wait | the same | growing from the first on |
+| a restart: it came from outside | any number of times | none before the first, then growing |
+| a smaller micro batch | once in a run | none |
+
+The same fault is one of the same fingerprint that happened on the way from the same commit, or at the same step.
+"""
 
 from __future__ import annotations
 
@@ -8,79 +20,123 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.job import EndReason
-from orchestrator.spec import RecoverySpec
+from orchestrator.job import EndReason, Remedy
+from orchestrator.layout import smaller_micro_batch
+from orchestrator.spec import ActivationCheckpointing, JobSpec, Offload, RecoverySpec
 
 LONGEST_BACKOFF_S = 60.0
-MAX_USER_ERRORS = 2
-"""The same error of the workload's without progress: once it may have been chance."""
 
 
 class Action(enum.Enum):
     RESTART = "restart"
+    HALVE_MICRO_BATCH = "halve micro batch"
     FAIL = "fail"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """One failure of the worker group. `committed_step` was the newest commit then (-1: none)."""
+    """One failure of the worker group."""
 
     reason: EndReason
+    remedy: Remedy
     fingerprint: str
+    step: int
+    """The newest that was told of."""
     committed_step: int
-    external: bool = False
-    """It came from outside (a signal, a lost node), so it says nothing about the job and never ends it by repetition."""
+    """The newest commit then; -1: none."""
+    micro_batch_size: int
+    """With which it happened."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {**dataclasses.asdict(self), "reason": self.reason.name}
+        return {**dataclasses.asdict(self), "reason": self.reason.name, "remedy": self.remedy.name}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fault:
-        return cls(**{**values, "reason": EndReason[values["reason"]]})
+        return cls(**{**values, "reason": EndReason[values["reason"]], "remedy": Remedy[values["remedy"]]})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
     action: Action
-    delay_s: float
     why: str
     """For people, without the fault itself: `restart 3 of 100`."""
+    delay_s: float = 0.0
+    micro_batch_size: int = 0
+    """Of the next attempt, where it is to be a smaller one."""
+    blames_node: bool = False
+    """The node of the rank that failed is at fault: another one would help."""
 
 
-def decide(spec: RecoverySpec, faults: Sequence[Fault], restarts: int) -> Decision:
-    """What to do after the newest of `faults`. `restarts` are those that were made, whatever for."""
-    newest = faults[-1]
-    if not newest.reason.retryable:
+def decide(spec: JobSpec, faults: Sequence[Fault], restarts: int) -> Decision:
+    """What to do after the newest of `faults`. `spec`: as it was asked for. `restarts` are those that were made, whatever for."""
+    newest, recovery = faults[-1], spec.recovery
+    remedy = _remedy(spec, newest)
+    if remedy is Remedy.NONE:
         return _fail("trying again would end in the same way")
-    if restarts >= spec.max_restarts:
-        return _fail(f"the worker group was restarted {restarts} times already (recovery.max_restarts={spec.max_restarts})")
+    if restarts >= recovery.max_restarts:
+        return _fail(f"the worker group was restarted {restarts} times already (recovery.max_restarts={recovery.max_restarts})")
+    allowed = _allowed_repeats(recovery, remedy)
     repeats = sum(1 for fault in faults if _same(fault, newest))
-    allowed = _allowed_repeats(spec, newest)
+    if allowed == 0:
+        return _fail("no restart is allowed for it")
+    if remedy is Remedy.SMALLER_MICRO_BATCH:
+        return _smaller(spec, newest)
     if allowed is not None and repeats > allowed:
-        return _fail(f"it happened {repeats} times without a new checkpoint in between" if repeats > 1 else "no restart is allowed for it")
-    return Decision(action=Action.RESTART, delay_s=_backoff_s(spec, repeats), why=f"restart {restarts + 1} of at most {spec.max_restarts}")
+        return _fail(f"it happened {repeats} times without a new checkpoint in between")
+    return Decision(
+        action=Action.RESTART,
+        delay_s=_backoff_s(recovery, repeats if remedy is Remedy.WAIT else repeats - 1),
+        why=f"restart {restarts + 1} of at most {recovery.max_restarts}",
+        blames_node=remedy is Remedy.OTHER_NODE,
+    )
 
 
-def _allowed_repeats(spec: RecoverySpec, fault: Fault) -> int | None:
+def _remedy(spec: JobSpec, fault: Fault) -> Remedy:
+    """A smaller micro batch takes less of the host's memory only where the host computes."""
+    on_gpus = spec.resources.gpus_per_worker > 0
+    return Remedy.WAIT if fault.reason is EndReason.HOST_OUT_OF_MEMORY and on_gpus else fault.remedy
+
+
+def _allowed_repeats(spec: RecoverySpec, remedy: Remedy) -> int | None:
     """How often the same fault may happen without progress and be answered by a restart; None: any number of times."""
-    if fault.external:
+    if remedy is Remedy.RESTART:
         return None
-    if fault.reason is EndReason.USER_ERROR:
-        return min(MAX_USER_ERRORS - 1, spec.max_restarts_without_progress)
-    return spec.max_restarts_without_progress
+    return min(1, spec.max_restarts_without_progress) if remedy is Remedy.RETRY_ONCE else spec.max_restarts_without_progress
 
 
 def _same(one: Fault, other: Fault) -> bool:
-    return (one.fingerprint, one.committed_step) == (other.fingerprint, other.committed_step)
+    return one.fingerprint == other.fingerprint and (one.committed_step == other.committed_step or one.step == other.step)
 
 
-def _backoff_s(spec: RecoverySpec, repeats: int) -> float:
-    """Nothing before the first restart; then `spec.backoff_s`, doubling. Bounded before the power grows beyond a float."""
-    if repeats < 2:
-        return 0.0
-    return min(spec.backoff_s * 2.0 ** min(repeats - 2, 30), LONGEST_BACKOFF_S)
+def _smaller(spec: JobSpec, fault: Fault) -> Decision:
+    """Once: what does not fit in half is not a matter of the micro batch."""
+    found, asked = smaller_micro_batch(spec), spec.training.micro_batch_size
+    if fault.micro_batch_size < asked:
+        return _fail(f"training.micro_batch_size was lowered from {asked} to {fault.micro_batch_size} already; {_advice(spec)}")
+    if found is None:
+        return _fail(f"training.micro_batch_size={asked} cannot be lowered; {_advice(spec)}")
+    new = found.training.micro_batch_size
+    why = f"micro batch {new} instead of {asked}, at the same global batch of {spec.training.global_batch_size}"
+    return Decision(action=Action.HALVE_MICRO_BATCH, micro_batch_size=new, why=why)
+
+
+def _advice(spec: JobSpec) -> str:
+    """What takes less memory and is not in use yet."""
+    parts, ways = spec.parallelism, []
+    if spec.training.activation_checkpointing is not ActivationCheckpointing.full:
+        ways.append("training.activation_checkpointing=full")
+    if parts.zero_stage < 3 and spec.resources.num_workers > 1 and parts.pipeline_parallel_size == 1:
+        ways.append(f"parallelism.zero_stage={parts.zero_stage + 1}")
+    if spec.resources.gpus_per_worker and parts.offload_optimizer is Offload.none:
+        ways.append("parallelism.offload_optimizer=cpu" + (" (from zero_stage=1 on)" if parts.zero_stage == 0 else ""))
+    return f"what takes less memory: {', '.join([*ways, 'more workers, a smaller model or shorter samples'])}"
+
+
+def _backoff_s(spec: RecoverySpec, count: int) -> float:
+    """Before the `count`-th pause: `spec.backoff_s`, doubling. Bounded before the power grows beyond a float."""
+    return min(spec.backoff_s * 2.0 ** min(count - 1, 30), LONGEST_BACKOFF_S) if count > 0 else 0.0
 
 
 def _fail(why: str) -> Decision:
-    return Decision(action=Action.FAIL, delay_s=0.0, why=why)
+    return Decision(action=Action.FAIL, why=why)

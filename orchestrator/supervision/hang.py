@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.job import EndReason
+from orchestrator.job import EndReason, Remedy
 from orchestrator.supervision.diagnosis import Verdict
 
 STATES = {"T": "is stopped by a signal", "t": "is stopped by a debugger", "D": "waits in the kernel, for a disk or a driver"}
@@ -144,6 +144,6 @@ def _many(verb: str, views: Sequence[RankView]) -> str:
 
 def _verdict(view: RankView, sentence: str, known: Sequence[str], external: bool) -> Verdict:
     return Verdict(
-        reason=EndReason.HANG, rank=view.rank, sentence=sentence, fingerprint=":".join(("hang", *known)), traceback=view.stack,
-        external=external,
+        reason=EndReason.HANG, remedy=Remedy.RESTART if external else Remedy.RETRY, rank=view.rank, sentence=sentence,
+        fingerprint=":".join(("hang", *known)), traceback=view.stack,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from orchestrator.supervision.attempt import Attempt, SavedCheckpoint
 from orchestrator.supervision.chronicle import Chronicle, past
 from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
-from orchestrator.supervision.diagnosis import Verdict, diagnose
+from orchestrator.supervision.diagnosis import Verdict, diagnose, not_started
 from orchestrator.supervision.failures import Action, Fault, decide
 from orchestrator.supervision.hang import RankView, explain
 from orchestrator.supervision.incident import incident_json, incident_name
@@ -91,7 +91,10 @@ class JobRun:
         self._board = chronicle.board
         self._committer = committer
         self._clock = clock
-        self._faults, self._restarts = past(chronicle.records(), context.run)
+        before = past(chronicle.records(), context.run)
+        self._asked, self._faults, self._restarts = context.spec, before.faults, before.restarts
+        if before.micro_batch_size:
+            self._context = context.with_micro_batch_size(before.micro_batch_size)
         if later_life:
             self._restarts += 1
             chronicle.tell(EventKind.SUPERVISOR_LOST, "the supervisor was started again; the job goes on from its newest checkpoint")
@@ -121,7 +124,7 @@ class JobRun:
             except PlaceLost:
                 raise
             except ClusterError as error:
-                end, verdict = None, _start_up(str(error))
+                end, verdict = None, not_started(str(error))
             end = end or self._stopped_at_once()
             if end is None and verdict is not None:
                 end = self._recover(verdict)
@@ -265,7 +268,7 @@ class JobRun:
         if attempt.reports:
             return diagnose(attempt.reports)
         silent = sorted(set(range(attempt.world_size)) - attempt.greeted)
-        return _start_up(f"ranks {silent} did not say a word in time")
+        return not_started(f"ranks {silent} did not say a word in time")
 
     def _recover(self, verdict: Verdict) -> JobResult | None:
         """Kill what is left. How the run ended, or None to begin again."""
@@ -278,17 +281,23 @@ class JobRun:
             return self._cancelled(f"stopped; before it could save, {verdict.sentence}")
         committed = self._committer.newest_step
         fault = Fault(
-            reason=verdict.reason, fingerprint=verdict.fingerprint, committed_step=-1 if committed is None else committed,
-            external=verdict.external,
+            reason=verdict.reason, remedy=verdict.remedy, fingerprint=verdict.fingerprint, step=self._board.progress.step,
+            committed_step=-1 if committed is None else committed, micro_batch_size=self._context.spec.training.micro_batch_size,
         )  # fmt: skip
         self._faults.append(fault)
-        decision = decide(self._context.spec.recovery, self._faults, self._restarts)
+        decision = decide(self._asked, self._faults, self._restarts)
         if decision.action is Action.FAIL:
             return self._result(verdict.reason, f"{verdict.sentence} ({decision.why})\n{verdict.traceback}".strip())
         if self._pause(decision.delay_s):
             return self._cancelled("stopped while it waited to restart")
         self._restarts += 1
-        self._chronicle.tell(EventKind.RESTARTED, f"{decision.why} after: {verdict.sentence}", fault=fault.to_dict())
+        changes: dict[str, Any] = {}
+        if decision.action is Action.HALVE_MICRO_BATCH:
+            self._context = self._context.with_micro_batch_size(decision.micro_batch_size)
+            changes["micro_batch_size"] = decision.micro_batch_size
+        if decision.blames_node:
+            self._chronicle.tell(EventKind.WARNING, f"the machine of rank {verdict.rank} looks broken: drain its node", rank=verdict.rank)
+        self._chronicle.tell(EventKind.RESTARTED, f"{decision.why} after: {verdict.sentence}", fault=fault.to_dict(), **changes)
         return None
 
     def _settle(self, attempt: Attempt) -> None:
@@ -333,7 +342,3 @@ class JobRun:
             end_reason=reason, message=message, step=progress.step if step is None else step, committed_step=committed,
             metrics=self._chronicle.figures(), resumable=committed is not None and reason is not EndReason.COMPLETED,
         )  # fmt: skip
-
-
-def _start_up(sentence: str) -> Verdict:
-    return Verdict(reason=EndReason.START_UP, rank=0, sentence=sentence, fingerprint="start")

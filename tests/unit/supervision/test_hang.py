@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from orchestrator.job import EndReason
+from orchestrator.job import EndReason, Remedy
 from orchestrator.supervision.diagnosis import Verdict
 from orchestrator.supervision.hang import RankView, collective, explain, main_frames, user_frame
 from orchestrator.supervision.incident import incident_json
@@ -41,7 +41,7 @@ def view(rank, step=812, moves=3, phase="backward", **more):
 
 def test_a_stopped_rank():
     verdict = explain([view(0), view(1, state="T", stack=""), view(2)])
-    assert (verdict.reason, verdict.rank, verdict.external) == (EndReason.HANG, 1, True)
+    assert (verdict.reason, verdict.rank, verdict.remedy) == (EndReason.HANG, 1, Remedy.RESTART)
     assert verdict.sentence == "rank 1 is stopped by a signal in backward of step 812; ranks 0, 2 wait in reduce_scatter"
 
 
@@ -52,7 +52,7 @@ def test_a_rank_that_waits_for_its_disk():
 
 def test_a_rank_that_never_entered_what_the_others_wait_in():
     verdict = explain([view(0), view(1), view(2), view(3, moves=2, phase="forward", stack=BUSY)])
-    assert (verdict.rank, verdict.external) == (3, False)
+    assert (verdict.rank, verdict.remedy) == (3, Remedy.RETRY)
     assert verdict.sentence == (
         "rank 3 never entered backward of step 812: last seen in forward of step 812, at net.py:40 (forward); "
         "ranks 0, 1, 2 wait in reduce_scatter"
@@ -80,7 +80,7 @@ def test_of_those_behind_one_that_waits_for_another_is_not_blamed():
 
 def test_a_lost_connection_is_no_ranks_fault():
     verdict = explain([view(0), view(1)])
-    assert (verdict.rank, verdict.external) == (0, True)
+    assert (verdict.rank, verdict.remedy) == (0, Remedy.RESTART)
     assert verdict.sentence == "all ranks wait in reduce_scatter of step 812: what they say to each other does not arrive"
 
 
@@ -117,7 +117,7 @@ def test_the_main_thread_is_told_from_the_others():
 def test_an_incident_holds_all_that_was_seen():
     seen = [{"bundle": 1, "ranks": [{"rank": 1, "stack": "s"}], "node": {"host": "b"}}]
     seen += [{"bundle": 0, "ranks": [{"rank": 0}], "node": {"host": "a"}}]
-    verdict = Verdict(reason=EndReason.HANG, rank=1, sentence="rank 1 does not move", fingerprint="hang:x")
+    verdict = Verdict(reason=EndReason.HANG, remedy=Remedy.RETRY, rank=1, sentence="rank 1 does not move", fingerprint="hang:x")
     found = json.loads(incident_json(verdict, 3, 60, 1.0, seen))
     assert (found["summary"], found["culprit"], found["epoch"], found["committed_step"]) == ("rank 1 does not move", 1, 3, 60)
     assert [(rank["rank"], rank["node"]) for rank in found["ranks"]] == [(0, 0), (1, 1)]

@@ -1,0 +1,145 @@
+"""What words say about the cause of a failure: messages of torch, CUDA, NCCL, gloo, Ray, boto3, MLflow and the kernel. Pure.
+
+One table, most telling first. What the words of a user's own errors could be is never in it alone: each pattern has the form of the
+program that writes it. Codes of NVIDIA's Xid errors: https://docs.nvidia.com/deploy/xid-errors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.job import EndReason, Remedy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    name: str
+    """Of the row: part of the fingerprint."""
+    reason: EndReason
+    remedy: Remedy
+    echo: bool = False
+    """It only says that another rank is gone, or does not answer."""
+    vague: bool = False
+    """It only says that something failed: the log may know more."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    pattern: re.Pattern[str]
+    evidence: Evidence
+    exceptions_only: bool = False
+    """Words too common for a log."""
+
+
+def _row(
+    name: str, reason: EndReason, *patterns: str, remedy: Remedy | None = None, echo: bool = False, vague: bool = False,
+    exceptions_only: bool = False,
+) -> _Row:  # fmt: skip
+    evidence = Evidence(name=name, reason=reason, remedy=remedy or reason.remedy, echo=echo, vague=vague or echo)
+    return _Row(re.compile("|".join(patterns), re.IGNORECASE), evidence, exceptions_only)
+
+
+_BROKEN_DEVICE_XIDS = "48|62|63|64|74|79|92|94|95|119|120|140|143"
+_TABLE = (
+    _row(
+        "device memory", EndReason.OUT_OF_MEMORY,
+        r"\b(CUDA|HIP|XPU|MPS|NPU)( error:| backend)? out of memory", r"cuda failure (\d+ )?'out of memory'",
+        r"(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_ALLOC_FAILED", r"\bOutOfMemoryError\b",
+    ),
+    _row(
+        "shared memory", EndReason.HOST_OUT_OF_MEMORY,
+        r"out of shared memory", r"insufficient shared memory", r"no space left on device: '?/dev/shm",
+    ),
+    _row(
+        "host memory", EndReason.HOST_OUT_OF_MEMORY,
+        r"DefaultCPUAllocator: (can't allocate|not enough) memory", r"\b\w*MemoryError\b", r"\bstd::bad_alloc\b", r"cannot allocate memory",
+        r"killed due to the node running low on memory",
+    ),
+    _row(
+        "broken device", EndReason.DEVICE_FAULT,
+        r"uncorrectable (ECC|NVLink) error", r"fallen off the bus", r"\bGPU is lost\b",
+        rf"\bXid \([^)]*\): ({_BROKEN_DEVICE_XIDS})\b", r"device\(s\) is/are busy or unavailable", r"no CUDA-capable device",
+        remedy=Remedy.OTHER_NODE,
+    ),
+    _row(
+        "driver", EndReason.START_UP,
+        r"NVIDIA driver on your system is too old", r"driver version is insufficient", r"driver/library version mismatch",
+        r"found no NVIDIA driver",
+        remedy=Remedy.OTHER_NODE,
+    ),
+    _row("device assert", EndReason.USER_ERROR, r"device-side assert triggered"),
+    _row(
+        "device", EndReason.DEVICE_FAULT,
+        r"CUDA error: (unspecified launch failure|an illegal (memory access|instruction)|misaligned address|unknown error)",
+        r"(CUBLAS|CUDNN)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)", r"\bXid \([^)]*\): \d+",
+    ),
+    _row("not finite", EndReason.NAN, r"loss scale already at minimum", r"Function '\w+' returned nan values"),
+    _row("collective timeout", EndReason.HANG, r"caught collective operation timeout", r"timed out waiting \d+ ?ms for", echo=True),
+    _row("port", EndReason.START_UP, r"server socket has failed to (listen|bind)\b.*(EADDRINUSE|address already in use)"),
+    _row("rendezvous", EndReason.START_UP, r"client socket has timed out", remedy=Remedy.WAIT, echo=True),
+    _row(
+        "peer", EndReason.NETWORK,
+        r"gloo/transport", r"\bNCCL (communicator|error|WARN)", r"nccl(System|Remote|Internal)Error", r"remote process exited",
+        r"\bDist(Network|Backend|Store)?Error\b", r"\[c10d\]",
+        echo=True,
+    ),
+    _row(
+        "peer", EndReason.NETWORK,
+        r"RuntimeError(?s:.*)(connection (was )?(closed|reset|refused|aborted)|broken pipe|socket (closed|timeout)|failed to (recv|send))",
+        echo=True, exceptions_only=True,
+    ),
+    _row("disk", EndReason.STORAGE, r"no space left on device"),
+    _row(
+        "store", EndReason.STORAGE,
+        r"\((AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|NoSuchBucket)\) when calling", r"unable to locate credentials",
+    ),
+    _row(
+        "store out of service", EndReason.STORAGE,
+        r"\((SlowDown|ServiceUnavailable|InternalError|RequestTimeout)\) when calling", r"botocore\S*\.(Endpoint|Connect|Read)\w*Error",
+        remedy=Remedy.WAIT,
+    ),
+    _row("tracking", EndReason.TRACKING, r"\bMlflowException\b.*API request to .* failed"),
+    _row("import", EndReason.USER_ERROR, r"\b(ModuleNotFound|Import|Syntax|Indentation|Tab)Error\b", remedy=Remedy.NONE),
+    _row("data loader", EndReason.USER_ERROR, r"DataLoader worker \(pid", vague=True),
+)  # fmt: skip
+
+
+def of_exception(classes: Sequence[str], message: str) -> Evidence | None:
+    """`classes`: the exception's class and those it comes from, with their modules, as far as Exception."""
+    line = f"{' '.join(classes)}: {message}"
+    return next((row.evidence for row in _TABLE if row.pattern.search(line)), None)
+
+
+def of_log(tail: str) -> Evidence | None:
+    """The most telling of what stands at the end of a log."""
+    return next((row.evidence for row in _TABLE if not row.exceptions_only and row.pattern.search(tail)), None)
+
+
+# fingerprints
+
+_MESSAGE_CHARACTERS = 300
+_VARYING = (
+    (re.compile(r"(/tmp|/var/tmp|/var/folders|/dev/shm|/run/user)(/[^\s'\"`,:;()\[\]]*)?"), "<tmp>"),
+    (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[0-9A-HJKMNP-TV-Z]{26}\b"), "#"),
+    (re.compile(r"\b0x[0-9a-f]+|\b(?=[a-f]*[0-9])[0-9a-f]{8,}\b", re.IGNORECASE), "#"),
+    (re.compile(r"(?<![a-z])((u?int|float|bfloat|complex|fp|bf|utf-?)\d+)", re.IGNORECASE), r"<\1>"),
+    (re.compile(r"<(\w+)(\d+)>|[-+]?\d+(\.\d+)*(e[-+]?\d+)?", re.IGNORECASE), lambda found: found[0] if found[0][0] == "<" else "#"),
+    (re.compile(r"# ?([KMGTP]i?)?(B|bytes)\b", re.IGNORECASE), "# B"),
+    (re.compile(r"# ?(ms|milliseconds|s|seconds|minutes)\b"), "# s"),
+    (re.compile(r"([\[(])#(\s*,\s*#)*,?([\])])"), r"\1#\3"),
+    (re.compile(r"#(\s*[x.,:]\s*#)+"), "#"),
+)
+
+
+def normal_form(message: str) -> str:
+    """The first line of a message without what differs from one time to the next: addresses, numbers, sizes, ids, temporary paths.
+
+    Names of number formats (`int64`) stay.
+    """
+    lines = message.strip().splitlines()
+    text = lines[0] if lines else ""
+    for pattern, instead in _VARYING:
+        text = pattern.sub(instead, text)
+    return text[:_MESSAGE_CHARACTERS]

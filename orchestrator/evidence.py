@@ -45,8 +45,8 @@ _BROKEN_DEVICE_XIDS = "48|62|63|64|74|79|92|94|95|119|120|140|143"
 _TABLE = (
     _row(
         "device memory", EndReason.OUT_OF_MEMORY,
-        r"\b(CUDA|HIP|XPU|MPS|NPU)( error:| backend)? out of memory", r"cuda failure (\d+ )?'out of memory'",
-        r"(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_ALLOC_FAILED", r"\bOutOfMemoryError\b",
+        r"\b(CUDA|HIP|XPU|MPS|NPU)( error:| backend)? out of memory", r"cuda (failure|runtime error)[^\n]{0,8}\bout of memory",
+        r"\bCU\w+_STATUS_\w*ALLOC\w*", r"\bOutOfMemoryError\b",
     ),
     _row(
         "shared memory", EndReason.HOST_OUT_OF_MEMORY,
@@ -55,11 +55,12 @@ _TABLE = (
     _row(
         "host memory", EndReason.HOST_OUT_OF_MEMORY,
         r"DefaultCPUAllocator: (can't allocate|not enough) memory", r"\b\w*MemoryError\b", r"\bstd::bad_alloc\b", r"cannot allocate memory",
-        r"killed due to the node running low on memory",
+        r"killed due to the node running low on memory", r"\boom-kill event", r"out of memory: killed process",
+        r"is killed by signal: killed",
     ),
     _row(
         "broken device", EndReason.DEVICE_FAULT,
-        r"uncorrectable (ECC|NVLink) error", r"fallen off the bus", r"\bGPU is lost\b",
+        r"uncorrectable (ECC|NVLink) error", r"fallen off the bus", r"\bGPU is lost\b", r"cuda error:.*\b(nvlink|hardware error)\b",
         rf"\bXid \([^)]*\): ({_BROKEN_DEVICE_XIDS})\b", r"device\(s\) is/are busy or unavailable", r"no CUDA-capable device",
         r"no (CUDA|HIP|ROCm|XPU) (GPUs|devices?) (are |is )?(available|found|detected)",
         remedy=Remedy.OTHER_NODE,
@@ -73,12 +74,13 @@ _TABLE = (
     _row("device assert", EndReason.USER_ERROR, r"device-side assert triggered"),
     _row(
         "device", EndReason.DEVICE_FAULT,
-        r"CUDA error: (unspecified launch failure|an illegal (memory access|instruction)|misaligned address|unknown error)",
-        r"(CUBLAS|CUDNN)_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR)", r"\bXid \([^)]*\): \d+",
+        r"\b(CUDA error:|cuda runtime error \(\d+\) :) (?!(invalid|the provided) )", r"\bCU(BLAS|DNN)_STATUS_(?!NOT_SUPPORTED|BAD_PARAM)",
+        r"\bXid \([^)]*\): \d+",
     ),
     _row(
         "not finite", EndReason.NAN,
         r"loss scale already at minimum", r"\breturned nan values", r"(tensor contains|invalid values)\b.*\b(nan|inf)\b",
+        r"\bFloatingPointError\b",
     ),
     _row(
         "collective timeout", EndReason.HANG,
@@ -90,7 +92,7 @@ _TABLE = (
     _row(
         "peer", EndReason.NETWORK,
         r"gloo/transport", r"\bNCCL (communicator|error|WARN)", r"nccl(System|Remote|Internal)Error", r"remote process exited",
-        r"\bDist(Network|Backend|Store)?Error\b", r"\[c10d\]",
+        r"\btorch\.distributed\.[\w.]*Error\b", r"\bDist\w*Error\b", r"\[c10d\]",
         echo=True,
     ),
     _row(
@@ -102,7 +104,7 @@ _TABLE = (
     _row(
         "store out of service", EndReason.STORAGE,
         r"\((SlowDown|Throttling\w*|TooManyRequests|ServiceUnavailable|InternalError|RequestTimeout|50\d)\) when calling the",
-        r"botocore\S*\.(Endpoint|Connect|Read|HTTPClient)\w*Error",
+        r"botocore\S*\.(Endpoint|Connect|Read|HTTPClient)\w*Error", r"stale file handle", r"transport endpoint is not connected",
         remedy=Remedy.WAIT,
     ),
     _row("store", EndReason.STORAGE, r"an error occurred \(\w+\) when calling the", r"unable to locate credentials"),

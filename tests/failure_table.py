@@ -50,13 +50,14 @@ class Case:
             _hear(attempt, {"rank": 0, "time_s": report.get("at", 1.0), **report})
         return diagnose(attempt.reports)
 
-    def decision(self, verdict: Verdict) -> Decision:
+    def decision(self, verdict: Verdict, before: int | None = None) -> Decision:
+        """What follows when it has happened `before` times; None: as often as the case says."""
         asked = self.values.get("asked", 4)
         fault = Fault(
             reason=verdict.reason, remedy=verdict.remedy, fingerprint=verdict.fingerprint, step=12, committed_step=10,
             micro_batch_size=self.values.get("micro_batch_size", asked),
         )  # fmt: skip
-        before = self.values.get("before", 0)
+        before = self.values.get("before", 0) if before is None else before
         return decide(spec(asked, self.values.get("gpus", 1)), [fault] * (before + 1), before)
 
     def found(self) -> tuple[str, int, str]:

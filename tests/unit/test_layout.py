@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import LayoutError
-from orchestrator.layout import Layout, deepspeed_config, layout_for, legal
+from orchestrator.layout import Layout, deepspeed_config, layout_for, legal, smaller_micro_batch
 from orchestrator.spec import (
     DataSpec,
     JobSpec,
@@ -40,6 +40,22 @@ def job(batch: int, micro: int, workers: int = 1, zero_stage: int = 1) -> JobSpe
 
 batches = st.tuples(st.integers(1, 12), st.integers(1, 60)).map(lambda pair: (pair[0] * pair[1], pair[0]))
 """(global batch, micro batch that divides it)"""
+
+
+@settings(deadline=None)
+@given(batches, st.integers(0, 10))
+def test_a_smaller_micro_batch_makes_the_same_batch_on_the_same_workers(batch_and_micro: tuple[int, int], which: int) -> None:
+    batch, micro = batch_and_micro
+    worlds = [layout.world_size for layout in legal(job(batch, micro))]
+    spec = job(batch, micro, workers=worlds[which % len(worlds)])
+    smaller = smaller_micro_batch(spec)
+    if smaller is None:
+        assert micro == 1
+        return
+    before, after = layout_for(spec), layout_for(smaller)
+    assert (after.global_batch_size, after.world_size) == (before.global_batch_size, before.world_size)
+    assert after.micro_batch_size <= before.micro_batch_size / 2
+    assert after.gradient_accumulation_steps * after.micro_batch_size == before.gradient_accumulation_steps * before.micro_batch_size
 
 
 @settings(deadline=None)

@@ -25,10 +25,14 @@ def caught(error):
         (errors.CheckpointError("x"), "CHECKPOINT"),
         (errors.IncompatibleCheckpoint("x"), "CHECKPOINT"),
         (errors.FencedError("x"), "FENCED"),
-        (MemoryError(), "OUT_OF_MEMORY"),
+        (MemoryError(), "HOST_OUT_OF_MEMORY"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "OUT_OF_MEMORY"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "OUT_OF_MEMORY"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "HOST_OUT_OF_MEMORY"),
+        (errors.NotFinite("x"), "NAN"),
+        (errors.LossSpike("x"), "SPIKE"),
+        (errors.ReplicaDrift("x"), "DRIFT"),
         (ValueError("x"), "INTERNAL"),
+        (ImportError("No module named 'x'"), "INTERNAL"),
     ],
 )
 def test_the_class_decides_the_end_reason(error, reason):
@@ -56,7 +60,7 @@ def test_a_syntax_error_in_the_workload_is_the_users():
 )
 def test_a_lost_peer_is_an_echo_even_inside_the_workload(text):
     failure = describe(caught(RuntimeError(text)), __file__)
-    assert (failure["end_reason"], failure["echo"]) == ("INTERNAL", True)
+    assert (failure["end_reason"], failure["echo"]) == ("NETWORK", True)
 
 
 def test_a_users_own_connection_error_is_no_echo():
@@ -64,7 +68,85 @@ def test_a_users_own_connection_error_is_no_echo():
     assert (failure["end_reason"], failure["echo"]) == ("USER_ERROR", False)
 
 
+@pytest.mark.parametrize(
+    "error, remedy",
+    [
+        (errors.StorageUnavailable("x"), "WAIT"),
+        (errors.StorageDenied("x"), "NONE"),
+        (errors.WorkloadError("x"), "NONE"),
+        (ModuleNotFoundError("No module named 'x'"), "NONE"),
+        (SyntaxError("bad"), "NONE"),
+        (ValueError("x"), "RETRY_ONCE"),
+        (RuntimeError("CUDA out of memory"), "SMALLER_MICRO_BATCH"),
+    ],
+)
+def test_what_may_help_is_said_too(error, remedy):
+    assert describe(caught(error), __file__)["remedy"] == remedy
+
+
+def test_the_error_that_another_was_raised_from_tells_the_cause():
+    def wrap():
+        try:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        except RuntimeError as error:
+            raise ValueError("the forward pass failed") from error
+
+    with pytest.raises(ValueError) as found:
+        wrap()
+    assert describe(found.value, __file__)["end_reason"] == "OUT_OF_MEMORY"
+
+
+# tracebacks
+
+
+def called(file, function, call, **names):
+    """A function of that file that does `call`."""
+    exec(compile(f"def {function}():\n    {call}\n", file, "exec"), names)
+    return names[function]
+
+
+def test_a_users_traceback_begins_in_the_users_file():
+    linear = called("/site/torch/nn/functional.py", "linear", "raise ValueError('bad shape')")
+    loss = called("/w/model.py", "loss", "linear()", linear=linear)
+    step = called("/site/orchestrator/runtime/engine.py", "step", "loss()", loss=loss)
+    try:
+        step()
+    except ValueError as error:
+        told = describe(error, "/w/model.py")["traceback"].splitlines()
+        whole = describe(error, "/other/model.py")["traceback"]
+    assert told[0] == "Traceback (most recent call last):"
+    assert told[1].startswith('  File "/w/model.py", line 2, in loss')
+    assert told[2].startswith('  File "/site/torch/nn/functional.py"')
+    assert told[-1] == "ValueError: bad shape"
+    assert "engine.py" in whole
+
+
+def test_of_the_errors_that_led_to_it_the_users_part_is_shown_too():
+    first = called("/site/orchestrator/runtime/engine.py", "step", "{}['x']")
+    loss = called("/w/model.py", "loss", "try:\n        first()\n    except KeyError as e:\n        raise ValueError('no x') from e", first=first)
+    with pytest.raises(ValueError) as found:
+        loss()
+    told = describe(found.value, "/w/model.py")["traceback"]
+    assert told.index("KeyError: 'x'") < told.index("direct cause") < told.index("ValueError: no x")
+
+
+# fingerprints
+
+
+def of(kind, message):
+    return fingerprint(caught(kind(message)))
+
+
 def test_the_fingerprint_leaves_out_values_and_lines():
-    assert fingerprint(caught(ValueError("step 3"))) == fingerprint(caught(ValueError("step 4")))
-    assert fingerprint(caught(ValueError("x"))) != fingerprint(caught(KeyError("x")))
-    assert "test_failure.py:caught" in fingerprint(caught(ValueError("x")))
+    assert of(ValueError, "step 3") == of(ValueError, "step 4")
+    assert of(ValueError, "x") != of(KeyError, "x")
+    assert of(ValueError, "no label") != of(ValueError, "no image")
+    assert "test_failure.py:caught" in of(ValueError, "x")
+
+
+def test_a_fault_of_the_surroundings_is_the_same_in_every_function():
+    here = describe(caught(RuntimeError("CUDA error: uncorrectable ECC error encountered")), __file__)
+    there = called("/w/model.py", "loss", "raise RuntimeError('CUDA error: uncorrectable ECC error encountered')")
+    with pytest.raises(RuntimeError) as found:
+        there()
+    assert describe(found.value, "/w/model.py")["fingerprint"] == here["fingerprint"] == "DEVICE_FAULT broken device"

@@ -21,7 +21,7 @@ def test_a_signal_fails_it_at_once():
 
 def test_an_echo_waits_for_its_cause():
     it = attempt()
-    it.heard_error(message(0, end_reason="INTERNAL", message="Connection reset by peer"), 1.0)
+    it.heard_error(message(0, end_reason="NETWORK", message="Connection reset by peer", echo=True), 1.0)
     it.heard_exit(message(0, code=1, signal=0), 1.1)  # of the rank that has said why
     assert not it.failed(1.1)
     assert it.failed(1.0 + ECHO_WAIT_S + 0.1)
@@ -29,7 +29,7 @@ def test_an_echo_waits_for_its_cause():
 
 def test_an_echo_and_its_cause_fail_it_at_once():
     it = attempt()
-    it.heard_error(message(0, end_reason="INTERNAL", message="Connection reset by peer"), 1.0)
+    it.heard_error(message(0, end_reason="NETWORK", message="Connection reset by peer", echo=True), 1.0)
     it.heard_error(message(1, end_reason="USER_ERROR", message="ValueError: bad"), 1.1)
     assert it.failed(1.1)
 

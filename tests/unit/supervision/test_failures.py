@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
 
-from orchestrator.job import EndReason
-from orchestrator.spec import RecoverySpec
+import pytest
+from failure_table import spec
+
+from orchestrator.job import EndReason, Remedy
+from orchestrator.spec import ActivationCheckpointing, Offload
 from orchestrator.supervision.failures import Action, Fault, decide
 
-SPEC = RecoverySpec(max_restarts=100, max_restarts_without_progress=3, backoff_s=1.0)
+BUDGETS = {"max_restarts": 100, "max_restarts_without_progress": 3, "backoff_s": 1.0}
+SPEC = spec(4, **BUDGETS)
+ON_GPUS = spec(4, gpus=1, **BUDGETS)
 
 
-def fault(reason=EndReason.INTERNAL, fingerprint="a", committed=0, external=False):
-    return Fault(reason=reason, fingerprint=fingerprint, committed_step=committed, external=external)
+def fault(reason=EndReason.INTERNAL, fingerprint="a", committed=0, step=None, remedy=None, micro_batch_size=4):
+    return Fault(
+        reason=reason, remedy=remedy or reason.remedy, fingerprint=fingerprint, step=committed + 5 if step is None else step,
+        committed_step=committed, micro_batch_size=micro_batch_size,
+    )  # fmt: skip
 
 
-KILL = fault(EndReason.RANK_KILLED, "signal:SIGKILL", external=True)
+KILL = fault(EndReason.RANK_KILLED, "signal:SIGKILL", remedy=Remedy.RESTART)
 USER = fault(EndReason.USER_ERROR, "bug")
+SLOW = fault(EndReason.STORAGE, "slow", remedy=Remedy.WAIT)
+FULL = fault(EndReason.OUT_OF_MEMORY)
+HOST_FULL = fault(EndReason.HOST_OUT_OF_MEMORY)
 
 
 @pytest.mark.parametrize(
@@ -31,12 +42,19 @@ USER = fault(EndReason.USER_ERROR, "bug")
         ([USER], 0, Action.RESTART, 0.0),
         ([USER] * 2, 1, Action.FAIL, 0.0),
         ([USER, fault(EndReason.USER_ERROR, "bug", committed=50)], 1, Action.RESTART, 0.0),
+        ([USER, fault(EndReason.USER_ERROR, "another bug")], 1, Action.RESTART, 0.0),
         ([KILL], 0, Action.RESTART, 0.0),
         ([KILL] * 50, 49, Action.RESTART, 60.0),
         ([KILL] * 5, 100, Action.FAIL, 0.0),
-        ([fault(EndReason.NODE_LOST, external=True)] * 9, 8, Action.RESTART, 60.0),
-        ([fault(EndReason.OUT_OF_MEMORY)] * 4, 3, Action.FAIL, 0.0),
+        ([fault(EndReason.NODE_LOST)] * 9, 8, Action.RESTART, 60.0),
+        ([fault(EndReason.PREEMPTED)] * 9, 8, Action.RESTART, 60.0),
+        ([SLOW], 0, Action.RESTART, 1.0),
+        ([SLOW] * 3, 2, Action.RESTART, 4.0),
+        ([SLOW] * 4, 3, Action.FAIL, 0.0),
         ([fault(EndReason.START_UP)] * 4, 3, Action.FAIL, 0.0),
+        ([fault(EndReason.DEVICE_FAULT, remedy=Remedy.OTHER_NODE)] * 4, 3, Action.FAIL, 0.0),
+        ([fault(EndReason.NAN)], 0, Action.RESTART, 0.0),
+        ([fault(EndReason.NAN)] * 2, 1, Action.FAIL, 0.0),
         ([fault(EndReason.CONFIGURATION)], 0, Action.FAIL, 0.0),
         ([fault(EndReason.DATA)], 0, Action.FAIL, 0.0),
         ([fault(EndReason.STORAGE)], 0, Action.FAIL, 0.0),
@@ -49,13 +67,67 @@ def test_decision(faults, restarts, action, delay_s):
     assert decision.why
 
 
+def test_a_bug_at_the_same_step_is_the_same_though_a_checkpoint_came_between():
+    again = fault(EndReason.USER_ERROR, "bug", committed=20, step=USER.step)
+    assert decide(SPEC, [USER, again], 1).action is Action.FAIL
+
+
+def test_what_a_machine_has_is_blamed_on_its_node():
+    broken = fault(EndReason.DEVICE_FAULT, remedy=Remedy.OTHER_NODE)
+    assert decide(SPEC, [broken], 0).blames_node
+    assert not decide(SPEC, [fault()], 0).blames_node
+
+
+# memory
+
+
+@pytest.mark.parametrize("asked, smaller", [(4, 2), (6, 3), (3, 1), (2, 1)])
+def test_what_does_not_fit_is_done_in_smaller_portions(asked, smaller):
+    decision = decide(spec(asked), [fault(EndReason.OUT_OF_MEMORY, micro_batch_size=asked)], 0)
+    assert (decision.action, decision.micro_batch_size, decision.delay_s) == (Action.HALVE_MICRO_BATCH, smaller, 0.0)
+    assert f"micro batch {smaller} instead of {asked}" in decision.why
+
+
+def test_the_second_time_it_says_what_takes_less_memory():
+    later = fault(EndReason.OUT_OF_MEMORY, committed=50, micro_batch_size=2)
+    decision = decide(ON_GPUS, [FULL, later], 1)
+    assert decision.action is Action.FAIL
+    for advice in ("lowered from 4 to 2", "activation_checkpointing=full", "parallelism.zero_stage=2", "offload_optimizer=cpu"):
+        assert advice in decision.why
+
+
+def test_the_smallest_micro_batch_cannot_be_halved():
+    decision = decide(spec(1), [fault(EndReason.OUT_OF_MEMORY, micro_batch_size=1)], 0)
+    assert decision.action is Action.FAIL
+    assert "training.micro_batch_size=1 cannot be lowered" in decision.why
+
+
+def test_advice_leaves_out_what_is_in_use():
+    training = dataclasses.replace(ON_GPUS.training, micro_batch_size=1, activation_checkpointing=ActivationCheckpointing.full)
+    parallelism = dataclasses.replace(ON_GPUS.parallelism, zero_stage=3, offload_optimizer=Offload.cpu)
+    thrifty = dataclasses.replace(ON_GPUS, training=training, parallelism=parallelism)
+    why = decide(thrifty, [fault(EndReason.OUT_OF_MEMORY, micro_batch_size=1)], 0).why
+    assert why.endswith("what takes less memory: more workers, a smaller model or shorter samples")
+
+
+def test_less_of_the_hosts_memory_is_taken_only_where_the_host_computes():
+    assert decide(SPEC, [HOST_FULL], 0).action is Action.HALVE_MICRO_BATCH
+    decision = decide(ON_GPUS, [HOST_FULL], 0)
+    assert (decision.action, decision.delay_s) == (Action.RESTART, 1.0)
+
+
+# limits
+
+
 def test_no_restart_where_none_is_allowed():
-    assert decide(RecoverySpec(max_restarts_without_progress=0), [USER], 0).action is Action.FAIL
-    assert decide(RecoverySpec(max_restarts=0), [KILL], 0).action is Action.FAIL
+    for one in (USER, FULL, SLOW, fault()):
+        assert decide(spec(4, max_restarts_without_progress=0), [one], 0).action is Action.FAIL
+    for one in (KILL, FULL):
+        assert decide(spec(4, max_restarts=0), [one], 0).action is Action.FAIL
 
 
 def test_the_backoff_of_a_thousand_kills_is_a_minute():
-    assert decide(RecoverySpec(max_restarts=10_000), [KILL] * 5_000, 4_999).delay_s == 60.0
+    assert decide(spec(4, max_restarts=10_000), [KILL] * 5_000, 4_999).delay_s == 60.0
 
 
 def test_a_fault_survives_the_journal():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from orchestrator.checkpoints.pieces import StatePiece
@@ -10,7 +11,7 @@ from orchestrator.job import EndReason
 from orchestrator.paths import Home, JobKeys
 from orchestrator.spec import JobSpec, from_dict
 from orchestrator.storage import MemoryStore
-from orchestrator.supervision.chronicle import Chronicle
+from orchestrator.supervision.chronicle import Chronicle, past
 from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.job_run import FromAgent, Inbox, JobRun
@@ -73,10 +74,33 @@ class Killed(Spoken):
         self.inbox.put(FromAgent(0, [{"rank": 0, "epoch": self.epoch, "time_s": 0.0, **message} for message in messages]))
 
 
-def run(store, folder, number=1, group=Spoken):
+class Full:
+    """A worker group whose rank fails as long as its micro batch is larger than `fits`; else it is done."""
+
+    def __init__(self, inbox, fits):
+        self.inbox, self.fits, self.trained = inbox, fits, []
+
+    def start(self, tasks, env, give_up):
+        (task,) = tasks
+        training = task["spec"]["training"]
+        self.trained.append((training["micro_batch_size"], training["global_batch_size"]))
+        error = {"type": "error", "end_reason": "OUT_OF_MEMORY", "message": "OutOfMemoryError: full", "fingerprint": "f"}
+        done = {"type": "done", "step": 50, "stopped": False}
+        fits = training["micro_batch_size"] <= self.fits
+        messages = [done, {"type": "exit", "code": 0}] if fits else [error, {"type": "exit", "code": 1}]
+        self.inbox.put(FromAgent(0, [{"rank": 0, "epoch": task["epoch"], "time_s": 0.0, **message} for message in messages]))
+
+    def kill_ranks(self):
+        pass
+
+    def missing(self):
+        return set()
+
+
+def run(store, folder, number=1, group=Spoken, micro_batch_size=2):
     values = {
         "workload": {"name": "x", "entrypoint": "m:C"}, "model": {"name": "x"}, "data": {"name": "x"}, "tracking": {"enabled": False},
-        "training": {"max_steps": 50, "global_batch_size": 2, "micro_batch_size": 2, "eval_interval_steps": 10},
+        "training": {"max_steps": 50, "global_batch_size": 8, "micro_batch_size": micro_batch_size, "eval_interval_steps": 10},
         "checkpoint": {"keep_last": 1, "keep_best": 1}, "recovery": {"backoff_s": 0.01},
     }  # fmt: skip
     context = RunContext(job_id="job", run=number, spec=from_dict(JobSpec, values), home=Home(folder), ranks_per_bundle=(1,))
@@ -111,3 +135,58 @@ def test_what_was_staged_when_the_ranks_died_is_committed_before_they_start_agai
     result, progress, _ = run(MemoryStore(), tmp_path, group=group)
     assert (result.end_reason, progress.committed_step) == (EndReason.COMPLETED, 10)
     assert groups[0].epochs == [[], [KEYS.commit(1, 10)]]
+
+
+def full(folder, fits, asked=8, number=1):
+    """(result, [(micro batch, global batch) of each attempt], records) of a run whose memory holds `fits` samples."""
+    groups, store = [], MemoryStore()
+
+    def group(store, inbox):
+        groups.append(Full(inbox, fits))
+        return groups[0]
+
+    result, *_ = run(store, folder, number, group, asked)
+    return result, groups[0].trained, list(Journal(folder / "journal.jsonl", store, KEYS).records())
+
+
+def test_what_does_not_fit_goes_on_in_half_the_micro_batch_at_the_same_global_batch(tmp_path):
+    result, trained, records = full(tmp_path, fits=4)
+    assert (result.end_reason, trained) == (EndReason.COMPLETED, [(8, 8), (4, 8)]), result.message
+    (restarted,) = [record for record in records if record.get("event") == "restarted"]
+    assert restarted["micro_batch_size"] == 4
+    assert restarted["message"].startswith("micro batch 4 instead of 8, at the same global batch of 8")
+
+
+def test_the_micro_batch_is_halved_once_and_then_it_says_what_to_do(tmp_path):
+    result, trained, _ = full(tmp_path, fits=2)
+    assert (result.end_reason, trained) == (EndReason.OUT_OF_MEMORY, [(8, 8), (4, 8)])
+    assert "lowered from 8 to 4 already; what takes less memory: training.activation_checkpointing=full" in result.message
+
+
+# what another life of the supervisor finds
+
+FAULT = {
+    "reason": "OUT_OF_MEMORY", "remedy": "SMALLER_MICRO_BATCH", "fingerprint": "f", "step": 0, "committed_step": -1, "micro_batch_size": 8,
+}  # fmt: skip
+HALVED = {"kind": "event", "event": "restarted", "run": 1, "fault": FAULT, "micro_batch_size": 4}
+
+
+def ended(reason):
+    return {"kind": "event", "event": "ended", "run": 1, "reason": reason}
+
+
+@pytest.mark.parametrize(
+    "records, run, size, restarts",
+    [
+        ([], 1, 0, 0),
+        ([HALVED], 1, 4, 1),
+        ([HALVED, {"kind": "event", "event": "supervisor_lost", "run": 1}], 1, 4, 2),
+        ([HALVED, ended("PREEMPTED")], 2, 4, 0),
+        ([HALVED, ended("OUT_OF_MEMORY")], 2, 0, 0),
+        ([HALVED, ended("CANCELLED")], 2, 0, 0),
+    ],
+)
+def test_a_lowered_micro_batch_stays_until_a_resume_asks_for_another(records, run, size, restarts):
+    found = past(records, run)
+    assert (found.micro_batch_size, found.restarts) == (size, restarts)
+    assert len(found.faults) == sum(record["event"] == "restarted" and record["run"] == run for record in records)

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.errors import UserError
 from orchestrator.job import EndReason, Remedy
 from orchestrator.layout import smaller_micro_batch
 from orchestrator.spec import ActivationCheckpointing, JobSpec, Offload, RecoverySpec
@@ -122,15 +123,24 @@ def _smaller(spec: JobSpec, fault: Fault) -> Decision:
 
 
 def _advice(spec: JobSpec) -> str:
-    """What takes less memory and is not in use yet."""
+    """What takes less memory, is not in use yet and possible for this job."""
     parts, ways = spec.parallelism, []
     if spec.training.activation_checkpointing is not ActivationCheckpointing.full:
         ways.append("training.activation_checkpointing=full")
-    if parts.zero_stage < 3 and spec.resources.num_workers > 1 and parts.pipeline_parallel_size == 1:
-        ways.append(f"parallelism.zero_stage={parts.zero_stage + 1}")
-    if spec.resources.gpus_per_worker and parts.offload_optimizer is Offload.none:
-        ways.append("parallelism.offload_optimizer=cpu" + (" (from zero_stage=1 on)" if parts.zero_stage == 0 else ""))
+    higher = (stage for stage in range(parts.zero_stage + 1, 4) if _can_be(spec, zero_stage=stage))
+    if spec.resources.num_workers > 1:
+        ways += [f"parallelism.zero_stage={stage}" for stage in list(higher)[:1]]
+    if spec.resources.gpus_per_worker and parts.offload_optimizer is Offload.none and _can_be(spec, offload_optimizer=Offload.cpu):
+        ways.append("parallelism.offload_optimizer=cpu")
     return f"what takes less memory: {', '.join([*ways, 'more workers, a smaller model or shorter samples'])}"
+
+
+def _can_be(spec: JobSpec, **parallelism: Any) -> bool:
+    try:
+        dataclasses.replace(spec, parallelism=dataclasses.replace(spec.parallelism, **parallelism))
+    except UserError:
+        return False
+    return True
 
 
 def _backoff_s(spec: RecoverySpec, count: int) -> float:

@@ -46,6 +46,19 @@ def test_a_killed_run_equals_the_calm_one(sandbox, calm, number, kind):
         assert job.progress.restarts >= 1
 
 
+def test_a_rank_whose_memory_is_full_goes_on_in_half_the_micro_batch_on_the_same_curve(sandbox, calm):
+    job_id = sandbox.submit(*TINY, *LENGTH, "+workload.options.fits=2")
+    job = sandbox.wait_ended(job_id)
+    assert job.state is JobState.SUCCEEDED, sandbox.describe()
+    told = [event.message for _, event in sandbox.client.events(job_id) if event.kind is EventKind.RESTARTED]
+    assert len(told) == 1 and told[0].startswith("micro batch 2 instead of 4, at the same global batch of 24 after: rank 1: "), told
+    before, after = calm[0], sandbox.history(job_id)
+    for name in ("step", "lr", "ids_crc"):
+        assert [row[name] for row in after] == [row[name] for row in before]
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in after] == pytest.approx([row[name] for row in before], rel=1e-5)
+
+
 def flipped(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]

@@ -123,7 +123,8 @@ def test_a_users_traceback_begins_in_the_users_file():
 
 def test_of_the_errors_that_led_to_it_the_users_part_is_shown_too():
     first = called("/site/orchestrator/runtime/engine.py", "step", "{}['x']")
-    loss = called("/w/model.py", "loss", "try:\n        first()\n    except KeyError as e:\n        raise ValueError('no x') from e", first=first)
+    attempt = "try:\n        first()\n    except KeyError as e:\n        raise ValueError('no x') from e"
+    loss = called("/w/model.py", "loss", attempt, first=first)
     with pytest.raises(ValueError) as found:
         loss()
     told = describe(found.value, "/w/model.py")["traceback"]

@@ -1,7 +1,7 @@
 """The right end reason, culprit and decision for labelled failures.
 
-The rules were written from `failure_cases`. Of the 84 held-out ones 73 were right then (78 of the decisions), of the 50 of the second
-set, written after the rules had been made more general for those, 40 (43 of the decisions). Both have served to make them more general since.
+The rules were written from `failure_cases`. Of the 84 held-out ones 73 were right then (78 of the decisions). Of the 50 of the second
+set, written after the rules had been made more general for those, 40 were right (43 of the decisions). Both have made them more general.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 from failure_table import spec
 
 from orchestrator.job import EndReason, Remedy
-from orchestrator.spec import ActivationCheckpointing, Offload
+from orchestrator.spec import ActivationCheckpointing, Offload, OptimizerName
 from orchestrator.supervision.failures import Action, Fault, decide
 
 BUDGETS = {"max_restarts": 100, "max_restarts_without_progress": 3, "backoff_s": 1.0}
@@ -114,6 +114,15 @@ def test_less_of_the_hosts_memory_is_taken_only_where_the_host_computes():
     assert decide(SPEC, [HOST_FULL], 0).action is Action.HALVE_MICRO_BATCH
     decision = decide(ON_GPUS, [HOST_FULL], 0)
     assert (decision.action, decision.delay_s) == (Action.RESTART, 1.0)
+
+
+def test_advice_leaves_out_what_is_impossible_for_the_job():
+    optimizer = dataclasses.replace(ON_GPUS.optimizer, name=OptimizerName.adafactor)
+    parallelism = dataclasses.replace(ON_GPUS.parallelism, zero_stage=0)
+    training = dataclasses.replace(ON_GPUS.training, micro_batch_size=1)
+    whole = dataclasses.replace(ON_GPUS, training=training, parallelism=parallelism, optimizer=optimizer)
+    why = decide(whole, [fault(EndReason.OUT_OF_MEMORY, micro_batch_size=1)], 0).why
+    assert why.endswith("memory: training.activation_checkpointing=full, more workers, a smaller model or shorter samples")
 
 
 # limits

@@ -1,7 +1,7 @@
 """What words say about the cause of a failure: messages of torch, CUDA, NCCL, gloo, Ray, boto3, MLflow and the kernel. Pure.
 
-One table, most telling first. What the words of a user's own errors could be is never in it alone: each pattern has the form of the
-program that writes it. Codes of NVIDIA's Xid errors: https://docs.nvidia.com/deploy/xid-errors.
+One table, most telling first. Each pattern has the form of the program that writes it, so that a user's own words are not taken for it.
+Codes of NVIDIA's Xid errors: https://docs.nvidia.com/deploy/xid-errors.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ _TABLE = (
     _row(
         "device memory", EndReason.OUT_OF_MEMORY,
         r"\b(CUDA|HIP|XPU|MPS|NPU)( error:| backend)? out of memory", r"cuda (failure|runtime error)[^\n]{0,8}\bout of memory",
-        r"\bCU\w+_STATUS_\w*ALLOC\w*", r"\bOutOfMemoryError\b",
+        r"\bCU\w+_STATUS_\w*ALLOC\w*", r"\bOutOfMemoryError\b", r"unable to find a valid cuDNN algorithm",
+        r"unable to find an engine to execute",
     ),
     _row(
         "shared memory", EndReason.HOST_OUT_OF_MEMORY,
@@ -62,6 +63,7 @@ _TABLE = (
         "broken device", EndReason.DEVICE_FAULT,
         r"uncorrectable (ECC|NVLink) error", r"fallen off the bus", r"\bGPU is lost\b", r"cuda error:.*\b(nvlink|hardware error)\b",
         rf"\bXid \([^)]*\): ({_BROKEN_DEVICE_XIDS})\b", r"device\(s\) is/are busy or unavailable", r"no CUDA-capable device",
+        r"unexpected error from cudaGetDeviceCount", r"invalid device ordinal",
         r"no (CUDA|HIP|ROCm|XPU) (GPUs|devices?) (are |is )?(available|found|detected)",
         remedy=Remedy.OTHER_NODE,
     ),
@@ -75,7 +77,7 @@ _TABLE = (
     _row(
         "device", EndReason.DEVICE_FAULT,
         r"\b(CUDA error:|cuda runtime error \(\d+\) :) (?!(invalid|the provided) )", r"\bCU(BLAS|DNN)_STATUS_(?!NOT_SUPPORTED|BAD_PARAM)",
-        r"\bXid \([^)]*\): \d+",
+        r"\bXid \([^)]*\): \d+", r"unhandled cuda error",
     ),
     _row(
         "not finite", EndReason.NAN,
@@ -84,15 +86,18 @@ _TABLE = (
     ),
     _row(
         "collective timeout", EndReason.HANG,
-        r"caught collective operation timeout", r"timed out waiting \d+ ?ms for", r"watchdog got stuck", r"failed to pass monitoredBarrier",
+        r"caught collective operation timeout", r"timed out waiting \d+ ?ms for", r"watchdog got stuck", r"detected by watchdog",
+        r"failed to pass monitoredBarrier",
         echo=True,
     ),
     _row("port", EndReason.START_UP, r"server socket has failed to (listen|bind)\b.*(EADDRINUSE|address already in use)"),
     _row("rendezvous", EndReason.START_UP, r"client socket has timed out", r"seconds waiting for clients", remedy=Remedy.WAIT, echo=True),
+    _row("collectives' configuration", EndReason.CONFIGURATION, r"\bncclInvalid(Usage|Argument)\b"),
     _row(
         "peer", EndReason.NETWORK,
         r"gloo/transport", r"\bNCCL (communicator|error|WARN)", r"nccl(System|Remote|Internal)Error", r"remote process exited",
         r"\btorch\.distributed\.[\w.]*Error\b", r"\bDist\w*Error\b", r"\[c10d\]",
+        r"terminate called\b(?s:.*)what\(\):[^\n]*(connection (reset|closed|refused)|broken pipe)",
         echo=True,
     ),
     _row(
@@ -105,6 +110,7 @@ _TABLE = (
         "store out of service", EndReason.STORAGE,
         r"\((SlowDown|Throttling\w*|TooManyRequests|ServiceUnavailable|InternalError|RequestTimeout|50\d)\) when calling the",
         r"botocore\S*\.(Endpoint|Connect|Read|HTTPClient)\w*Error", r"stale file handle", r"transport endpoint is not connected",
+        r"\binput/output error\b", r"PytorchStreamWriter failed writing",
         remedy=Remedy.WAIT,
     ),
     _row("store", EndReason.STORAGE, r"an error occurred \(\w+\) when calling the", r"unable to locate credentials"),
@@ -113,6 +119,11 @@ _TABLE = (
         r"\bMlflowException\b.*(API request to .* failed|database is locked|OperationalError|timed out|connection)",
     ),
     _row("engine's configuration", EndReason.CONFIGURATION, r"\bDeepSpeedConfig\w*Error\b"),
+    _row(
+        "service of the workload", EndReason.USER_ERROR,
+        r"\b(requests|urllib3|aiohttp|httpx|fsspec)\.\S*(Timeout|Connect|Disconnected|Protocol|MaxRetry|NameResolution)\w*",
+        remedy=Remedy.WAIT, exceptions_only=True,
+    ),
     _row("import", EndReason.USER_ERROR, r"\b(ModuleNotFound|Import|Syntax|Indentation|Tab)Error\b", remedy=Remedy.NONE),
     _row("data loader", EndReason.USER_ERROR, r"DataLoader worker \(pid", vague=True),
 )  # fmt: skip

@@ -272,7 +272,8 @@ class JobRun:
 
     def _recover(self, verdict: Verdict) -> JobResult | None:
         """Kill what is left. How the run ended, or None to begin again."""
-        kind = {EndReason.NODE_LOST: EventKind.AGENT_LOST, EndReason.HANG: EventKind.HANG}.get(verdict.reason, EventKind.RANK_LOST)
+        kinds = {EndReason.NODE_LOST: EventKind.AGENT_LOST, EndReason.PREEMPTED: EventKind.AGENT_LOST, EndReason.HANG: EventKind.HANG}
+        kind = kinds.get(verdict.reason, EventKind.RANK_LOST)
         self._board.move(JobState.RECOVERING, f"recovering: {verdict.sentence}")
         self._chronicle.tell(kind, verdict.sentence, rank=verdict.rank, reason=verdict.reason.name, fingerprint=verdict.fingerprint)
         self._group.kill_ranks()

@@ -74,20 +74,20 @@ class Killed(Spoken):
         self.inbox.put(FromAgent(0, [{"rank": 0, "epoch": self.epoch, "time_s": 0.0, **message} for message in messages]))
 
 
-class Full:
-    """A worker group whose rank fails as long as its micro batch is larger than `fits`; else it is done."""
+class Failing:
+    """A worker group whose rank says an error as long as `fails(number of starts, micro batch)`; else it is done."""
 
-    def __init__(self, inbox, fits):
-        self.inbox, self.fits, self.trained = inbox, fits, []
+    def __init__(self, inbox, fails, **error):
+        self.inbox, self.fails, self.error, self.trained = inbox, fails, error, []
 
     def start(self, tasks, env, give_up):
         (task,) = tasks
         training = task["spec"]["training"]
         self.trained.append((training["micro_batch_size"], training["global_batch_size"]))
-        error = {"type": "error", "end_reason": "OUT_OF_MEMORY", "message": "OutOfMemoryError: full", "fingerprint": "f"}
+        error = {"type": "error", "fingerprint": "f", **self.error}
         done = {"type": "done", "step": 50, "stopped": False}
-        fits = training["micro_batch_size"] <= self.fits
-        messages = [done, {"type": "exit", "code": 0}] if fits else [error, {"type": "exit", "code": 1}]
+        fails = self.fails(len(self.trained), training["micro_batch_size"])
+        messages = [error, {"type": "exit", "code": 1}] if fails else [done, {"type": "exit", "code": 0}]
         self.inbox.put(FromAgent(0, [{"rank": 0, "epoch": task["epoch"], "time_s": 0.0, **message} for message in messages]))
 
     def kill_ranks(self):
@@ -137,16 +137,20 @@ def test_what_was_staged_when_the_ranks_died_is_committed_before_they_start_agai
     assert groups[0].epochs == [[], [KEYS.commit(1, 10)]]
 
 
-def full(folder, fits, asked=8, number=1):
-    """(result, [(micro batch, global batch) of each attempt], records) of a run whose memory holds `fits` samples."""
+def failing(folder, fails, **error):
+    """(result, [(micro batch, global batch) of each attempt], records) of a run that is asked for with a micro batch of 8."""
     groups, store = [], MemoryStore()
 
     def group(store, inbox):
-        groups.append(Full(inbox, fits))
+        groups.append(Failing(inbox, fails, **error))
         return groups[0]
 
-    result, *_ = run(store, folder, number, group, asked)
+    result, *_ = run(store, folder, group=group, micro_batch_size=8)
     return result, groups[0].trained, list(Journal(folder / "journal.jsonl", store, KEYS).records())
+
+
+def full(folder, fits):
+    return failing(folder, lambda starts, size: size > fits, end_reason="OUT_OF_MEMORY", message="OutOfMemoryError: full")
 
 
 def test_what_does_not_fit_goes_on_in_half_the_micro_batch_at_the_same_global_batch(tmp_path):
@@ -161,6 +165,24 @@ def test_the_micro_batch_is_halved_once_and_then_it_says_what_to_do(tmp_path):
     result, trained, _ = full(tmp_path, fits=2)
     assert (result.end_reason, trained) == (EndReason.OUT_OF_MEMORY, [(8, 8), (4, 8)])
     assert "lowered from 8 to 4 already; what takes less memory: training.activation_checkpointing=full" in result.message
+
+
+def test_a_broken_machine_is_named(tmp_path):
+    error = {"end_reason": "DEVICE_FAULT", "remedy": "OTHER_NODE", "message": "RuntimeError: CUDA error: uncorrectable ECC error"}
+    result, trained, records = failing(tmp_path, lambda starts, size: starts == 1, **error)
+    assert (result.end_reason, trained) == (EndReason.COMPLETED, [(8, 8), (8, 8)])
+    assert [record["message"] for record in records if record.get("event") == "warning"] == [
+        "the machine of rank 0 looks broken: drain its node"
+    ]
+
+
+def test_a_users_bug_ends_the_run_with_its_traceback_after_one_retry(tmp_path):
+    error = {"end_reason": "USER_ERROR", "message": "ValueError: bad", "traceback": "Traceback ...\nValueError: bad"}
+    result, trained, _ = failing(tmp_path, lambda starts, size: True, **error)
+    assert (result.end_reason, len(trained)) == (EndReason.USER_ERROR, 2)
+    first, *rest = result.message.splitlines()
+    assert first == "rank 0: ValueError: bad (it happened 2 times without a new checkpoint in between)"
+    assert rest == ["Traceback ...", "ValueError: bad"]
 
 
 # what another life of the supervisor finds

@@ -81,7 +81,7 @@ _TABLE = (
     ),
     _row(
         "not finite", EndReason.NAN,
-        r"loss scale already at minimum", r"\breturned nan values", r"(tensor contains|invalid values)\b.*\b(nan|inf)\b",
+        r"loss scale already at minimum", r"\breturned nan values", r"(tensor contains|invalid values)\b(?s:.{0,200})\b(nan|inf)\b",
         r"\bFloatingPointError\b",
     ),
     _row(
@@ -118,7 +118,10 @@ _TABLE = (
         "tracking", EndReason.TRACKING,
         r"\bMlflowException\b.*(API request to .* failed|database is locked|OperationalError|timed out|connection)",
     ),
-    _row("engine's configuration", EndReason.CONFIGURATION, r"\bDeepSpeedConfig\w*Error\b"),
+    _row(
+        "engine's configuration", EndReason.CONFIGURATION,
+        r"\bDeepSpeedConfig\w*Error\b", r"check batch related parameters", r"torch not compiled with CUDA enabled",
+    ),
     _row(
         "service of the workload", EndReason.USER_ERROR,
         r"\b(requests|urllib3|aiohttp|httpx|fsspec)\.\S*(Timeout|Connect|Disconnected|Protocol|MaxRetry|NameResolution)\w*",

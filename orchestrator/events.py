@@ -20,6 +20,7 @@ class EventKind(enum.Enum):
     AGENT_LOST = "agent_lost"
     SUPERVISOR_LOST = "supervisor_lost"
     RESTARTED = "restarted"
+    PREEMPTED = "preempted"  # told to leave; or the save is abandoned, with its figures
     CORRUPT_CHECKPOINT = "corrupt_checkpoint"  # named, and the commit before it is used
     EVALUATED = "evaluated"
     STOP_REQUESTED = "stop_requested"

@@ -128,7 +128,19 @@ class Controller:
 
     def _advance(self, job: Job, now: float) -> None:
         life = self._lives.setdefault(job.id, self._new_life(job, Phase.FIND))
+        self._preempt_drained(job, now)
         self._guarded(job, lambda: self._moved(job, life.advance(job, now)))
+
+    def _preempt_drained(self, job: Job, now: float) -> None:
+        """Ray is going to take a node of the job's: the earliest deadline counts."""
+        if self._cluster is None:
+            return
+        held = {node_id for node_id, _ in job.placement}
+        draining = [node for node in self._cluster.nodes if node.draining and node.id in held]
+        if draining:
+            first = min(draining, key=lambda node: (node.drain_deadline_s is None, node.drain_deadline_s, node.id))
+            why = f"Ray drains node {first.id[:8]}"
+            self._lives[job.id].preempt(job, why, first.drain_deadline_s, now)
 
     def _moved(self, old: Job, new: Job) -> None:
         if new.state is not old.state:

@@ -115,9 +115,15 @@ class RecoverySpec:
     """Restarts for the same error without a newly committed step between them; a user's own error gets one at the most."""
     backoff_s: float = 1.0
     """Wait before the second restart without progress; doubles up to one minute."""
+    preemption_grace_s: float = 30.0
+    """Time to save and leave after SIGTERM or the scheduler's order; a drain notice of Ray's that names a deadline has its own."""
+    max_preemptions: int = 0
+    """Preemptions after which the job fails; 0: any number. They never count as restarts."""
 
     def __post_init__(self) -> None:
-        at_least(0, "recovery", self, "max_restarts", "max_restarts_without_progress", "backoff_s")
+        at_least(0, "recovery", self, "max_restarts", "max_restarts_without_progress", "backoff_s", "max_preemptions")
+        grace = self.preemption_grace_s
+        require(0 < grace < math.inf, "recovery.preemption_grace_s", grace, "more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

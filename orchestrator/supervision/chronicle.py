@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.checkpoints.commit import CommitRef
 from orchestrator.events import EventKind
-from orchestrator.job import JobState
+from orchestrator.job import EndReason, JobState
 from orchestrator.supervision.failures import Fault
 from orchestrator.supervision.status_board import StatusBoard
 from orchestrator.supervision.tracking_child import TrackingChild
@@ -102,9 +103,31 @@ class Chronicle:
         self.tracking.ensure()
 
 
-def past(records: Iterable[Message], run: int) -> tuple[list[Fault], int]:
-    """(faults of this run, restarts of it) in earlier lives of the supervisor, which count against the budgets too."""
-    events = [record for record in records if record["kind"] == "event" and record.get("run") == run]
-    restarted = [record for record in events if record["event"] == EventKind.RESTARTED.value]
-    lost = sum(1 for record in events if record["event"] == EventKind.SUPERVISOR_LOST.value)
-    return [Fault.from_dict(record["fault"]) for record in restarted], len(restarted) + lost
+@dataclass
+class Past:
+    """What counts against the budgets of a run from earlier lives of its supervisor, and from the runs before that were preempted."""
+
+    faults: list[Fault] = field(default_factory=list)
+    restarts: int = 0
+    preemptions: int = 0
+
+
+def past(records: Iterable[Message], run: int) -> Past:
+    """A run that was preempted goes on in the next one; one that the user resumes begins with nothing against it."""
+    found, of_run, preempted = Past(), 0, False
+    for record in (record for record in records if record["kind"] == "event"):
+        if record["run"] != of_run:
+            found, of_run, preempted = _next_run(found, preempted), record["run"], False
+        match EventKind(record["event"]):
+            case EventKind.RESTARTED:
+                found.faults.append(Fault.from_dict(record["fault"]))
+                found.restarts += 1
+            case EventKind.SUPERVISOR_LOST:
+                found.restarts += 1
+            case EventKind.ENDED:
+                preempted = record["reason"] == EndReason.PREEMPTED.name
+    return found if of_run == run else _next_run(found, preempted)
+
+
+def _next_run(found: Past, preempted: bool) -> Past:
+    return Past(found.faults, found.restarts, found.preemptions + 1) if preempted else Past()

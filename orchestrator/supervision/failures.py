@@ -62,6 +62,13 @@ def decide(spec: RecoverySpec, faults: Sequence[Fault], restarts: int) -> Decisi
     return Decision(action=Action.RESTART, delay_s=_backoff_s(spec, repeats), why=f"restart {restarts + 1} of at most {spec.max_restarts}")
 
 
+def preempted_too_often(spec: RecoverySpec, preemptions: int) -> str:
+    """Why a job is not queued again after so many preemptions; empty: it is. They take nothing from the budgets of faults."""
+    if not 0 < spec.max_preemptions <= preemptions:
+        return ""
+    return f"it was preempted {preemptions} times (recovery.max_preemptions={spec.max_preemptions})"
+
+
 def _allowed_repeats(spec: RecoverySpec, fault: Fault) -> int | None:
     """How often the same fault may happen without progress and be answered by a restart; None: any number of times."""
     if fault.external:

@@ -49,6 +49,9 @@ class Group(Protocol):
 
     def order(self, order: Order) -> None: ...
 
+    def stop_uploads(self) -> None:
+        """What is on its way to the store is given up, at once. The ranks must be gone or done. Does not wait."""
+
     def missing(self) -> set[int]:
         """Bundles that have no agent now."""
 
@@ -222,6 +225,10 @@ class WorkerGroup:
     def order(self, order: Order) -> None:
         for _, handle in self._agents():
             handle.order.remote(int(order))
+
+    def stop_uploads(self) -> None:
+        for _, handle in self._agents():
+            handle.stop_uploads.remote()
 
     def close(self) -> None:
         for slot, answer in [(slot, handle.close.remote()) for slot, handle in self._agents()]:

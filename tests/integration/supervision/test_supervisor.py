@@ -125,6 +125,37 @@ def test_drain_saves_and_the_next_run_goes_on_from_there(box):
     again.release()
 
 
+def agent_of(box, job):
+    return next(process for process in box.having("ray::Agent") if job.ranks()[0] and process.status() != psutil.STATUS_ZOMBIE)
+
+
+@pytest.mark.parametrize(
+    "who, whose",
+    [
+        ("rank 0", lambda box, job: psutil.Process(job.ranks()[0])),
+        ("rank 0", lambda box, job: box.warm()[0]),  # passes it on
+        ("the agent of node 0", agent_of),
+        ("the supervisor", lambda box, job: next(process for process in box.having("ray::Supervisor"))),
+    ],
+    ids=["rank", "warm process", "agent", "supervisor"],
+)
+def test_sigterm_to_any_of_its_processes_saves_leaves_and_the_next_run_goes_on_from_there(box, who, whose):
+    job = box.start(double_spec(box.url, max_steps=200, step_s=0.02, workers=1))
+    job.wait_step(15)
+    whose(box, job).send_signal(signal.SIGTERM)
+    result = job.wait_ended()
+    assert result.end_reason is EndReason.PREEMPTED, result.message
+    assert result.message.startswith(f"{who} got SIGTERM; stopped after step {result.step}; back to the queue, goes on from step")
+    assert result.committed_step == result.step < 200
+    assert job.status()["progress"]["preemptions"] == 1 and job.status()["progress"]["restarts"] == 0
+    job.release()
+    again = box.start(double_spec(box.url, max_steps=200, workers=1), job.id, run=2)
+    assert again.wait_ended().end_reason is EndReason.COMPLETED
+    assert again.history() == calm_history(200)
+    assert again.status()["progress"]["preemptions"] == 1
+    again.release()
+
+
 def test_stop_now_does_not_wait_for_a_rank(box):
     job = box.start(double_spec(box.url, faults=[{"rank": 0, "step": 15, "how": "hold"}]))
     job.wait_step(14)

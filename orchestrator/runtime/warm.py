@@ -132,14 +132,14 @@ class Warm:
         return lines
 
     def _drop(self, agent: Agent) -> None:
-        """The agent is gone; so are its ranks when this returns."""
+        """The agent is gone, or is told so by the end of its connection: not before its ranks are, whose files the next ones get."""
         self._agents.remove(agent)
         self._selector.unregister(agent.connection)
-        agent.connection.close()
         for rank in agent.ranks.values():
             kill_tree(rank.pid, signal.SIGKILL)
         for rank in agent.ranks.values():
             self._bury(rank)
+        agent.connection.close()
 
     def _tell(self, agent: Agent, **message: Any) -> None:
         try:

@@ -25,7 +25,8 @@ class Departure:
         self._chronicle = chronicle
         self._clock = clock
         self._cost = SaveCost()
-        self._noticed_s: float | None = None
+        self._is_noticed = False
+        self._staged_before: Staged | None = None
 
     def saved(self, cost: Mapping[str, float]) -> None:
         """A save was committed; `cost` as in its event."""
@@ -42,9 +43,10 @@ class Departure:
             return None
         if not attempt.training:
             return "it had not trained a step since its start"
-        now, is_first = self._clock(), self._noticed_s is None
-        self._noticed_s = now if self._noticed_s is None else self._noticed_s
-        pending, comes = attempt.on_their_way(), not self._is_staged(attempt, self._noticed_s)
+        now, is_first = self._clock(), not self._is_noticed
+        if is_first:
+            self._is_noticed, self._staged_before = True, attempt.newest_staged
+        pending, comes = attempt.on_their_way(), not self._is_staged(attempt)
         judgement = judge(
             self._cost, stages=comes, num_bytes=sum(staged.num_bytes for staged in pending) + comes * self._cost.num_bytes,
             sending_s=now - pending[0].since_s if pending else 0.0, grace_s=preemption.deadline_s - now,
@@ -68,10 +70,10 @@ class Departure:
         grace_s = self._inbox.preemption.deadline_s - now
         return not judge(self._cost, stages=False, num_bytes=first.num_bytes, sending_s=now - first.since_s, grace_s=grace_s).fits
 
-    def _is_staged(self, attempt: Attempt, noticed_s: float) -> bool:
-        """The last save of the ranks, or the one that they were ordered to make."""
+    def _is_staged(self, attempt: Attempt) -> bool:
+        """The save that the ranks were ordered to make, or the last of all."""
         newest = attempt.newest_staged
-        return newest is not None and (newest.since_s >= noticed_s or newest.step >= self._max_steps)
+        return newest is not None and (newest is not self._staged_before or newest.step >= self._max_steps)
 
     def _tell(self, message: str, choice: str, step: int, judgement: Judgement) -> None:
         self._chronicle.tell(EventKind.PREEMPTED, message, choice=choice, step=step, **judgement.figures)

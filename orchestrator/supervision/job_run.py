@@ -114,16 +114,16 @@ class JobRun:
         while True:
             if self._inbox.stops_now():
                 return self._left("stopped at once")
+            if (why := self._departure.over(attempt)) is not None:
+                self._group.kill_ranks()
+                self._settle(attempt)
+                return self._left(why)
             if self._inbox.stops and not ordered:
                 if not attempt.greeted:
                     return self._left("stopped before it began")
                 ordered = True
                 self._group.order(Order.DRAIN)
                 self._board.move(JobState.DRAINING, "saving, then stopping")
-            if (why := self._departure.over(attempt)) is not None:
-                self._group.kill_ranks()
-                self._settle(attempt)
-                return self._left(why)
             now = self._clock()
             if attempt.completed(now):
                 return self._completed(attempt)
@@ -281,12 +281,14 @@ class JobRun:
 
     def _left(self, message: str, step: int | None = None) -> JobResult:
         """Because the user stopped it or, if not, because it was preempted."""
-        if self._inbox.stop_mode or self._inbox.preemption is None:
+        preemption = self._inbox.preemption
+        if preemption is not None:
+            self._group.stop_uploads()
+        if preemption is None or self._inbox.stop_mode:
             return self._result(EndReason.CANCELLED, message, step)
-        return self._preempted(f"{self._inbox.preemption.why}; {message}", step)
+        return self._preempted(f"{preemption.why}; {message}", step)
 
     def _preempted(self, why: str, step: int | None = None) -> JobResult:
-        self._group.stop_uploads()
         self._board.show(preemptions=self._past.preemptions + 1)
         committed = self._committer.newest_step
         goes_on = "begins anew" if committed is None else f"goes on from step {committed}"

@@ -109,6 +109,9 @@ class Controller:
     def _apply(self, decided: Plan, jobs: dict[str, Job], now: float) -> None:
         for start in decided.starts:
             self._guarded(jobs[start.job_id], lambda start=start: self._admit(jobs[start.job_id], start.placement, now))  # type: ignore[misc]
+        for job_id in decided.preempts:
+            if job_id in self._lives:  # else found again in this round, and preempted in the next
+                self._lives[job_id].preempt(jobs[job_id], "the scheduler gives its place to others", None, now)
         for job_id, reason in decided.reasons.items():
             if jobs[job_id].reason != reason:
                 self._guarded(jobs[job_id], lambda job_id=job_id, reason=reason: self._explain(jobs[job_id], reason, now))  # type: ignore[misc]

@@ -369,3 +369,14 @@ def test_a_job_that_was_preempted_too_often_fails_with_the_reason(world):
     job = world.client.job(job_id)
     assert (job.state, job.run) == (JobState.FAILED, 2)
     assert job.reason == "it was preempted 2 times (recovery.max_preemptions=2); the last time: made room"
+
+
+def test_the_schedulers_order_preempts_a_job_once(world):
+    class Preempting(Controller):
+        def _plan(self, cluster, jobs, now):
+            return dataclasses.replace(super()._plan(cluster, jobs, now), preempts=tuple(job.id for job in jobs if job.state.active))
+
+    job_id = world.running()
+    world.controller = Preempting(world.store, world.home, world.groups, world.controller._look)
+    world.turn(6)
+    assert world.groups.preemptions == [(job_id, "the scheduler gives its place to others", None)]

@@ -21,6 +21,7 @@ class EventKind(enum.Enum):
     HANG = "hang"  # no rank moves; the event names who the others wait for, and where the stacks are
     SUPERVISOR_LOST = "supervisor_lost"
     RESTARTED = "restarted"
+    PREEMPTED = "preempted"  # told to leave; or the save is abandoned, with its figures
     CORRUPT_CHECKPOINT = "corrupt_checkpoint"  # named, and the commit before it is used
     EVALUATED = "evaluated"
     STOP_REQUESTED = "stop_requested"

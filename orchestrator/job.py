@@ -121,6 +121,7 @@ class Progress:
     """Step of the best checkpoint (`checkpoint.keep_best`), and its figure of `training.best_metric`."""
     best_value: float | None = None
     restarts: int = 0
+    preemptions: int = 0
     epoch: int = 0
     updated_s: float = 0.0
 

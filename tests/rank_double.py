@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from orchestrator.checkpoints.commit import CommitLog
@@ -17,6 +18,7 @@ from orchestrator.checkpoints.slab import ALIGN_BYTES, Row, Slab, SlabState, Sta
 from orchestrator.errors import ConfigError, CorruptObject
 from orchestrator.paths import JobKeys
 from orchestrator.runtime.link import AgentLink, Order, Phase, ProgressClock
+from orchestrator.runtime.notice import on_sigterm
 from orchestrator.runtime.task import RankTask
 from orchestrator.spec import JobSpec, from_dict
 from orchestrator.storage import ObjectStore, open_store
@@ -31,6 +33,7 @@ def next_value(value: int, step: int) -> int:
 def main(task: RankTask) -> int:
     link = AgentLink(Path(task.agent_socket), task.rank)
     link.send("hello", pid=os.getpid())
+    on_sigterm(partial(link.send, "preempted"))
     try:
         _live(task, link)
     except (ValueError, ConfigError, ConnectionError) as error:
@@ -91,7 +94,7 @@ def _save(task: RankTask, link: AgentLink, step: int, value: int) -> None:
     slab.describe(Staged(job_id=task.job_id, epoch=task.epoch, step=step, prefix=prefix, writer=task.rank, rows=(row,)))
     slab.state = SlabState.STAGED
     extra = {"job_scalars": {"step": step, "value": value}} if task.rank == 0 else {}
-    link.send("staged", step=step, checkpoint=prefix, writer=task.rank, slab=str(slab.path), **extra)
+    link.send("staged", step=step, checkpoint=prefix, writer=task.rank, slab=str(slab.path), num_bytes=ALIGN_BYTES, stage_s=0.0, **extra)
 
 
 def _wait_free(task: RankTask) -> Slab:

@@ -178,6 +178,11 @@ class Job:
 
         ray.get(self.handle.stop.remote(mode), timeout=20)
 
+    def preempt(self, grace_s: float) -> None:
+        import ray
+
+        ray.get(self.handle.preempt.remote("a test takes its place", time.time() + grace_s), timeout=20)
+
     def wait_ended(self, timeout_s: float = 60) -> JobResult:
         wait_until(lambda: self.status()["ended"], f"the end of {self.id}: {self.status()}", timeout_s)
         return result_from_dict(json.loads(self.store.get(self.keys.result(self.run))))

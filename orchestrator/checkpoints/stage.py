@@ -36,6 +36,8 @@ class StagingRing:
         self._preparation: threading.Thread | None = None
         self._copying: threading.Thread | None = None
         self._error: BaseException | None = None
+        self.num_bytes = 0
+        """Of the newest state, without what never changes."""
         self.stalled_s = 0.0
         """For so long it has held its caller up, in all."""
 
@@ -61,7 +63,8 @@ class StagingRing:
             self._preparation = None
         rows = rows_of(pieces)
         number = self._free(waiting)
-        slab = self._slab(number, size_of(rows))
+        self.num_bytes = size_of(rows)
+        slab = self._slab(number, self.num_bytes)
         slab.forget()
         staged = Staged(job_id=job_id, epoch=epoch, step=step, prefix=prefix, writer=writer, rows=tuple(rows), scalars=scalars)
         self._next = (number + 1) % len(self._slabs)

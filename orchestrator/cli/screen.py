@@ -147,6 +147,8 @@ def _figures(progress: Progress) -> str:
         parts.append(f"committed {progress.committed_step}")
     if progress.restarts:
         parts.append(f"restarts {progress.restarts}")
+    if progress.preemptions:
+        parts.append(f"preempted {progress.preemptions}")
     return "  ".join(parts)
 
 

@@ -22,7 +22,7 @@ _PROBE_LIMIT_S = 15.0
 def observe() -> ClusterView:
     """All nodes that live, in order of their ids. May wait for Ray: not for the controller's loop."""
     draining = ray_state.get_draining_nodes()
-    nodes = [_node(row, row["NodeID"] in draining) for row in ray.nodes() if row["Alive"]]
+    nodes = [_node(row, draining.get(row["NodeID"])) for row in ray.nodes() if row["Alive"]]
     return ClusterView(nodes=tuple(sorted(nodes, key=lambda node: node.id)))
 
 
@@ -37,11 +37,13 @@ def wait_for_ray(address: str, limit_s: float) -> None:
         time.sleep(0.05)
 
 
-def _node(row: Mapping[str, Any], draining: bool) -> Node:
+def _node(row: Mapping[str, Any], drain_deadline_ms: int | None) -> Node:
+    """`drain_deadline_ms`: None for a node that is not draining, 0 for one that names no deadline."""
     resources = row["Resources"]
     return Node(
-        id=row["NodeID"], cpu_units=round(resources.get("CPU", 0) * CPU_UNITS), gpus=int(resources.get("GPU", 0)), draining=draining
-    )
+        id=row["NodeID"], cpu_units=round(resources.get("CPU", 0) * CPU_UNITS), gpus=int(resources.get("GPU", 0)),
+        draining=drain_deadline_ms is not None, drain_deadline_s=drain_deadline_ms / 1000 if drain_deadline_ms else None,
+    )  # fmt: skip
 
 
 def _listens(address: str) -> bool:

@@ -109,6 +109,9 @@ class Controller:
     def _apply(self, decided: Plan, jobs: dict[str, Job], now: float) -> None:
         for start in decided.starts:
             self._guarded(jobs[start.job_id], lambda start=start: self._admit(jobs[start.job_id], start.placement, now))  # type: ignore[misc]
+        for job_id in decided.preempts:
+            if job_id in self._lives:  # else found again in this round, and preempted in the next
+                self._lives[job_id].preempt(jobs[job_id], "the scheduler gives its place to others", None, now)
         for job_id, reason in decided.reasons.items():
             if jobs[job_id].reason != reason:
                 self._guarded(jobs[job_id], lambda job_id=job_id, reason=reason: self._explain(jobs[job_id], reason, now))  # type: ignore[misc]
@@ -128,7 +131,19 @@ class Controller:
 
     def _advance(self, job: Job, now: float) -> None:
         life = self._lives.setdefault(job.id, self._new_life(job, Phase.FIND))
+        self._preempt_drained(job, now)
         self._guarded(job, lambda: self._moved(job, life.advance(job, now)))
+
+    def _preempt_drained(self, job: Job, now: float) -> None:
+        """Ray is going to take a node of the job's: the earliest deadline counts."""
+        if self._cluster is None:
+            return
+        held = {node_id for node_id, _ in job.placement}
+        draining = [node for node in self._cluster.nodes if node.draining and node.id in held]
+        if draining:
+            first = min(draining, key=lambda node: (node.drain_deadline_s is None, node.drain_deadline_s, node.id))
+            why = f"Ray drains node {first.id[:8]}"
+            self._lives[job.id].preempt(job, why, first.drain_deadline_s, now)
 
     def _moved(self, old: Job, new: Job) -> None:
         if new.state is not old.state:

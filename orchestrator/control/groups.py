@@ -48,6 +48,9 @@ class WorkerGroups(Protocol):
     def stop(self, job: Job, mode: str) -> Future[None]:
         """Tell the supervisor to end the job: `drain` or `now`."""
 
+    def preempt(self, job: Job, why: str, deadline_s: float | None) -> Future[None]:
+        """Tell the supervisor to save and to leave by then (seconds since 1970; None: within `recovery.preemption_grace_s`)."""
+
     def release(self, job: Job) -> Future[None]:
         """End what is left of supervisor and agents and give the place back. No error if nothing is left."""
 
@@ -80,6 +83,8 @@ class ScriptedGroups:
     """Names of methods that never answer."""
     calls: list[tuple[str, str]] = field(default_factory=list)
     """(method, job id) of all calls but `status`, and (`stop drain`, job id)."""
+    preemptions: list[tuple[str, str, float | None]] = field(default_factory=list)
+    """(job id, why, deadline)."""
     first_status: Callable[[Job], GroupStatus] = lambda job: GroupStatus(state=JobState.STARTING, progress=job.progress, source="1")
 
     def find(self, job: Job) -> Future[bool]:
@@ -95,6 +100,10 @@ class ScriptedGroups:
 
     def stop(self, job: Job, mode: str) -> Future[None]:
         return self._answer(f"stop {mode}", job, lambda: None)
+
+    def preempt(self, job: Job, why: str, deadline_s: float | None) -> Future[None]:
+        self.preemptions.append((job.id, why, deadline_s))
+        return self._answer("preempt", job, lambda: None)
 
     def release(self, job: Job) -> Future[None]:
         return self._answer("release", job, lambda: self.supervisors.pop(job.id, None) and None)

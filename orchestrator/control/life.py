@@ -24,6 +24,7 @@ from orchestrator.control.store import JobStore
 from orchestrator.errors import StorageError, StorageUnavailable
 from orchestrator.events import Event, EventKind
 from orchestrator.job import TRANSITIONS, EndReason, Job, JobResult, JobState
+from orchestrator.supervision.failures import preempted_too_often
 
 START_LIMIT_S = 180.0
 """How long Ray may take to reserve a place that the plan found free."""
@@ -35,6 +36,8 @@ PROGRESS_INTERVAL_S = 0.3
 RETRY_S = 1.0
 MAX_LOSSES = 5
 """How often a worker group may be lost with no step trained in between before the job fails."""
+
+_LAST_STATES = {EndReason.COMPLETED: JobState.SUCCEEDED, EndReason.CANCELLED: JobState.CANCELLED, EndReason.PREEMPTED: JobState.CANCELLED}
 
 log = logging.getLogger("controller")
 
@@ -76,6 +79,9 @@ class Life:
     written_s: float = 0.0
     stop_sent: str = ""
     stop_now_s: float | None = None
+    preempted_life: str = ""
+    """The supervisor's life that was told of a preemption."""
+    notice: Future[Any] | None = None
     why_lost: str = ""
     unwritten: JobResult | None = None
     """What the supervisor says it could not write."""
@@ -125,6 +131,16 @@ class Life:
                 return self._read(job, answer, now)
             case Phase.RELEASE:
                 return self._released(job, now)
+
+    def preempt(self, job: Job, why: str, deadline_s: float | None, now: float) -> None:
+        """Tell the job's supervisor, each of its lives once, again if it was not reached. For every round in which the reason holds."""
+        if self.notice is not None and self.notice.done():
+            if self.notice.exception() is not None:
+                log.warning("preemption of %s failed: %s", job.id, self.notice.exception())
+                self.preempted_life = ""
+            self.notice = None
+        if self.phase is Phase.WATCH and self.preempted_life != self.source and now >= self.not_before_s:
+            self.preempted_life, self.notice = self.source, self.groups.preempt(job, why, deadline_s)
 
     # answers
 
@@ -255,11 +271,12 @@ def finish(store: JobStore, job: Job, end: JobResult, now: float) -> Job:
     told = bool(known) and known[0][1].kind is EventKind.ENDED
     events = [] if told else [Event(kind=EventKind.ENDED, job_id=job.id, time_s=now, message=end.message or end.end_reason.label)]
     progress = dataclasses.replace(job.progress, phase="")
+    state, reason = _LAST_STATES.get(end.end_reason, JobState.FAILED), end.message or end.end_reason.label
     if end.end_reason is EndReason.PREEMPTED and not job.stop_requested:
-        return store.update(job, events, state=JobState.QUEUED, run=job.run + 1, reason=end.message, placement=(), progress=progress)
-    states = {EndReason.COMPLETED: JobState.SUCCEEDED, EndReason.CANCELLED: JobState.CANCELLED, EndReason.PREEMPTED: JobState.CANCELLED}
-    state = states.get(end.end_reason, JobState.FAILED)
-    reason = end.message or end.end_reason.label
+        often = preempted_too_often(job.spec.recovery, progress.preemptions)
+        if not often:
+            return store.update(job, events, state=JobState.QUEUED, run=job.run + 1, reason=reason, placement=(), progress=progress)
+        state, reason = JobState.FAILED, f"{often}; the last time: {reason}"
     return store.update(job, events, state=state, ended_s=now, reason=reason, result=end, placement=(), progress=progress)
 
 

@@ -43,6 +43,9 @@ class RayGroups:
     def stop(self, job: Job, mode: str) -> Future[None]:
         return self._pool.submit(lambda: _ask(job.id, "stop", mode))
 
+    def preempt(self, job: Job, why: str, deadline_s: float | None) -> Future[None]:
+        return self._pool.submit(lambda: _ask(job.id, "preempt", why, deadline_s))
+
     def release(self, job: Job) -> Future[None]:
         return self._pool.submit(worker_group.release, job.id)
 

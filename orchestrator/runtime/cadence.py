@@ -1,4 +1,4 @@
-"""When a checkpoint is due: every so many steps, or at the interval that loses the least time."""
+"""When a checkpoint is due: every so many steps, or at the interval that loses the least time. And when the ranks ask each other."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from orchestrator.spec import CheckpointSpec
 
 FIRST_COST_S = 1.0
 """Taken for what a save costs until one has been measured."""
+VOTE_INTERVAL_S = 2.0
 
 
 def least_loss_interval_s(save_cost_s: float, failure_interval_s: float) -> float:
@@ -48,3 +49,27 @@ class Cadence:
         if not self._is_first:
             self._cost_s = max(stalled_s - self._stalled_s, 1e-3)
         self._is_first, self._stalled_s, self._last_s = False, stalled_s, self._clock()
+
+
+class Ballot:
+    """When the ranks ask each other whether one of them was ordered to stop: about every `VOTE_INTERVAL_S`, however long a step takes.
+
+    They must ask at the same step, so rank 0 says at each vote how many steps the next one is away.
+    """
+
+    def __init__(self, step: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """`step` steps are done; the first vote is after the next one."""
+        self._clock = clock
+        self._step, self._held_s, self._next = step, clock(), step + 1
+
+    def is_due(self, step: int) -> bool:
+        return step >= self._next
+
+    def steps_to_next(self, step: int) -> int:
+        """By the pace since the last vote; at least 1."""
+        pace_s = (self._clock() - self._held_s) / max(step - self._step, 1)
+        return max(1, int(VOTE_INTERVAL_S / max(pace_s, 1e-6)))
+
+    def held(self, step: int, steps: int) -> None:
+        """They have voted after `step`, and will again `steps` steps later."""
+        self._step, self._held_s, self._next = step, self._clock(), step + steps

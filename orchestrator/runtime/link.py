@@ -19,10 +19,12 @@ Messages, each a dict with `type` and `rank` (every rank sends them; the supervi
     *started   first_step
     *metrics   step, values {name: float}               training metrics of a log step, and `time_s`
     *evaluated step, values {name: float}
-    staged     step, checkpoint (key prefix), writer, slab    this rank's part of a checkpoint is in the slab; goes to the uploader
+    staged     step, checkpoint (key prefix), writer, slab, num_bytes, stage_s    this rank's part of a checkpoint is in the slab; goes to
+                                                        the uploader
     saved      the same, and num_bytes, upload_s        it is in the store; sent by the uploader in the rank's name
     *artifact  name                                     the object `artifacts/<name>` was written
     suspect    commit key, message                      bytes of a checkpoint were found damaged
+    preempted                                           it got SIGTERM; it goes on until it is ordered to stop
     done       step, stopped (bool), why                left the loop at `step`, because of an order or at the end; `why` of an early end
     error      end_reason (EndReason name), remedy (Remedy name), message, traceback, fingerprint, echo (bool)
 """

@@ -31,6 +31,7 @@ from orchestrator.runtime.failure import describe
 from orchestrator.runtime.initialise import build_model
 from orchestrator.runtime.link import AgentLink, Phase, ProgressClock
 from orchestrator.runtime.metrics import Meter, device_name, flops_per_sample, measure_flops_per_s, peak_flops_per_s
+from orchestrator.runtime.notice import on_sigterm
 from orchestrator.runtime.resume import restore_newest
 from orchestrator.runtime.seeding import seed_rank
 from orchestrator.runtime.selection import selection_of
@@ -49,6 +50,7 @@ def main(task: RankTask) -> int:
     """Do all that `task` says; the exit code of the process. An error is told to the agent before 1 is returned."""
     link = AgentLink(Path(task.agent_socket), task.rank)
     link.send("hello", pid=os.getpid())
+    on_sigterm(partial(link.send, "preempted"))
     where = ""
     try:
         spec: JobSpec = from_dict(JobSpec, task.spec)

@@ -17,6 +17,7 @@ from orchestrator.data.loader import TrainLoader
 from orchestrator.data.order import ids_at
 from orchestrator.paths import JobKeys
 from orchestrator.runtime.artifacts import write_sample
+from orchestrator.runtime.cadence import Ballot
 from orchestrator.runtime.collective import broadcast_text, sum_over_ranks
 from orchestrator.runtime.engine import StepReport
 from orchestrator.runtime.evaluate import Evaluation, evaluate
@@ -37,7 +38,7 @@ def train(run: Training) -> bool:
     num_draws = getattr(run.workload, "draws_per_sample", 0)
     loader = TrainLoader(run.dataset, run.layout, run.task.rank, run.spec.training.seed, num_draws)
     profiler = StepProfiler(run.spec.training.profile_steps if run.task.rank == 0 else (), run.engine.device)
-    pace, stop, is_time = Pace(), False, False
+    pace, ballot, stop, is_time = Pace(), Ballot(run.step), False, False
     if run.step == 0:
         before = _evaluate(run).values
         figure(before, run.selection.metric)
@@ -58,8 +59,10 @@ def train(run: Training) -> bool:
         for name, content in profiler.end(step).items():
             put_artifact(run, name, content)
         is_log_step = step % run.spec.training.log_interval_steps == 0 or step == run.max_steps
-        if is_log_step:
-            stop, is_time = _log(run, report, lr, begun_at)
+        if is_log_step or ballot.is_due(step):
+            loss_sum, stop, is_time = _vote(run, ballot, float(report.loss) if is_log_step else 0.0)
+        if is_log_step and run.task.rank == 0:
+            _log(run, report, loss_sum, lr, begun_at)
         if (step_p99_s := pace.add(time.monotonic() - began_s, is_log_step)) is not None:
             run.clock.learn(step_p99_s)
         is_best = _evaluation_is_due(run) and _judge(run, _evaluate(run))
@@ -79,34 +82,40 @@ def _tick(run: Training, step: int, phase: Phase) -> None:
     run.tick(step, phase)
 
 
-def _log(run: Training, report: StepReport, lr: float, begun_at: int) -> tuple[bool, bool]:
-    """Report the figures of the step that began at the global sample `begun_at`.
+def _vote(run: Training, ballot: Ballot, loss: float) -> tuple[float, bool, bool]:
+    """Returns the sum of `loss` over the ranks, whether any of them was ordered to stop, and whether it is time for a save, which it is
+    not while an earlier one is on its way."""
+    run.tick(run.step, Phase.COLLECTIVE)
+    leads = run.task.rank == 0
+    ordered = float(run.clock.order() is Order.DRAIN)
+    is_time = float(leads and run.cadence.is_time())
+    steps = float(leads and ballot.steps_to_next(run.step))
+    mine = [loss, ordered, is_time, float(run.staging.busy), steps]
+    loss_sum, stops, times, busy, steps = sum_over_ranks(mine, run.engine.device)
+    ballot.held(run.step, int(steps))
+    return loss_sum, stops > 0, times > 0 and not busy
 
-    Returns whether any rank was ordered to stop, and whether it is time for a save, which it is not while an earlier one is on its way.
+
+def _log(run: Training, report: StepReport, loss_sum: float, lr: float, begun_at: int) -> None:
+    """Report the figures of the step that began at the global sample `begun_at`.
 
     The ranks of a tensor-parallel group report the same loss, those of a sequence that of as many positions each, so the mean over all
     ranks is that over the samples.
     """
-    run.tick(run.step, Phase.COLLECTIVE)
-    ordered = float(run.clock.order() is Order.DRAIN)
-    is_time = float(run.task.rank == 0 and run.cadence.is_time())
-    loss_sum, stops, times, busy = sum_over_ranks([float(report.loss), ordered, is_time, float(run.staging.busy)], run.engine.device)
-    if run.task.rank == 0:
-        values = {
-            "loss": loss_sum / run.task.world_size,
-            "lr": lr,
-            "grad_norm": float(report.grad_norm),
-            "ids_crc": _ids_crc(run, begun_at),
-            "skipped_steps": float(run.engine.skipped_steps),
-            **run.engine.loss_scale(),
-            **memory(run.engine.device),
-            **run.meter.figures(run.step, run.position),
-            "checkpoint_stall_s": run.staging.stalled_s,
-            "samples": float(run.position),
-            "tokens": float(run.position * run.workload.tokens_per_sample),
-        }
-        run.link.send("metrics", step=run.step, values=values)
-    return stops > 0, times > 0 and not busy
+    values = {
+        "loss": loss_sum / run.task.world_size,
+        "lr": lr,
+        "grad_norm": float(report.grad_norm),
+        "ids_crc": _ids_crc(run, begun_at),
+        "skipped_steps": float(run.engine.skipped_steps),
+        **run.engine.loss_scale(),
+        **memory(run.engine.device),
+        **run.meter.figures(run.step, run.position),
+        "checkpoint_stall_s": run.staging.stalled_s,
+        "samples": float(run.position),
+        "tokens": float(run.position * run.workload.tokens_per_sample),
+    }
+    run.link.send("metrics", step=run.step, values=values)
 
 
 def _ids_crc(run: Training, begun_at: int) -> float:
@@ -143,7 +152,7 @@ def save(run: Training) -> None:
     """Stage this step's checkpoint, unless that was done. The supervisor commits it when the uploaders have said `saved` for all ranks."""
     if run.saved_step == run.step:
         return
-    tick = partial(run.tick, run.step, Phase.CHECKPOINT)
+    tick, began = partial(run.tick, run.step, Phase.CHECKPOINT), time.monotonic()
     tick()
     state = run.engine.state
     state.average_buffers()
@@ -153,7 +162,8 @@ def save(run: Training) -> None:
     told |= {"world_size": run.task.world_size, **({"job_scalars": job_scalars(run)} if run.task.rank == 0 else {})}
 
     def done(slab: Path) -> None:
-        run.link.send("staged", slab=str(slab), **told)
+        cost = {"num_bytes": run.staging.num_bytes, "stage_s": time.monotonic() - began}
+        run.link.send("staged", slab=str(slab), **told, **cost)
 
     run.staging.stage(
         state.owned_pieces(), state.constant_pieces, tick, done, job_id=run.task.job_id, epoch=run.task.epoch, step=run.step,

@@ -10,7 +10,8 @@ locks of others would stay locked for ever) and makes no CUDA call. Each connect
     {"op": "kill", "rank": number or null for all, "signal"}
     a child ended                                                     ->  {"op": "exit", "rank", "pid", "code", "signal"}
 
-A connection that closes takes its ranks with it, and so does the end of this process: SIGTERM, or the watched pid is gone.
+A connection that closes takes its ranks with it, and so does the end of this process: the watched pid is gone, or SIGTERM, which it passes
+on to the ranks that it has, and leaves when they have.
 """
 
 from __future__ import annotations
@@ -71,16 +72,16 @@ class Warm:
         self._watch = (watch_pid, start_time(watch_pid))
         self._lock = lock
         self._agents: list[Agent] = []
-        self._leaving = False
+        self._leaving = self._passed_on = False
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
 
     def serve(self) -> None:
-        """Until SIGTERM or until the watched process is gone; then all ranks are dead and reaped."""
+        """Until the watched process is gone, or SIGTERM came and no rank is left; then all ranks are dead and reaped."""
         self._hear_signals()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        while not self._leaving and start_time(self._watch[0]) == self._watch[1] is not None:
+        while not self._may_leave() and start_time(self._watch[0]) == self._watch[1] is not None:
             self._round([key.fileobj for key, _ in self._selector.select(POLL_S)])
         for agent in list(self._agents):
             self._drop(agent)
@@ -96,12 +97,17 @@ class Warm:
     def _leave(self, *_: Any) -> None:
         self._leaving = True
 
+    def _may_leave(self) -> bool:
+        return self._leaving and not any(agent.ranks for agent in self._agents)
+
     def _round(self, ready: list[Any]) -> None:
         """Connections that closed come first: their ranks hold memory and ports that a request may need."""
         requests = [(agent, lines) for agent in list(self._agents) if agent.connection in ready and (lines := self._read(agent))]
         if self._wake in ready:
             self._wake.recv(4096)
         self._reap()
+        if self._leaving and not self._passed_on:
+            self._pass_on_sigterm()
         if self._listener in ready:
             self._accept()
         for agent, lines in requests:
@@ -129,14 +135,14 @@ class Warm:
         return lines
 
     def _drop(self, agent: Agent) -> None:
-        """The agent is gone; so are its ranks when this returns."""
+        """The agent is gone, or is told so by the end of its connection: not before its ranks are, whose files the next ones get."""
         self._agents.remove(agent)
         self._selector.unregister(agent.connection)
-        agent.connection.close()
         for rank in agent.ranks.values():
             kill_tree(rank.pid, signal.SIGKILL)
         for rank in agent.ranks.values():
             self._bury(rank)
+        agent.connection.close()
 
     def _tell(self, agent: Agent, **message: Any) -> None:
         try:
@@ -202,6 +208,12 @@ class Warm:
         for end in (self._listener, self._wake, self._woken):
             end.close()
         os.close(self._lock)
+
+    def _pass_on_sigterm(self) -> None:
+        """The machine is taken back, and the ranks have time to save. What is not reaped still has its pid."""
+        self._passed_on = True
+        for rank in [rank for agent in self._agents for rank in agent.ranks.values()]:
+            os.kill(rank.pid, signal.SIGTERM)
 
     def _reap(self) -> None:
         """Report the ranks that have ended. What they left running in their sessions is killed while the pid is still theirs."""

@@ -120,13 +120,19 @@ class RecoverySpec:
     others wait for is named; 0: never."""
     long_phase_timeout_s: float = 1800.0
     """The same for what has no usual length: start, first steps, compilation, checkpoints, the end of an evaluation."""
+    preemption_grace_s: float = 30.0
+    """Time to save and leave after SIGTERM or the scheduler's order; a drain notice of Ray's that names a deadline has its own."""
+    max_preemptions: int = 0
+    """Preemptions after which the job fails; 0: any number. They never count as restarts."""
 
     def __post_init__(self) -> None:
-        at_least(0, "recovery", self, "max_restarts", "max_restarts_without_progress", "backoff_s", "hang_timeout_s")
+        at_least(0, "recovery", self, "max_restarts", "max_restarts_without_progress", "backoff_s", "hang_timeout_s", "max_preemptions")
         require(
             self.long_phase_timeout_s >= self.hang_timeout_s, "recovery.long_phase_timeout_s", self.long_phase_timeout_s,
             f"recovery.hang_timeout_s={self.hang_timeout_s} or more",
         )  # fmt: skip
+        grace = self.preemption_grace_s
+        require(0 < grace < math.inf, "recovery.preemption_grace_s", grace, "more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ import ray
 from orchestrator.checkpoints.slab import remove_slabs
 from orchestrator.paths import Home, JobKeys
 from orchestrator.runtime.link import Order, ProgressClock, Reading
+from orchestrator.runtime.notice import on_sigterm
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.storage import open_store
 from orchestrator.supervision import warm_client
@@ -59,6 +60,7 @@ class Agent:
         self._logs = LogShipper(JobKeys(job_id))
         name = f"agent-{bundle}.sock"
         self._socket = warm_client.short_folder(self._folder, name) / name
+        on_sigterm(lambda: supervisor.preempt.remote(f"the agent of node {bundle} got SIGTERM", None))
         raylet = os.getppid()
         self._hub = RankHub(self._socket, lambda: warm_client.connect(self._home, entry, raylet), self._pass_on)
 
@@ -107,10 +109,14 @@ class Agent:
             probe.bind((node, 0))
             return node, int(probe.getsockname()[1])
 
-    def close(self) -> bool:
-        """End the uploader and ship all output of the ranks, which are gone. False if the store did not take it."""
+    def stop_uploads(self) -> None:
+        """What is on its way to the store is given up."""
         if self._uploader is not None:
             self._uploader.close()
+
+    def close(self) -> bool:
+        """End the uploader and ship all output of the ranks, which are gone. False if the store did not take it."""
+        self.stop_uploads()
         return self._logs.flush()
 
     @ray.method(concurrency_group="wait")  # type: ignore[untyped-decorator,unused-ignore]

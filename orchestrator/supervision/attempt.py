@@ -24,9 +24,23 @@ class SavedCheckpoint:
     prefix: str
     job_scalars: Mapping[str, Any]
     cost: Mapping[str, float] = field(default_factory=dict)
-    """num_bytes over all writers, upload_s of the slowest."""
+    """num_bytes over all writers, upload_s and stage_s of the slowest."""
     stored_s: float = 0.0
     """When the last byte was in the store, by the clock of the node that sent it."""
+
+
+@dataclass
+class Staged:
+    """State of one step in host memory, on its way to the store."""
+
+    step: int
+    writers: set[int] = field(default_factory=set)
+    num_bytes: int = 0
+    """Of all writers together."""
+    stage_s: float = 0.0
+    """Of the slowest."""
+    since_s: float = 0.0
+    """When the last of them had staged it."""
 
 
 @dataclass
@@ -42,14 +56,18 @@ class Attempt:
     """rank -> (step, stopped)."""
     why: str = ""
     """Why they are done before the last step, if nobody asked them to stop."""
+    training: bool = False
+    """It has reached its first step: there may be something to save."""
+    newest_staged: Staged | None = None
+    """The newest that is, or was, whole in host memory."""
     exited: set[int] = field(default_factory=set)
     still: set[int] = field(default_factory=set)
     """Bundles none of whose ranks moves."""
     hang: Verdict | None = None
     suspects: set[str] = field(default_factory=set)
     """Keys of commits that a rank has found damaged."""
-    _staged: dict[tuple[int, str], set[int]] = field(default_factory=dict)
-    """(step, key prefix) -> writers of what is on its way to the store."""
+    _staged: dict[tuple[int, str], Staged] = field(default_factory=dict)
+    """(step, key prefix) -> what is on its way to the store."""
     _saved: dict[tuple[int, str], dict[int, Mapping[str, Any]]] = field(default_factory=dict)
     _first_report_s: float | None = None
     _all_done_s: float | None = None
@@ -84,12 +102,19 @@ class Attempt:
         if len(self.done) == self.world_size:
             self._all_done_s = now
 
-    def heard_staged(self, message: Mapping[str, Any]) -> None:
-        self._staged.setdefault((message["step"], message["checkpoint"]), set()).add(message["writer"])
+    def heard_staged(self, message: Mapping[str, Any], now: float) -> None:
+        staged = self._staged.setdefault((message["step"], message["checkpoint"]), Staged(message["step"]))
+        staged.writers.add(message["writer"])
+        staged.num_bytes += message.get("num_bytes", 0)
+        staged.stage_s = max(staged.stage_s, message.get("stage_s", 0.0))
+        if len(staged.writers) == self.world_size:
+            staged.since_s = now
+            self.newest_staged = staged
 
-    def on_their_way(self) -> list[int]:
-        """Steps whose state is whole in host memory, and not yet in the store."""
-        return sorted(step for (step, _), writers in self._staged.items() if len(writers) == self.world_size)
+    def on_their_way(self) -> list[Staged]:
+        """What is whole in host memory, and not yet in the store, by step."""
+        whole = [staged for staged in self._staged.values() if len(staged.writers) == self.world_size]
+        return sorted(whole, key=lambda staged: staged.step)
 
     def heard_saved(self, message: Mapping[str, Any]) -> SavedCheckpoint | None:
         """The checkpoint, when this was the last of its writers."""
@@ -99,9 +124,10 @@ class Attempt:
         if len(writers) < self.world_size:
             return None
         del self._saved[step, prefix]
-        self._staged.pop((step, prefix), None)
+        staged = self._staged.pop((step, prefix), None)
         stored_s = max(part.get("time_s", 0.0) for part in writers.values())
-        return SavedCheckpoint(step, prefix, writers[0].get("job_scalars", {}), _cost(list(writers.values())), stored_s)
+        cost = {**_cost(list(writers.values())), "stage_s": staged.stage_s if staged else 0.0}
+        return SavedCheckpoint(step, prefix, writers[0].get("job_scalars", {}), cost, stored_s)
 
     def completed(self, now: float) -> bool:
         """All ranks are done, and have left or had their time to."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.checkpoints.commit import CommitRef
@@ -108,31 +108,35 @@ class Chronicle:
         self.tracking.ensure()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Past:
-    """What earlier lives of the supervisor leave to this one."""
+    """What counts against the budgets of a run from earlier lives of its supervisor, and from the runs before that were preempted."""
 
-    faults: list[Fault]
-    """Those of this run that were answered by a restart; they count against the budgets too."""
-    restarts: int
-    """Of this run."""
-    micro_batch_size: int
-    """To which it was lowered, in this run or in one that was preempted since; 0: it is as asked for."""
+    faults: list[Fault] = field(default_factory=list)
+    """Those that were answered by a restart."""
+    restarts: int = 0
+    preemptions: int = 0
+    micro_batch_size: int = 0
+    """To which it was lowered; 0: it is as asked for."""
 
 
 def past(records: Iterable[Message], run: int) -> Past:
-    events = [record for record in records if record["kind"] == "event"]
-    restarted = [record for record in events if record["event"] == EventKind.RESTARTED.value]
-    mine = [record for record in restarted if record.get("run") == run]
-    lost = sum(1 for record in events if record["event"] == EventKind.SUPERVISOR_LOST.value and record.get("run") == run)
-    return Past([Fault.from_dict(record["fault"]) for record in mine], len(mine) + lost, _micro_batch_size(events))
+    """A run that was preempted goes on in the next one; one that the user resumes begins with nothing against it."""
+    found, of_run, preempted = Past(), 0, False
+    for record in (record for record in records if record["kind"] == "event"):
+        if record["run"] != of_run:
+            found, of_run, preempted = _next_run(found, preempted), record["run"], False
+        match EventKind(record["event"]):
+            case EventKind.RESTARTED:
+                found.faults.append(Fault.from_dict(record["fault"]))
+                found.restarts += 1
+                found.micro_batch_size = record.get("micro_batch_size", found.micro_batch_size)
+            case EventKind.SUPERVISOR_LOST:
+                found.restarts += 1
+            case EventKind.ENDED:
+                preempted = record["reason"] == EndReason.PREEMPTED.name
+    return found if of_run == run else _next_run(found, preempted)
 
 
-def _micro_batch_size(events: Iterable[Message]) -> int:
-    """A run that ended of itself, or was ended, is gone on with by `resume`, which may ask for another one."""
-    size = 0
-    for record in events:
-        size = record.get("micro_batch_size", size)
-        if record["event"] == EventKind.ENDED.value and record["reason"] != EndReason.PREEMPTED.name:
-            size = 0
-    return size
+def _next_run(found: Past, preempted: bool) -> Past:
+    return replace(found, preemptions=found.preemptions + 1) if preempted else Past()

@@ -93,6 +93,13 @@ def decide(spec: JobSpec, faults: Sequence[Fault], restarts: int) -> Decision:
     )
 
 
+def preempted_too_often(spec: RecoverySpec, preemptions: int) -> str:
+    """Why a job is not queued again after so many preemptions; empty: it is. They take nothing from the budgets of faults."""
+    if not 0 < spec.max_preemptions <= preemptions:
+        return ""
+    return f"it was preempted {preemptions} times (recovery.max_preemptions={spec.max_preemptions})"
+
+
 def _remedy(spec: JobSpec, fault: Fault) -> Remedy:
     """A smaller micro batch takes less of the host's memory only where the host computes."""
     on_gpus = spec.resources.gpus_per_worker > 0

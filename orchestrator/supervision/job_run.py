@@ -9,11 +9,9 @@
 from __future__ import annotations
 
 import logging
-import queue
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from orchestrator.errors import CheckpointError, ClusterError, CorruptObject, FencedError, OrchestratorError, StorageError
@@ -24,56 +22,18 @@ from orchestrator.supervision.attempt import Attempt, SavedCheckpoint
 from orchestrator.supervision.chronicle import Chronicle, past
 from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
+from orchestrator.supervision.departure import Departure
 from orchestrator.supervision.diagnosis import Verdict, diagnose, not_started
 from orchestrator.supervision.failures import Action, Fault, decide
-from orchestrator.supervision.hang import RankView, explain
-from orchestrator.supervision.incident import incident_json, incident_name
+from orchestrator.supervision.inbox import AgentDied, FromAgent, Inbox, Message
+from orchestrator.supervision.investigation import investigate
+from orchestrator.supervision.preemption import notice
 from orchestrator.supervision.worker_group import Group, PlaceLost
 
 log = logging.getLogger("orchestrator.supervisor")
 
-Message = Mapping[str, Any]
 SETTLE_LIMIT_S = 120.0
 """How long there may be no news of an upload before it is given up."""
-
-
-@dataclass(frozen=True)
-class FromAgent:
-    bundle: int
-    messages: Sequence[Message]
-
-
-@dataclass(frozen=True)
-class AgentDied:
-    bundle: int
-    why: str
-
-
-class Inbox:
-    """What comes in from other threads: reports, deaths, the order to stop."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[FromAgent | AgentDied | None] = queue.SimpleQueue()
-        self.stop_mode = ""
-        """'' | 'drain' | 'now'; only ever grows stronger."""
-
-    def put(self, item: FromAgent | AgentDied) -> None:
-        self._queue.put(item)
-
-    def stop(self, mode: str) -> None:
-        if self.stop_mode != "now":
-            self.stop_mode = mode
-        self._queue.put(None)
-
-    def get(self, timeout_s: float) -> FromAgent | AgentDied | None:
-        """None: nothing came, or a new order to stop."""
-        try:
-            return self._queue.get(timeout=max(timeout_s, 0.0))
-        except queue.Empty:
-            return None
-
-    def stops_now(self) -> bool:
-        return self.stop_mode == "now"
 
 
 class JobRun:
@@ -91,10 +51,11 @@ class JobRun:
         self._board = chronicle.board
         self._committer = committer
         self._clock = clock
-        before = past(chronicle.records(), context.run)
-        self._asked, self._faults, self._restarts = context.spec, before.faults, before.restarts
-        if before.micro_batch_size:
-            self._context = context.with_micro_batch_size(before.micro_batch_size)
+        self._past = past(chronicle.records(), context.run)
+        self._asked, self._faults, self._restarts = context.spec, self._past.faults, self._past.restarts
+        if self._past.micro_batch_size:
+            self._context = context.with_micro_batch_size(self._past.micro_batch_size)
+        self._departure = Departure(context, inbox, chronicle, clock)
         if later_life:
             self._restarts += 1
             chronicle.tell(EventKind.SUPERVISOR_LOST, "the supervisor was started again; the job goes on from its newest checkpoint")
@@ -105,7 +66,7 @@ class JobRun:
         except FencedError as error:
             return self._result(EndReason.FENCED, str(error))
         except PlaceLost as error:
-            return self._result(EndReason.PREEMPTED, f"{error}; it goes back to the queue")
+            return self._preempted(str(error))
         except StorageError as error:
             return self._result(EndReason.STORAGE, str(error))
         except CheckpointError as error:
@@ -142,9 +103,10 @@ class JobRun:
         if epoch.number > 1:
             self._chronicle.rewind(base)
         workers = f"starting {attempt.world_size} worker{'s' if attempt.world_size > 1 else ''}"
-        self._board.show(phase=workers, epoch=epoch.number, committed_step=self._committer.newest_step, restarts=self._restarts)
+        self._board.show(phase=workers, epoch=epoch.number, committed_step=self._committer.newest_step)
+        self._board.show(restarts=self._restarts, preemptions=self._past.preemptions)
         tasks = self._context.rank_tasks(epoch.number, [ref.key for ref in epoch.commits])
-        self._group.start(tasks, self._context.secrets, lambda: bool(self._inbox.stop_mode))
+        self._group.start(tasks, self._context.secrets, lambda: self._inbox.stops)
         return attempt
 
     # hear
@@ -154,19 +116,28 @@ class JobRun:
         ordered = False
         while True:
             if self._inbox.stops_now():
-                return self._cancelled("stopped at once")
-            if self._inbox.stop_mode and not ordered:
+                return self._left("stopped at once")
+            if (why := self._departure.over(attempt)) is not None:
+                self._group.kill_ranks()
+                self._settle(attempt)
+                return self._left(why)
+            if self._inbox.stops and not ordered:
                 if not attempt.greeted:
-                    return self._cancelled("stopped before it began")
+                    return self._left("stopped before it began")
                 ordered = True
                 self._group.order(Order.DRAIN)
                 self._board.move(JobState.DRAINING, "saving, then stopping")
             now = self._clock()
             if attempt.completed(now):
                 return self._completed(attempt)
-            if attempt.failed(now) or (len(attempt.still) == len(self._context.ranks_per_bundle) and self._hangs(attempt)):
+            if len(attempt.still) == len(self._context.ranks_per_bundle):
+                attempt.hang = investigate(
+                    self._group, self._committer, self._chronicle, epoch=attempt.epoch, time_s=now,
+                    hang_timeout_s=self._context.spec.recovery.hang_timeout_s,
+                )  # fmt: skip
+            if attempt.hang is not None or attempt.failed(now):
                 return None
-            item = self._inbox.get(attempt.patience_s())
+            item = self._inbox.get(min(attempt.patience_s(), self._departure.patience_s()))
             if item is not None:
                 self._take(attempt, item)
 
@@ -177,7 +148,10 @@ class JobRun:
                 attempt.heard_agent_loss(item.bundle, first_rank, item.why, self._clock())
             return
         for message in item.messages:
-            if message["epoch"] == attempt.epoch:
+            if message["type"] == "preempted":
+                grace_s = self._context.spec.recovery.preemption_grace_s
+                self._inbox.preempt(notice(f"rank {message['rank']} got SIGTERM", None, grace_s, self._clock()))
+            elif message["epoch"] == attempt.epoch:
                 self._hear_watch(attempt, item.bundle, message)
 
     def _hear_watch(self, attempt: Attempt, bundle: int, message: Message) -> None:
@@ -199,7 +173,7 @@ class JobRun:
             case "done":
                 attempt.heard_done(message, self._clock())
             case "staged":
-                attempt.heard_staged(message)
+                attempt.heard_staged(message, self._clock())
             case "saved":
                 checkpoint = attempt.heard_saved(message)
                 if checkpoint is not None:
@@ -218,6 +192,7 @@ class JobRun:
         self._chronicle.restored(message)
 
     def _started(self, attempt: Attempt, message: Message) -> None:
+        attempt.training = True
         self._go_back_to(attempt, max(message["first_step"] - 1, 0))
         self._chronicle.started(message)
 
@@ -245,22 +220,13 @@ class JobRun:
             # What the writers have just stored cannot be read back: the checkpoint before stays the newest.
             self._chronicle.tell(EventKind.CORRUPT_CHECKPOINT, f"step {checkpoint.step} is not committed: {error}", step=checkpoint.step)
             return
+        cost = {**checkpoint.cost, "commit_s": self._clock() - checkpoint.stored_s}
+        self._departure.saved(cost)
         self._board.show(committed_step=ref.step)
-        self._chronicle.committed(ref, {**checkpoint.cost, "commit_s": self._clock() - checkpoint.stored_s})
+        self._chronicle.committed(ref, cost)
         self._chronicle.best(self._committer.best)
 
     # fail
-
-    def _hangs(self, attempt: Attempt) -> bool:
-        """Look at all ranks. False if one has moved meanwhile; else `attempt.hang` says who it is, and an artifact what was seen."""
-        seen = self._group.inspect()
-        views = [RankView.of(rank) for found in seen for rank in found["ranks"]]
-        if not views or min(view.still_s for view in views) < self._context.spec.recovery.hang_timeout_s / 2:
-            return False
-        attempt.hang = verdict = explain(views)
-        content = incident_json(verdict, attempt.epoch, self._committer.newest_step, self._clock(), seen)
-        self._chronicle.kept(incident_name(attempt.epoch), self._committer.keep(incident_name(attempt.epoch), content))
-        return True
 
     def _verdict(self, attempt: Attempt) -> Verdict:
         if attempt.hang is not None:
@@ -278,8 +244,8 @@ class JobRun:
         self._chronicle.tell(kind, verdict.sentence, rank=verdict.rank, reason=verdict.reason.name, fingerprint=verdict.fingerprint)
         self._group.kill_ranks()
         self._settle(self._attempt)
-        if self._inbox.stop_mode:
-            return self._cancelled(f"stopped; before it could save, {verdict.sentence}")
+        if self._inbox.stops:
+            return self._left(f"stopped; before it could save, {verdict.sentence}")
         committed = self._committer.newest_step
         fault = Fault(
             reason=verdict.reason, remedy=verdict.remedy, fingerprint=verdict.fingerprint, step=self._board.progress.step,
@@ -290,7 +256,7 @@ class JobRun:
         if decision.action is Action.FAIL:
             return self._result(verdict.reason, f"{verdict.sentence} ({decision.why})\n{verdict.traceback}".strip())
         if self._pause(decision.delay_s):
-            return self._cancelled("stopped while it waited to restart")
+            return self._left("stopped while it waited to restart")
         self._restarts += 1
         changes: dict[str, Any] = {}
         if decision.action is Action.HALVE_MICRO_BATCH:
@@ -302,14 +268,19 @@ class JobRun:
         return None
 
     def _settle(self, attempt: Attempt) -> None:
-        """The ranks are gone; what they all had staged goes to the store still, and is committed: nothing of it is lost."""
+        """The ranks are gone; what they all had staged goes to the store still, and is committed: nothing of it is lost.
+
+        Under a preemption, as long as it fits the grace.
+        """
         limit = self._clock() + SETTLE_LIMIT_S
-        while (steps := attempt.on_their_way()) and not self._group.missing() and not self._inbox.stops_now():
+        while (staged := attempt.on_their_way()) and not self._group.missing() and not self._inbox.stops_now():
             if self._clock() > limit:
-                log.warning("steps %s are not in the store after %.0f s without news, and are given up", steps, SETTLE_LIMIT_S)
+                log.warning("step %d is not in the store after %.0f s without news, and is given up", staged[-1].step, SETTLE_LIMIT_S)
                 return
-            self._board.show(phase=f"saving step {steps[-1]}")
-            item = self._inbox.get(1.0)
+            if self._departure.gives_up(staged):
+                return
+            self._board.show(phase=f"saving step {staged[-1].step}")
+            item = self._inbox.get(min(1.0, self._departure.patience_s()))
             if item is not None:
                 limit = self._clock() + SETTLE_LIMIT_S
                 self._take(attempt, item)
@@ -317,24 +288,36 @@ class JobRun:
     def _pause(self, delay_s: float) -> bool:
         """Wait; True if told to stop meanwhile. What dead ranks have said is dropped."""
         limit = self._clock() + delay_s
-        while not self._inbox.stop_mode and (left := limit - self._clock()) > 0:
+        while not self._inbox.stops and (left := limit - self._clock()) > 0:
             self._board.show(phase=f"restarts in {left:.0f} s")
             self._inbox.get(min(left, 1.0))
-        return bool(self._inbox.stop_mode)
+        return self._inbox.stops
 
     # end
 
     def _completed(self, attempt: Attempt) -> JobResult:
         step, stopped = attempt.done[min(attempt.done)]
         if stopped and step < self._context.spec.training.max_steps:
-            return self._cancelled(f"stopped after step {step}", step)
+            return self._left(f"stopped after step {step}", step)
         return self._result(EndReason.COMPLETED, f"trained {step} steps" + (f"; {attempt.why}" if attempt.why else ""), step)
 
     def _stopped_at_once(self) -> JobResult | None:
-        return self._cancelled("stopped at once") if self._inbox.stops_now() else None
+        return self._left("stopped at once") if self._inbox.stops_now() else None
 
-    def _cancelled(self, message: str, step: int | None = None) -> JobResult:
-        return self._result(EndReason.CANCELLED, message, step)
+    def _left(self, message: str, step: int | None = None) -> JobResult:
+        """Because the user stopped it or, if not, because it was preempted."""
+        preemption = self._inbox.preemption
+        if preemption is not None:
+            self._group.stop_uploads()
+        if preemption is None or self._inbox.stop_mode:
+            return self._result(EndReason.CANCELLED, message, step)
+        return self._preempted(f"{preemption.why}; {message}", step)
+
+    def _preempted(self, why: str, step: int | None = None) -> JobResult:
+        self._board.show(preemptions=self._past.preemptions + 1)
+        committed = self._committer.newest_step
+        goes_on = "begins anew" if committed is None else f"goes on from step {committed}"
+        return self._result(EndReason.PREEMPTED, f"{why}; back to the queue, {goes_on}", step)
 
     def _result(self, reason: EndReason, message: str, step: int | None = None) -> JobResult:
         progress = self._board.progress

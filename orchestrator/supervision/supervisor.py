@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Mapping, Sequence
@@ -21,13 +22,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.errors import ConfigError, StorageError
 from orchestrator.job import EndReason, JobResult
 from orchestrator.paths import Home
+from orchestrator.runtime.notice import on_sigterm
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.storage import ObjectStore, open_store
 from orchestrator.supervision.chronicle import Chronicle
 from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.ending import close_books, write_config, write_result
-from orchestrator.supervision.job_run import AgentDied, FromAgent, Inbox, JobRun, Message
+from orchestrator.supervision.inbox import AgentDied, FromAgent, Inbox, Message
+from orchestrator.supervision.job_run import JobRun
+from orchestrator.supervision.preemption import notice
 from orchestrator.supervision.status_board import StatusBoard
 from orchestrator.supervision.tracking_child import TrackingChild
 from orchestrator.supervision.warm_client import RANK_ENTRY
@@ -64,6 +68,7 @@ class Supervisor:
         self._board = StatusBoard(job_id, self._context.spec.training.max_steps, source=uuid.uuid4().hex)
         # Its own handle, for the agents: looked up here, because worker threads have no actor context of their own.
         self._me = ray.get_runtime_context().current_actor
+        on_sigterm(lambda: self.preempt("the supervisor got SIGTERM", None))
         threading.Thread(target=self._work, name="job", daemon=True).start()
 
     def status(self, after_event: int) -> dict[str, Any]:
@@ -75,6 +80,10 @@ class Supervisor:
         if mode not in STOP_MODES:
             raise ConfigError(f"mode={mode} is not possible: allowed is {' or '.join(STOP_MODES)}.")
         self._inbox.stop(mode)
+
+    def preempt(self, why: str, deadline_s: float | None) -> None:
+        """Save, leave, go back to the queue, by `deadline_s` (seconds since 1970; None: within `recovery.preemption_grace_s`)."""
+        self._inbox.preempt(notice(why, deadline_s, self._context.spec.recovery.preemption_grace_s, time.time()))
 
     def report(self, bundle: int, messages: list[Message]) -> None:
         """From an agent: what its ranks said and how they ended, in order."""

@@ -38,13 +38,13 @@ class TrackingChild:
             log.warning("the tracking writer ended with exit code %d and is started again", self._process.returncode)
         self._process = self._start()
 
-    def finish(self) -> bool:
-        """Wait for the rest to be delivered, at most `tracking.drain_timeout_s`. False: something stays in the journal."""
+    def finish(self, limit_s: float) -> bool:
+        """Wait for the rest to be delivered, at most `limit_s`. False: something stays in the journal."""
         self.ensure()
         if self._process is None:
             return True
         try:
-            return self._process.wait(self._spec.tracking.drain_timeout_s) == 0
+            return self._process.wait(limit_s) == 0
         except subprocess.TimeoutExpired:
             self.stop()
             return False

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -169,6 +170,7 @@ class Uploader:
 def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s uploader %(levelname)s %(message)s")
     os.nice(NICENESS)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may be sent to all processes of the machine: the agent says when to leave
     opened = json.loads(sys.stdin.readline())
     link = AgentLink(Path(opened["agent_socket"]), rank=-1)
     uploader = Uploader(

@@ -53,6 +53,9 @@ class Group(Protocol):
     def inspect(self) -> list[dict[str, Any]]:
         """Of each agent that answers: see `Agent.inspect`, and its `bundle`."""
 
+    def stop_uploads(self) -> None:
+        """What is on its way to the store is given up, at once. The ranks must be gone or done. Does not wait."""
+
     def missing(self) -> set[int]:
         """Bundles that have no agent now."""
 
@@ -235,6 +238,10 @@ class WorkerGroup:
             except RayError as error:
                 log.warning("agent %d does not say how its ranks are: %s", slot.bundle, _first_line(error))
         return found
+
+    def stop_uploads(self) -> None:
+        for _, handle in self._agents():
+            handle.stop_uploads.remote()
 
     def close(self) -> None:
         for slot, answer in [(slot, handle.close.remote()) for slot, handle in self._agents()]:

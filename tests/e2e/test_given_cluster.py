@@ -5,14 +5,18 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from harness import TINY, Sandbox, interrupt
 
 from orchestrator.control.keeper import free_port
+from orchestrator.events import EventKind
 from orchestrator.job import JobState
 
+PREEMPTION = 2
+"""Of Ray's reasons for a drain."""
 SCRIPT = Path(__file__).parents[2] / "cluster" / "local.sh"
 
 
@@ -83,3 +87,36 @@ def test_more_than_this_cluster_can_ever_have_is_refused_and_what_is_taken_now_w
     assert "2 x 2 CPUs" in reason
     assert sandbox.run("cancel", first, "--now")[0] == 0
     assert sandbox.wait_ended(second).state is JobState.SUCCEEDED
+
+
+def test_a_drained_node_gives_its_job_back_to_the_queue_and_nothing_of_it_is_lost(sandbox, address):
+    """Two equal jobs fill a node each. The one on the head is the calm run; the other goes on there when its node is taken.
+
+    Last in this file: a drain is not taken back.
+    """
+    from ray._raylet import GcsClient
+
+    fills = ("training.max_steps=500", "checkpoint.interval_steps=250", "resources.cpus_per_worker=1", f"cluster.address={address}")
+    known = {job.id for job in sandbox.jobs()}
+    commands = [sandbox.start("submit", *TINY, *fills) for _ in range(2)]  # at once, so that both run at the same time
+    assert [command.wait(60) for command in commands] == [0, 0], sandbox.describe()
+    jobs = [job.id for job in sandbox.jobs() if job.id not in known]
+    nodes = {sandbox.wait_until(lambda job_id=job_id: sandbox.job(job_id).placement, "a place")[0][0]: job_id for job_id in jobs}
+    gcs = GcsClient(address=address)
+    calm = nodes.pop(next(info.node_id.hex() for info in gcs.get_all_node_info().values() if info.is_head_node))
+    ((node, drained),) = nodes.items()
+    sandbox.wait_step(drained, 20)
+    taken, why = gcs.drain_node(node, PREEMPTION, "a test", int((time.time() + 60) * 1000))
+    assert taken, why
+    assert sandbox.wait_ended(calm).state is JobState.SUCCEEDED, sandbox.describe()
+    job = sandbox.wait_ended(drained)
+    assert (job.state, job.run) == (JobState.SUCCEEDED, 2), sandbox.describe()
+    assert (job.progress.preemptions, job.progress.restarts) == (1, 0)
+    told = [event for _, event in sandbox.client.events(drained)]
+    (notice,) = [event for event in told if event.kind is EventKind.PREEMPTED]
+    assert notice.message.startswith(f"Ray drains node {node[:8]}: it saves and leaves; ")
+    (left,) = [event.message for event in told if event.kind is EventKind.ENDED and "back to the queue" in event.message]
+    restored = next(event.fields["step"] for event in told if event.kind is EventKind.RESTORED)
+    assert 20 <= restored < 500 and left.endswith(f"stopped after step {restored}; back to the queue, goes on from step {restored}")
+    assert sandbox.history(drained) == sandbox.history(calm)
+    assert sandbox.fingerprint(drained) == sandbox.fingerprint(calm)

@@ -59,6 +59,23 @@ def test_a_rank_whose_memory_is_full_goes_on_in_half_the_micro_batch_on_the_same
         assert [row[name] for row in after] == pytest.approx([row[name] for row in before], rel=1e-5)
 
 
+def test_a_preempted_run_equals_the_calm_one(sandbox, calm):
+    """SIGTERM to one of two ranks: both save at the same step, and the job is queued for its next run."""
+    job_id = sandbox.submit(*TINY, *LENGTH, "checkpoint.interval_steps=1000")
+    sandbox.wait_step(job_id, 50)
+    sandbox.ranks()[-1].terminate()
+    job = sandbox.wait_ended(job_id)
+    assert (job.state, job.run) == (JobState.SUCCEEDED, 2), sandbox.describe()
+    assert (job.progress.preemptions, job.progress.restarts) == (1, 0)
+    told = [event for _, event in sandbox.client.events(job_id)]
+    first, _ = [event.fields["step"] for event in told if event.kind is EventKind.COMMITTED]
+    left = next(event.message for event in told if event.kind is EventKind.ENDED)
+    assert left[7:] == f"got SIGTERM; stopped after step {first}; back to the queue, goes on from step {first}"
+    assert 50 <= first < 300
+    assert sandbox.history(job_id) == calm[0]
+    assert sandbox.fingerprint(job_id) == calm[1]
+
+
 def flipped(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]

@@ -116,6 +116,8 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     ),
     "recovery.max_restarts": ([0, 1], [-1], "0 or more"),
     "recovery.max_restarts_without_progress": ([0, 1], [-1], "0 or more"),
+    "recovery.preemption_grace_s": ([0.5, 120.0], [0.0, -1.0, float("nan"), float("inf")], "more than 0"),
+    "recovery.max_preemptions": ([0, 1], [-1], "0 or more"),
     "workload.entrypoint": (
         ["m:C", "a.b.c:My_2", "_m:_C"], ["", "m", "m:", ":C", "m.C", "m:C.D", "1m:C", "m:1C", "a/b:C", "m.py:C:D", "m:C "],
         "module:Class, for example my_module:MyWorkload",

@@ -25,6 +25,8 @@ class Node:
     gpus: int = 0
     alive: bool = True
     draining: bool = False
+    drain_deadline_s: float | None = None
+    """Seconds since 1970, of a node that is draining; None: it names none."""
 
 
 @dataclass(frozen=True, kw_only=True)

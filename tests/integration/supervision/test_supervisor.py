@@ -125,6 +125,55 @@ def test_drain_saves_and_the_next_run_goes_on_from_there(box):
     again.release()
 
 
+PROCESSES = {
+    "rank 0": lambda box, job: psutil.Process(job.ranks()[0]),
+    "rank 0, of the warm process,": lambda box, job: box.warm()[0],  # passes it on
+    "the agent of node 0": lambda box, job: _living(box, "ray::Agent"),
+    "the supervisor": lambda box, job: _living(box, "ray::Supervisor"),
+}
+
+
+def test_sigterm_to_any_of_its_processes_saves_leaves_and_the_next_run_goes_on_from_there(box):
+    job_id, first = "preempted", 0
+    for run, (who, process) in enumerate(PROCESSES.items(), 1):
+        job = box.start(double_spec(box.url, max_steps=400, step_s=0.01, workers=1), job_id, run)
+        job.wait_step(first + 5)
+        process(box, job).send_signal(signal.SIGTERM)
+        result = job.wait_ended()
+        assert result.end_reason is EndReason.PREEMPTED, result.message
+        assert result.message.startswith(f"{who.partition(',')[0]} got SIGTERM; stopped after step {result.step}; back to the queue")
+        assert first < result.committed_step == result.step < 400
+        progress, first = job.status()["progress"], result.step
+        assert (progress["preemptions"], progress["restarts"]) == (run, 0)
+        job.release()
+    again = box.start(double_spec(box.url, max_steps=400, workers=1), job_id, run=5)
+    assert again.wait_ended().end_reason is EndReason.COMPLETED
+    assert again.history() == calm_history(400)
+    assert again.status()["progress"]["preemptions"] == 4
+    again.release()
+
+
+def test_a_save_that_does_not_fit_the_grace_is_abandoned_and_the_next_run_goes_on_from_the_commit_before(box):
+    """A save is a segment of 4096 bytes; once one is measured, the limit says that the next takes four seconds, and there are three."""
+    job = box.start(double_spec(box.url, max_steps=200, step_s=0.02, workers=1, upload_bytes_per_s=1024))
+    wait_until(lambda: (job.status()["progress"]["committed_step"] or 0) >= 10, "a commit")
+    job.preempt(grace_s=3.0)
+    result = job.wait_ended()
+    assert result.end_reason is EndReason.PREEMPTED
+    assert "is abandoned: it takes" in result.message and "at 0.001 MB/s" in result.message, result.message
+    choices = [event["fields"] for _, event in job.status()["events"] if event["kind"] == "preempted"]
+    assert [choice["choice"] for choice in choices] == ["abandon"]
+    assert choices[0]["bytes_per_s"] == 1024 and choices[0]["needed_s"] + choices[0]["reserve_s"] > choices[0]["grace_s"]
+    commits = [key.key for key in job.store.list(job.keys.commits)]
+    assert max(int(key[-17:-5]) for key in commits) == result.committed_step < result.step
+    job.release()
+    again = box.start(double_spec(box.url, max_steps=200, workers=1), job.id, run=2)
+    assert again.wait_ended().end_reason is EndReason.COMPLETED
+    assert again.log(2, 0) == f"rank 0 of epoch 2 begins at {result.committed_step}\n"
+    assert again.history() == calm_history(200)
+    again.release()
+
+
 def test_stop_now_does_not_wait_for_a_rank(box):
     job = box.start(double_spec(box.url, faults=[{"rank": 0, "step": 15, "how": "hold"}]))
     job.wait_step(14)
@@ -179,3 +228,7 @@ def _clocks(job_id):
     from pathlib import Path
 
     return Path("/dev/shm").glob(f"orchestrator-{job_id}-*")
+
+
+def _living(box, name):
+    return next(process for process in box.having(name) if process.status() != psutil.STATUS_ZOMBIE)

@@ -15,7 +15,7 @@ from orchestrator.errors import ClusterError, StorageDenied, StorageUnavailable
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, JobResult, JobState, Progress
 from orchestrator.paths import Home
-from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, TrainingSpec, WorkloadSpec
+from orchestrator.spec import DataSpec, JobSpec, ModelSpec, RecoverySpec, ResourcesSpec, TrainingSpec, WorkloadSpec
 
 SPEC = JobSpec(
     workload=WorkloadSpec(name="tiny", entrypoint="tiny:Tiny"),
@@ -322,3 +322,74 @@ def test_an_unreadable_cluster_stops_nothing_that_runs(world):
     world.say(job_id, step=5)
     world.turn(3)
     assert world.client.job(job_id).progress.step == 5
+
+
+NOTICE = Node(id="node-1", cpu_units=2 * CPU_UNITS, draining=True, drain_deadline_s=1100.0)
+
+
+def drain(world, *nodes):
+    world.controller._look = lambda: done(ClusterView(nodes=nodes))
+
+
+def test_a_drain_notice_preempts_the_jobs_of_the_node_once_and_they_wait_for_another_place(world):
+    job_id = world.running()
+    drain(world, NOTICE, Node(id="node-2", cpu_units=CPU_UNITS))
+    world.turn()
+    assert world.groups.preemptions == [(job_id, "Ray drains node node-1", 1100.0)]
+    world.say(job_id, JobState.DRAINING, source="2")  # its supervisor was started again
+    world.turn()
+    assert len(world.groups.preemptions) == 2
+    world.end(job_id, EndReason.PREEMPTED, "Ray drains node node-1; stopped after step 5")
+    world.turn(6)
+    job = world.client.job(job_id)
+    assert (job.state, job.run, job.placement) == (JobState.QUEUED, 2, ())
+    drain(world, NOTICE, Node(id="node-2", cpu_units=2 * CPU_UNITS))
+    world.turn()
+    assert dict(world.client.job(job_id).placement) == {"node-2": 2}
+    assert len(world.groups.preemptions) == 2
+
+
+def test_a_drain_notice_of_another_node_disturbs_nobody(world):
+    world.running()
+    drain(world, Node(id="node-1", cpu_units=2 * CPU_UNITS), dataclasses.replace(NOTICE, id="node-2"))
+    world.turn()
+    assert world.groups.preemptions == []
+
+
+def test_a_notice_that_did_not_reach_the_supervisor_is_given_again_and_the_earliest_deadline_counts(world):
+    class Unreachable(ScriptedGroups):
+        def preempt(self, job, why, deadline_s):
+            super().preempt(job, why, deadline_s)
+            return failed(ClusterError("no answer")) if len(self.preemptions) < 3 else done()
+
+    world.groups = Unreachable()
+    drain(world, Node(id="node-1", cpu_units=CPU_UNITS), Node(id="node-2", cpu_units=CPU_UNITS))
+    world.controller._groups = world.groups
+    job_id = world.running()
+    ends = {"node-1": None, "node-2": 1200.0}
+    drain(world, *(dataclasses.replace(NOTICE, id=name, cpu_units=CPU_UNITS, drain_deadline_s=end) for name, end in ends.items()))
+    world.turn(8)
+    assert world.groups.preemptions == [(job_id, "Ray drains node node-2", 1200.0)] * 3
+
+
+def test_a_job_that_was_preempted_too_often_fails_with_the_reason(world):
+    job_id = world.running(recovery=RecoverySpec(max_preemptions=2))
+    for count in (1, 2):
+        run = world.client.job(job_id).run
+        world.groups.results[job_id, run] = JobResult(end_reason=EndReason.PREEMPTED, message="made room")
+        world.say(job_id, ended=True, preemptions=count)
+        world.turn(8)
+    job = world.client.job(job_id)
+    assert (job.state, job.run) == (JobState.FAILED, 2)
+    assert job.reason == "it was preempted 2 times (recovery.max_preemptions=2); the last time: made room"
+
+
+def test_the_schedulers_order_preempts_a_job_once(world):
+    class Preempting(Controller):
+        def _plan(self, cluster, jobs, now):
+            return dataclasses.replace(super()._plan(cluster, jobs, now), preempts=tuple(job.id for job in jobs if job.state.active))
+
+    job_id = world.running()
+    world.controller = Preempting(world.store, world.home, world.groups, world.controller._look)
+    world.turn(6)
+    assert world.groups.preemptions == [(job_id, "the scheduler gives its place to others", None)]

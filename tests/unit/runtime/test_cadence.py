@@ -7,7 +7,7 @@ import math
 import pytest
 
 from orchestrator.errors import ConfigError
-from orchestrator.runtime.cadence import Cadence, least_loss_interval_s
+from orchestrator.runtime.cadence import Ballot, Cadence, least_loss_interval_s
 from orchestrator.spec import CheckpointSpec
 
 
@@ -45,3 +45,19 @@ def test_the_interval_is_where_the_loss_is_least():
 def test_what_cannot_be_is_refused(name, value):
     with pytest.raises(ConfigError, match=f"checkpoint.{name}={value}"):
         CheckpointSpec(**{name: value})
+
+
+def test_ranks_ask_each_other_every_two_seconds_however_long_a_step_takes():
+    now = [100.0]
+    ballot = Ballot(7, clock=lambda: now[0])
+    assert ballot.is_due(8)
+    now[0] += 0.1
+    assert ballot.steps_to_next(8) == 20
+    ballot.held(8, 20)
+    assert not ballot.is_due(27) and ballot.is_due(28)
+    now[0] += 20 * 0.25  # slower now
+    assert ballot.steps_to_next(28) == 8
+    ballot.held(18, 5)  # at a log step before it was due
+    assert not ballot.is_due(22) and ballot.is_due(23)
+    now[0] += 300.0
+    assert ballot.steps_to_next(19) == 1

@@ -1,0 +1,61 @@
+"""What comes in to a job's run from other threads: reports of agents, deaths, orders to leave."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.supervision.preemption import Preemption
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FromAgent:
+    bundle: int
+    messages: Sequence[Message]
+
+
+@dataclass(frozen=True)
+class AgentDied:
+    bundle: int
+    why: str
+
+
+class Inbox:
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[FromAgent | AgentDied | None] = queue.SimpleQueue()
+        self.stop_mode = ""
+        """'' | 'drain' | 'now', by the user; only ever grows stronger."""
+        self.preemption: Preemption | None = None
+        """The one with the earliest deadline."""
+
+    def put(self, item: FromAgent | AgentDied) -> None:
+        self._queue.put(item)
+
+    def stop(self, mode: str) -> None:
+        if self.stop_mode != "now":
+            self.stop_mode = mode
+        self._queue.put(None)
+
+    def preempt(self, preemption: Preemption) -> None:
+        if self.preemption is None or preemption.deadline_s < self.preemption.deadline_s:
+            self.preemption = preemption
+            self._queue.put(None)
+
+    def get(self, timeout_s: float) -> FromAgent | AgentDied | None:
+        """None: nothing came, or a new order."""
+        try:
+            return self._queue.get(timeout=max(timeout_s, 0.0))
+        except queue.Empty:
+            return None
+
+    @property
+    def stops(self) -> bool:
+        """By the user's order or by a preemption."""
+        return bool(self.stop_mode) or self.preemption is not None
+
+    def stops_now(self) -> bool:
+        return self.stop_mode == "now"

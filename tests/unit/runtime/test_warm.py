@@ -1,0 +1,99 @@
+"""The warm process with ranks that only sleep: what SIGTERM does, and what its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.runtime.task import RankTask
+
+
+def sleeper(task):
+    """What the ranks run: until SIGTERM, of which they leave a word."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    print("asleep", flush=True)
+    signal.sigwait({signal.SIGTERM})
+    print("told", flush=True)
+    return 3
+
+
+class Agent:
+    def __init__(self, folder):
+        self.folder, self.log, self.clock = folder, folder / "rank.log", folder / "clock"
+        self.watched = subprocess.Popen(["sleep", "600"])
+        command = [sys.executable, "-m", "orchestrator.runtime.warm", "--socket", str(folder / "s"), "--watch-pid", str(self.watched.pid)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        self.warm = subprocess.Popen([*command, "--entry", "test_warm:sleeper"], env=environment, cwd=folder)
+        self.wait(lambda: (folder / "s").exists())
+        self.connection = socket.socket(socket.AF_UNIX)
+        self.wait(lambda: self.connection.connect_ex(str(folder / "s")) == 0)
+        self.lines = self.connection.makefile()
+
+    def fork(self):
+        """Returns the rank's pid when it sleeps."""
+        self.log.touch()
+        self.clock.touch()
+        task = RankTask(
+            job_id="job", run=1, epoch=1, spec={"resources": {"threads_per_worker": 1}}, rank=0, world_size=1, local_rank=0,
+            local_world_size=1, master_address="", master_port=0, agent_socket="", clock=str(self.clock), cache_dir="",
+        )  # fmt: skip
+        request = {"op": "fork", "rank": 0, "task": task.to_dict(), "env": {}, "log": str(self.log)}
+        self.connection.sendall(json.dumps(request).encode() + b"\n")
+        started = json.loads(self.lines.readline())
+        assert started["op"] == "started", started
+        self.wait(lambda: "asleep" in self.log.read_text())
+        return started["pid"]
+
+    @staticmethod
+    def wait(condition):
+        limit = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+
+    def close(self):
+        self.connection.close()
+        for process in (self.warm, self.watched):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def agent(tmp_path):
+    it = Agent(tmp_path)
+    yield it
+    it.close()
+
+
+def test_sigterm_is_passed_on_and_it_leaves_when_its_ranks_have(agent):
+    pid = agent.fork()
+    agent.warm.send_signal(signal.SIGTERM)
+    assert json.loads(agent.lines.readline()) == {"op": "exit", "rank": 0, "pid": pid, "code": 3, "signal": 0}
+    assert agent.log.read_text() == "asleep\ntold\n"
+    assert agent.lines.readline() == ""
+    assert agent.warm.wait(20) == 0
+
+
+def test_without_ranks_it_leaves_at_sigterm(agent):
+    pid = agent.fork()
+    agent.connection.sendall(json.dumps({"op": "kill", "rank": None, "signal": int(signal.SIGKILL)}).encode() + b"\n")
+    assert json.loads(agent.lines.readline()) == {"op": "exit", "rank": 0, "pid": pid, "code": 0, "signal": 9}
+    agent.warm.send_signal(signal.SIGTERM)
+    assert agent.warm.wait(20) == 0
+
+
+def test_its_agent_hears_of_its_end_when_its_ranks_and_their_clocks_are_gone(agent):
+    pid = agent.fork()
+    agent.watched.kill()
+    agent.watched.wait()
+    assert agent.lines.readline() == ""
+    assert not psutil.pid_exists(pid) and not agent.clock.exists()

@@ -84,9 +84,11 @@ class Attempt:
     def heard_staged(self, message: Mapping[str, Any]) -> None:
         self._staged.setdefault((message["step"], message["checkpoint"]), set()).add(message["writer"])
 
-    def on_their_way(self) -> list[int]:
-        """Steps whose state is whole in host memory, and not yet in the store."""
-        return sorted(step for (step, _), writers in self._staged.items() if len(writers) == self.world_size)
+    def unsaved(self) -> dict[tuple[int, str], set[int]]:
+        """Steps whose state is whole in host memory and not yet in the store, oldest first: (step, key prefix) -> writers whose part is not
+        known to be there."""
+        whole = sorted(key for key, writers in self._staged.items() if len(writers) == self.world_size)
+        return {key: self._staged[key] - self._saved.get(key, {}).keys() for key in whole}
 
     def heard_saved(self, message: Mapping[str, Any]) -> SavedCheckpoint | None:
         """The checkpoint, when this was the last of its writers."""

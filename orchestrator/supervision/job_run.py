@@ -26,6 +26,7 @@ from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.diagnosis import Verdict, diagnose
 from orchestrator.supervision.failures import Action, Fault, decide
+from orchestrator.supervision.rescue import Rescue
 from orchestrator.supervision.worker_group import Group, PlaceLost
 
 log = logging.getLogger("orchestrator.supervisor")
@@ -270,8 +271,8 @@ class JobRun:
 
     def _settle(self, attempt: Attempt) -> None:
         """The ranks are gone; what they all had staged goes to the store still, and is committed: nothing of it is lost."""
-        limit = self._clock() + SETTLE_LIMIT_S
-        while (steps := attempt.on_their_way()) and not self._group.missing() and not self._inbox.stops_now():
+        limit, rescue = self._clock() + SETTLE_LIMIT_S, Rescue(self._context, self._group, attempt)
+        while (steps := rescue.steps()) and not self._inbox.stops_now():
             if self._clock() > limit:
                 log.warning("steps %s are not in the store after %.0f s without news, and are given up", steps, SETTLE_LIMIT_S)
                 return

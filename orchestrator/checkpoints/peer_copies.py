@@ -116,7 +116,7 @@ class PeerCopies:
     def complete(self, copy: CopyId, constant: tuple[str, int] | None, message: Message) -> bool:
         """All bytes were sent: from now on it is a copy. False: they are not all here.
 
-        `constant`: (prefix, first segment) of what never changes and was sent before it; None: there is none. `message`: the rank's `staged`.
+        `constant`: (prefix, first segment) of what never changes and was sent before; None: there is none. `message`: the rank's `staged`.
         """
         with self._lock:
             incoming = self._incoming.pop(copy.place, None)

@@ -120,12 +120,15 @@ class Agent:
 
     def close(self) -> bool:
         """End the uploader and ship all output of the ranks, which are gone. False if the store did not take it."""
-        self._copies.close()
-        if self._copier is not None:
-            self._copier.close()
-        if self._uploader is not None:
-            self._uploader.close()
+        self._end_uploads()
         return self._logs.flush()
+
+    def leave(self) -> None:
+        """Before this process is killed: end ranks and uploader, so that no slab is left. Ray would kill the uploader too, which removes them.
+
+        Raises ClusterError."""
+        self._hub.kill()
+        self._end_uploads()
 
     @ray.method(concurrency_group="wait")  # type: ignore[untyped-decorator,unused-ignore]
     def wait(self) -> None:
@@ -174,6 +177,13 @@ class Agent:
             }  # fmt: skip
             self._uploader = UploaderChild(opened, environ, self._folder / f"uploader-{self._bundle}.log", self._report_failure)
         self._uploader.begin(epoch)
+
+    def _end_uploads(self) -> None:
+        self._copies.close()
+        if self._copier is not None:
+            self._copier.close()
+        if self._uploader is not None:
+            self._uploader.close()
 
     def _begin_copies(self, epoch: int, spec: JobSpec, peer: Any, num_ranks: int) -> None:
         self._copies.begin(epoch)

@@ -24,6 +24,8 @@ PLACE_LIMIT_S = 60.0
 """How long an agent may take to start in a bundle that is reserved; a bundle whose node is gone never lets it."""
 ANSWER_LIMIT_S = 60.0
 NAME_FREE_LIMIT_S = 20.0
+LEAVE_LIMIT_S = 5.0
+"""How long an agent may take to remove what its node keeps in memory, when the place is given back without its supervisor."""
 
 log = logging.getLogger("orchestrator.supervisor")
 
@@ -86,9 +88,11 @@ def reserve(job_id: str, spec: JobSpec, placement: Placement) -> bool:
 def release(job_id: str) -> None:
     """End supervisor and agents and give the place back. No error if nothing is left of them."""
     _kill_named(supervisor_name(job_id))
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        if actor["namespace"] == NAMESPACE and actor["name"].startswith(f"agent:{job_id}:"):
-            _kill_named(actor["name"])
+    named = ray.util.list_named_actors(all_namespaces=True)
+    agents = [actor["name"] for actor in named if actor["namespace"] == NAMESPACE and actor["name"].startswith(f"agent:{job_id}:")]
+    _let_leave(agents)
+    for name in agents:
+        _kill_named(name)
     group = _find_group(job_id)
     if group is not None:
         remove_placement_group(group)
@@ -116,6 +120,18 @@ def _find_group(job_id: str) -> PlacementGroup | None:
         if row["name"] == group_name(job_id) and row["state"] != "REMOVED":
             return PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id)))
     return None
+
+
+def _let_leave(agents: Sequence[str]) -> None:
+    """Those that can; one whose node is gone, or that does not answer, is not waited for long."""
+    answers = []
+    for name in agents:
+        try:
+            answers.append(ray.get_actor(name, namespace=NAMESPACE).leave.remote())
+        except ValueError:
+            continue
+    if answers:
+        ray.wait(answers, num_returns=len(answers), timeout=LEAVE_LIMIT_S)
 
 
 def _kill_named(name: str) -> None:

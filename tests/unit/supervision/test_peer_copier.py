@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.checkpoints import peer_copies, slab as slabs
+from orchestrator.checkpoints import peer_copies
+from orchestrator.checkpoints import slab as slabs
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.manifest import crc64
 from orchestrator.checkpoints.near import NearStore

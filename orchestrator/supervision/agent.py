@@ -124,9 +124,7 @@ class Agent:
         return self._logs.flush()
 
     def leave(self) -> None:
-        """Before this process is killed: end ranks and uploader, so that no slab is left. Ray would kill the uploader too, which removes them.
-
-        Raises ClusterError."""
+        """Before this process is killed: end ranks and uploader, which removes the slabs; Ray would kill it too. Raises ClusterError."""
         self._hub.kill()
         self._end_uploads()
 

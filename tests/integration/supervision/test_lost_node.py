@@ -22,7 +22,7 @@ def box():
 
 
 def test_the_peer_of_a_lost_node_stores_what_it_had_staged_and_the_job_goes_on_from_there(box):
-    """From step 15 on the uploader of node 1 stands still: nothing of it comes into the store. Its rank stops at step 40 for want of a slab."""
+    """From step 15 on the uploader of node 1 stands still: nothing of it is stored. Its rank stops at step 40 for want of a slab."""
     import ray
 
     head = ray.nodes()[0]["NodeID"]

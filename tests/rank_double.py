@@ -1,7 +1,8 @@
 """A rank without torch, for tests of supervision: it trains a number, stages it for the uploader, and fails on order.
 
 `workload.options` is its script: `step_s`, and `faults`, a list of {"rank", "step", "how", "epochs"}: in its first `epochs` epochs
-the rank does `how` at that step: `raise`, `exit`, `silent`, `segfault`, `echo`, `bad_config`, `hold` (wait to be killed).
+the rank does `how` at that step: `raise`, `exit`, `silent`, `segfault`, `echo`, `bad_config`, `hold` (wait to be killed), `wait` (until the
+file `until` is there).
 """
 
 from __future__ import annotations
@@ -113,10 +114,10 @@ def _slabs(task: RankTask) -> list[Slab]:
 def _fail_on_order(spec: JobSpec, task: RankTask, step: int) -> None:
     for fault in spec.workload.options.get("faults", ()):
         if (fault["rank"], fault["step"]) == (task.rank, step) and task.epoch <= fault.get("epochs", 10**6):
-            _fail(fault["how"])
+            _fail(fault["how"], Path(fault.get("until", "")))
 
 
-def _fail(how: str) -> None:
+def _fail(how: str, until: Path) -> None:
     match how:
         case "raise":
             raise ValueError("a bug of the user's")
@@ -130,3 +131,6 @@ def _fail(how: str) -> None:
             os.kill(os.getpid(), signal.SIGSEGV)
         case "hold":
             time.sleep(600)
+        case "wait":
+            while not until.exists():
+                time.sleep(0.01)

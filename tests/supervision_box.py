@@ -7,9 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,25 @@ class Box:
         with (self.root / "head.log").open("wb") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
+    def add_node(self) -> Node:
+        """A second raylet; what starts on it is on another node for Ray, and shares this machine's memory."""
+        import ray
+
+        (head,) = (node["NodeID"] for node in ray.nodes())
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={self.address}", "--node-ip-address=127.0.0.1",
+            f"--temp-dir={self.root}/ray2", "--num-cpus=2", "--object-store-memory=80000000", "--min-worker-port=0",
+            "--max-worker-port=0", "--dashboard-agent-listen-port=0", "--include-log-monitor=false", "--disable-usage-stats",
+        ]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": str(TESTS), MARK: str(self.root)}
+        environment.pop("RAY_ADDRESS")
+        with (self.root / "node.log").open("wb") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        found = wait_until(lambda: [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeID"] != head], "the second node")
+        # What is to run on the head runs here as long as this raylet has not heard of the head.
+        wait_until(lambda: _sees(found[0], head), "the second node's view of the first")
+        return Node(found[0], process)
+
     def _join(self) -> None:
         import ray
 
@@ -87,7 +108,8 @@ class Box:
             raise AssertionError((self.root / "head.log").read_text()) from error
         ray.init(self.address, namespace="orchestrator", log_to_driver=False, logging_level="ERROR")
 
-    def start(self, spec: JobSpec, job_id: str = "", run: int = 1) -> Job:
+    def start(self, spec: JobSpec, job_id: str = "", run: int = 1, nodes: Sequence[str] = ()) -> Job:
+        """On the first node, or with one worker for each of `nodes` (Ray's ids)."""
         import ray
 
         from orchestrator.supervision import supervisor, worker_group
@@ -96,9 +118,9 @@ class Box:
             self.jobs += 1
             job_id = f"job-{self.jobs}"
         node = ray.nodes()[0]["NodeID"]
-        placement = [(node, spec.resources.num_workers)]
+        placement = [(one, 1) for one in nodes] or [(node, spec.resources.num_workers)]
         wait_until(lambda: worker_group.reserve(job_id, spec, placement), "the place")
-        handle = supervisor.start_supervisor(job_id, run, spec, self.home, [spec.resources.num_workers], ENTRY)
+        handle = supervisor.start_supervisor(job_id, run, spec, self.home, [workers for _, workers in placement], ENTRY)
         return Job(self, job_id, run, spec, handle)
 
     def processes(self) -> list[psutil.Process]:
@@ -137,6 +159,40 @@ class Box:
         for process in self.processes():
             process.kill()
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _sees(node: str, other: str) -> bool:
+    """Whether a task on `node` can start one on `other`."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def on_other() -> bool:
+        return True
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def on_node() -> bool:
+        return bool(ray.get(on_other.options(scheduling_strategy=NodeAffinitySchedulingStrategy(other, soft=False)).remote()))
+
+    try:
+        return bool(ray.get(on_node.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(), timeout=20))
+    except ray.exceptions.RayError:
+        return False
+
+
+@dataclass
+class Node:
+    id: str
+    process: subprocess.Popen[bytes]
+    """`ray start --block`, parent of the raylet."""
+
+    def processes(self) -> list[psutil.Process]:
+        """Of Ray, and what its actors have started."""
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def uploader(self) -> psutil.Process:
+        return next(process for process in self.processes() if "orchestrator.supervision.uploader" in command_of(process))
 
 
 class Job:
@@ -190,11 +246,11 @@ class Job:
     def wait_step(self, step: int) -> None:
         wait_until(lambda: self.status()["progress"]["step"] >= step, f"step {step} of {self.id}")
 
-    def ranks(self) -> dict[int, int]:
+    def ranks(self, bundle: int = 0) -> dict[int, int]:
         """Rank -> pid."""
         import ray
 
-        agent = ray.get_actor(f"agent:{self.id}:0", namespace="orchestrator")
+        agent = ray.get_actor(f"agent:{self.id}:{bundle}", namespace="orchestrator")
         pids: dict[int, int] = ray.get(agent.pids.remote(), timeout=20)
         return pids
 

@@ -86,6 +86,12 @@ def arrange(rows: Iterable[Row]) -> list[Portion]:
     return found
 
 
+def size_of(rows: Sequence[Row]) -> int:
+    """Packed bytes."""
+    portions = arrange(rows)
+    return portions[-1].start + portions[-1].num_bytes if portions else 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Staged:
     """What one rank has staged: the content of `<slab>.json`."""

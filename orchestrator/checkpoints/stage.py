@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from orchestrator.checkpoints.pieces import StatePiece
-from orchestrator.checkpoints.slab import CONSTANT, Row, Slab, SlabState, Staged, arrange, read_staged, slab_path
+from orchestrator.checkpoints.slab import CONSTANT, Row, Slab, SlabState, Staged, arrange, read_staged, size_of, slab_path
 
 POLL_S = 0.002
 
@@ -201,12 +201,6 @@ def rows_of(pieces: Iterable[StatePiece]) -> list[Row]:
             start=piece.start, count=int(piece.data.numel()), item_bytes=piece.data.element_size(), block=piece.block,
         ).parts()
     ]  # fmt: skip
-
-
-def size_of(rows: Sequence[Row]) -> int:
-    """Packed bytes."""
-    portions = arrange(rows)
-    return portions[-1].start + portions[-1].num_bytes if portions else 0
 
 
 def _pack(pieces: Sequence[StatePiece], rows: Sequence[Row], slab: Slab) -> None:

@@ -10,7 +10,8 @@ import torch
 
 from orchestrator.checkpoints.manifest import WriterIndex
 from orchestrator.checkpoints.pieces import StatePiece
-from orchestrator.checkpoints.stage import pack_into, rows_of, size_of
+from orchestrator.checkpoints.slab import size_of
+from orchestrator.checkpoints.stage import pack_into, rows_of
 from orchestrator.checkpoints.upload import store_index, store_rows
 from orchestrator.storage import ObjectStore
 

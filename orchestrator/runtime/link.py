@@ -23,6 +23,7 @@ Messages, each a dict with `type` and `rank` (every rank sends them; the supervi
                                                         the uploader
     saved      the same, and num_bytes, upload_s        it is in the store; sent by the uploader in the rank's name
     *artifact  name                                     the object `artifacts/<name>` was written
+    warning    message                                  for people; also of the agent, in a rank's name
     suspect    commit key, message                      bytes of a checkpoint were found damaged
     preempted                                           it got SIGTERM; it goes on until it is ordered to stop
     done       step, stopped (bool), why                left the loop at `step`, because of an order or at the end; `why` of an early end

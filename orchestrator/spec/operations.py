@@ -44,6 +44,8 @@ class CheckpointSpec:
     """Copies of its state that a rank keeps in host memory: so many saves may be on their way to the store while it trains."""
     max_upload_mb_per_s: float = 0
     """Of a node, on average; 0: as fast as it goes."""
+    peer_copy: bool = True
+    """With more than one node, what a node's ranks keep in host memory is kept in that of one other node too."""
     keep_last: int = 3
     """Newest commits that stay in the store, damaged ones not counted; 0: all."""
     keep_every_hours: float = 0

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import ray
 
-from orchestrator.checkpoints.slab import remove_slabs
+from orchestrator.checkpoints.peer_copies import Answer, CopyId, PeerCopies
+from orchestrator.checkpoints.slab import Staged, remove_slabs
 from orchestrator.paths import Home, JobKeys
 from orchestrator.runtime.link import Order, ProgressClock, Reading
 from orchestrator.runtime.notice import on_sigterm
@@ -24,6 +26,7 @@ from orchestrator.storage import open_store
 from orchestrator.supervision import warm_client
 from orchestrator.supervision.inspection import inspect_ranks, node_health
 from orchestrator.supervision.log_shipper import LogShipper
+from orchestrator.supervision.peer_copier import AgentPeer, PeerCopier
 from orchestrator.supervision.rank_hub import Fork, Message, RankHub
 from orchestrator.supervision.uploader_child import UploaderChild
 from orchestrator.supervision.watch import Watch
@@ -56,7 +59,9 @@ class Agent:
         self._epoch = 0
         for left in self._memory_folder.glob(f"{self._clock_name('*')}"):
             left.unlink(missing_ok=True)
-        remove_slabs(self._memory_folder, self._slab_stem)
+        remove_slabs(self._memory_folder, self._slab_stem)  # of an agent before this one: they may be torn
+        self._copies = PeerCopies(self._memory_folder, self._slab_stem)
+        self._copier: PeerCopier | None = None
         self._logs = LogShipper(JobKeys(job_id))
         name = f"agent-{bundle}.sock"
         self._socket = warm_client.short_folder(self._folder, name) / name
@@ -64,15 +69,17 @@ class Agent:
         raylet = os.getppid()
         self._hub = RankHub(self._socket, lambda: warm_client.connect(self._home, entry, raylet), self._pass_on)
 
-    def start_ranks(self, epoch: int, tasks: list[dict[str, Any]], env: dict[str, str]) -> None:
+    def start_ranks(self, epoch: int, tasks: list[dict[str, Any]], env: dict[str, str], peer: Any = None) -> None:
         """Fork the ranks of `tasks` (RankTask as a dict, without its places on this node). Raises ClusterError.
 
-        `env` holds the job's secrets; the ranks get it and so does this process's object store.
+        `env` holds the job's secrets; the ranks get it and so does this process's object store. `peer`: the agent that gets a copy of
+        what they stage.
         """
         spec: JobSpec = from_dict(JobSpec, tasks[0]["spec"])
         environ = {**os.environ, **env}
         self._logs.use(lambda: open_store(spec.storage, environ))
         self._begin_uploads(epoch, spec, environ)
+        self._begin_copies(epoch, spec, peer, len(tasks))
         self._out_of_memory = _kernel_kills()
         self._end_watch()
         self._drop_clocks()
@@ -111,13 +118,38 @@ class Agent:
 
     def stop_uploads(self) -> None:
         """What is on its way to the store is given up."""
-        if self._uploader is not None:
-            self._uploader.close()
+        self._end_uploads()
+
+    def adopt(self, bundle: int, unsaved: set[tuple[int, str]]) -> set[tuple[int, str]]:
+        """Store in place of a node that is lost what of `unsaved` lies here as a copy: (writer, key prefix). Returns that."""
+        if self._uploader is None:
+            return set()
+        messages = self._copies.adopt(bundle, unsaved)
+        for message in messages:
+            self._uploader.take(message)
+        return {(message["writer"], message["checkpoint"]) for message in messages}
+
+    @ray.method(concurrency_group="copies")  # type: ignore[untyped-decorator,unused-ignore]
+    def open_copy(self, copy: CopyId, staged: Staged) -> Answer:
+        return self._copies.open(copy, staged)
+
+    @ray.method(concurrency_group="copies")  # type: ignore[untyped-decorator,unused-ignore]
+    def write_copy(self, copy: CopyId, start: int, data: np.ndarray, crc: int) -> bool:
+        return self._copies.write(copy, start, data, crc)
+
+    @ray.method(concurrency_group="copies")  # type: ignore[untyped-decorator,unused-ignore]
+    def complete_copy(self, copy: CopyId, constant: tuple[str, int] | None, message: Message) -> bool:
+        return self._copies.complete(copy, constant, message)
 
     def close(self) -> bool:
         """End the uploader and ship all output of the ranks, which are gone. False if the store did not take it."""
-        self.stop_uploads()
+        self._end_uploads()
         return self._logs.flush()
+
+    def leave(self) -> None:
+        """Before this process is killed: end ranks and uploader, which removes the slabs; Ray would kill it too. Raises ClusterError."""
+        self._hub.kill()
+        self._end_uploads()
 
     @ray.method(concurrency_group="wait")  # type: ignore[untyped-decorator,unused-ignore]
     def wait(self) -> None:
@@ -166,6 +198,8 @@ class Agent:
                 self._complete_exit(message)
             elif self._uploader is not None and message["type"] == "staged":
                 self._uploader.take(message)
+                if self._copier is not None:
+                    self._copier.take(message)
             elif self._uploader is not None:
                 self._uploader.heard(message)
         self._supervisor.report.remote(self._bundle, messages)
@@ -178,6 +212,25 @@ class Agent:
             }  # fmt: skip
             self._uploader = UploaderChild(opened, environ, self._folder / f"uploader-{self._bundle}.log", self._report_failure)
         self._uploader.begin(epoch)
+
+    def _end_uploads(self) -> None:
+        self._copies.close()
+        if self._copier is not None:
+            self._copier.close()
+        if self._uploader is not None:
+            self._uploader.close()
+
+    def _begin_copies(self, epoch: int, spec: JobSpec, peer: Any, num_ranks: int) -> None:
+        self._copies.begin(epoch)
+        if self._copier is None and peer is not None:
+            self._copier = PeerCopier(self._bundle, spec.checkpoint.max_upload_mb_per_s * 1e6, self._warn_of_copies)
+        if self._copier is not None:
+            self._copier.begin(epoch, None if peer is None else AgentPeer(peer), num_ranks)
+
+    def _warn_of_copies(self, message: Message, why: str) -> None:
+        text = f"the newest state of node {self._bundle} has no copy on another node: {why}"
+        told = {"type": "warning", "rank": message["rank"], "epoch": message["epoch"], "time_s": time.time(), "message": text}
+        self._supervisor.report.remote(self._bundle, [told])
 
     def _report_failure(self, message: Message) -> None:
         self._supervisor.report.remote(self._bundle, [{"time_s": time.time(), **message}])

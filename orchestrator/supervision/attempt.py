@@ -116,6 +116,11 @@ class Attempt:
         whole = [staged for staged in self._staged.values() if len(staged.writers) == self.world_size]
         return sorted(whole, key=lambda staged: staged.step)
 
+    def unsaved(self) -> dict[tuple[int, str], set[int]]:
+        """Of the same, oldest first: (step, key prefix) -> writers whose part is not known to be in the store."""
+        whole = sorted(key for key, staged in self._staged.items() if len(staged.writers) == self.world_size)
+        return {key: self._staged[key].writers - self._saved.get(key, {}).keys() for key in whole}
+
     def heard_saved(self, message: Mapping[str, Any]) -> SavedCheckpoint | None:
         """The checkpoint, when this was the last of its writers."""
         step, prefix = message["step"], message["checkpoint"]

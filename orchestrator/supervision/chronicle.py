@@ -46,6 +46,8 @@ class Chronicle:
                 self._trained(message)
             case "evaluated":
                 self._evaluation(message)
+            case "warning":
+                self.tell(EventKind.WARNING, message["message"])
             case "artifact":
                 self.journal.append("artifact", name=message["name"])
 

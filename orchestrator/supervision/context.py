@@ -35,6 +35,10 @@ class RunContext:
     def first_rank(self, bundle: int) -> int:
         return sum(self.ranks_per_bundle[:bundle])
 
+    def ranks(self, bundle: int) -> range:
+        first = self.first_rank(bundle)
+        return range(first, first + self.ranks_per_bundle[bundle])
+
     def with_secrets(self) -> RunContext:
         """Read from the home; they are never an argument of an actor, which Ray would keep."""
         path = self.home.secrets(self.job_id)

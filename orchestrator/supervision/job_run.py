@@ -28,6 +28,7 @@ from orchestrator.supervision.failures import Action, Fault, decide
 from orchestrator.supervision.inbox import AgentDied, FromAgent, Inbox, Message
 from orchestrator.supervision.investigation import investigate
 from orchestrator.supervision.preemption import notice
+from orchestrator.supervision.rescue import Rescue
 from orchestrator.supervision.worker_group import Group, PlaceLost
 
 log = logging.getLogger("orchestrator.supervisor")
@@ -272,8 +273,9 @@ class JobRun:
 
         Under a preemption, as long as it fits the grace.
         """
-        limit = self._clock() + SETTLE_LIMIT_S
-        while (staged := attempt.on_their_way()) and not self._group.missing() and not self._inbox.stops_now():
+        limit, rescue = self._clock() + SETTLE_LIMIT_S, Rescue(self._context, self._group, attempt)
+        while (steps := rescue.steps()) and not self._inbox.stops_now():
+            staged = [pending for pending in attempt.on_their_way() if pending.step in steps]
             if self._clock() > limit:
                 log.warning("step %d is not in the store after %.0f s without news, and is given up", staged[-1].step, SETTLE_LIMIT_S)
                 return

@@ -53,7 +53,8 @@ def start_supervisor(
     actor = ray.remote(num_cpus=0, max_restarts=-1)(Supervisor)
     return actor.options(
         name=supervisor_name(job_id), namespace=NAMESPACE, lifetime="detached", get_if_exists=True,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=_head_node(), soft=True),
+        # A soft affinity is a hint, which Ray passes over: the loss of any other node must not be that of the supervisor too.
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=_head_node(), soft=False),
     ).remote(job_id, run, to_dict(spec), str(home.root), list(ranks_per_bundle), rank_entry)  # fmt: skip
 
 

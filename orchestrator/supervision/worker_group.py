@@ -25,6 +25,8 @@ PLACE_LIMIT_S = 60.0
 ANSWER_LIMIT_S = 60.0
 INSPECT_LIMIT_S = 5.0
 NAME_FREE_LIMIT_S = 20.0
+LEAVE_LIMIT_S = 5.0
+"""How long an agent may take to remove what its node keeps in memory, when the place is given back without its supervisor."""
 
 log = logging.getLogger("orchestrator.supervisor")
 
@@ -59,6 +61,12 @@ class Group(Protocol):
     def missing(self) -> set[int]:
         """Bundles that have no agent now."""
 
+    def adopt(self, bundle: int, unsaved: set[tuple[int, str]]) -> set[tuple[int, str]]:
+        """A node is lost: have its peer store what it holds a copy of. `unsaved`, and what of it will come: (writer, key prefix)."""
+
+    def peer(self, bundle: int) -> int:
+        """The bundle that holds the copies of another; itself if it is alone."""
+
     def close(self) -> None:
         """Ship the logs, end the agents."""
 
@@ -87,9 +95,11 @@ def reserve(job_id: str, spec: JobSpec, placement: Placement) -> bool:
 def release(job_id: str) -> None:
     """End supervisor and agents and give the place back. No error if nothing is left of them."""
     _kill_named(supervisor_name(job_id))
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        if actor["namespace"] == NAMESPACE and actor["name"].startswith(f"agent:{job_id}:"):
-            _kill_named(actor["name"])
+    named = ray.util.list_named_actors(all_namespaces=True)
+    agents = [actor["name"] for actor in named if actor["namespace"] == NAMESPACE and actor["name"].startswith(f"agent:{job_id}:")]
+    _let_leave(agents)
+    for name in agents:
+        _kill_named(name)
     group = _find_group(job_id)
     if group is not None:
         remove_placement_group(group)
@@ -117,6 +127,18 @@ def _find_group(job_id: str) -> PlacementGroup | None:
         if row["name"] == group_name(job_id) and row["state"] != "REMOVED":
             return PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id)))
     return None
+
+
+def _let_leave(agents: Sequence[str]) -> None:
+    """Those that can; one whose node is gone, or that does not answer, is not waited for long."""
+    answers = []
+    for name in agents:
+        try:
+            answers.append(ray.get_actor(name, namespace=NAMESPACE).leave.remote())
+        except ValueError:
+            continue
+    if answers:
+        ray.wait(answers, num_returns=len(answers), timeout=LEAVE_LIMIT_S)
 
 
 def _kill_named(name: str) -> None:
@@ -161,7 +183,7 @@ class AgentSlot:
     def _create(self, group: PlacementGroup, supervisor: Any) -> Any:
         """The name of an agent that was killed a moment ago may still be taken."""
         strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=self.bundle)
-        actor = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"wait": 1})(Agent)
+        actor = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"wait": 1, "copies": 1})(Agent)
         options = actor.options(
             name=agent_name(self.job_id, self.bundle), namespace=NAMESPACE, lifetime="detached", num_gpus=self._gpus,
             scheduling_strategy=strategy,
@@ -189,6 +211,7 @@ class WorkerGroup:
         self._job_id = context.job_id
         self._ranks_per_bundle = context.ranks_per_bundle
         self._supervisor = supervisor
+        self._peer_copy = context.spec.checkpoint.peer_copy and len(context.ranks_per_bundle) > 1
         gpus = context.spec.resources.gpus_per_worker
         self._slots = [
             AgentSlot(context.job_id, bundle, ranks * gpus, context.home, entry, on_loss)
@@ -212,10 +235,25 @@ class WorkerGroup:
         for count in self._ranks_per_bundle:
             parts.append(tasks[first : first + count])
             first += count
-        self._ask(self._slots, "start_ranks", lambda slot: (tasks[0]["epoch"], parts[slot.bundle], dict(env)))
+        peers = [self._slots[self.peer(slot.bundle)].handle if self._peer_copy else None for slot in self._slots]
+        self._ask(self._slots, "start_ranks", lambda slot: (tasks[0]["epoch"], parts[slot.bundle], dict(env), peers[slot.bundle]))
 
     def missing(self) -> set[int]:
         return {slot.bundle for slot in self._slots if slot.handle is None}
+
+    def peer(self, bundle: int) -> int:
+        return (bundle + 1) % len(self._slots)
+
+    def adopt(self, bundle: int, unsaved: set[tuple[int, str]]) -> set[tuple[int, str]]:
+        handle = self._slots[self.peer(bundle)].handle
+        if handle is None or not self._peer_copy:
+            return set()
+        try:
+            adopted: set[tuple[int, str]] = ray.get(handle.adopt.remote(bundle, unsaved), timeout=ANSWER_LIMIT_S)
+        except RayError as error:
+            log.warning("node %d does not store what it has of node %d: %s", self.peer(bundle), bundle, _first_line(error))
+            return set()
+        return adopted
 
     def kill_ranks(self) -> None:
         """An agent that cannot kill its ranks is killed itself: the warm process then does it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from pathlib import Path
 import pytest
 from harness import TINY, Sandbox, interrupt
 
+from orchestrator.checkpoints.slab import Slab, SlabState
 from orchestrator.control.keeper import free_port
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
 
 PREEMPTION = 2
 """Of Ray's reasons for a drain."""
+MEMORY = Path("/dev/shm")
 SCRIPT = Path(__file__).parents[2] / "cluster" / "local.sh"
 
 
@@ -56,11 +59,32 @@ def test_one_worker_on_each_node_trains_what_two_on_one_node_do(sandbox, address
     assert sandbox.fingerprint(there) == sandbox.fingerprint(here)
 
     killed = sandbox.submit(*TINY, *spread, f"cluster.address={address}")
-    sandbox.wait_step(killed, 40)
-    sandbox.wait_until(lambda: sandbox.victims("agent"), "an agent")[-1].kill()
+    uploader = sandbox.wait_until(lambda: len(found := sandbox.victims("uploader")) == 2 and found[-1], "both uploaders")
+    agent = uploader.parent()
+    uploader.suspend()  # of its node nothing comes into the store; its rank stops when it has staged two steps
+    copies = sandbox.wait_until(lambda: _copied(killed, (20, 40)), "copies of both on the other node")
+    agent.kill()
+    uploader.kill()
+    for left in MEMORY.glob(f"orchestrator-{killed}-{copies}-*.slab"):
+        left.unlink()  # they were the memory of the lost node
     assert sandbox.wait_ended(killed).state is JobState.SUCCEEDED, sandbox.describe()
+    restored = {event.fields["step"] for _, event in sandbox.client.events(killed) if event.kind is EventKind.RESTORED}
+    assert restored == {40}, sandbox.client.events(killed)
     assert sandbox.job(killed).progress.restarts == 1
+    assert sandbox.history(killed) == sandbox.history(here)
     assert sandbox.fingerprint(killed) == sandbox.fingerprint(here)
+    sandbox.wait_until(lambda: not list(MEMORY.glob(f"orchestrator-{killed}-*")), "the removal of slabs")
+
+
+def _copied(job_id, steps):
+    """The bundle of which another holds copies of those steps whole, as text."""
+    for bundle in "01":
+        tables = [json.loads(path.read_text()) for path in MEMORY.glob(f"orchestrator-{job_id}-*-of-{bundle}-*.json")]
+        if {table["step"] for table in tables} == set(steps) and not list(MEMORY.glob(f"orchestrator-{job_id}-*.unfinished")):
+            own = [Slab.open(path).state for path in MEMORY.glob(f"orchestrator-{job_id}-{bundle}-{bundle}-*.slab")]
+            if own == [SlabState.STAGED, SlabState.STAGED]:
+                return bundle
+    return ""
 
 
 def test_ctrl_c_detaches_and_down_leaves_the_cluster_to_its_owner(sandbox, address):

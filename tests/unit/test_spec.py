@@ -438,7 +438,8 @@ def test_a_whole_number_is_a_number() -> None:
 
 
 def test_an_unknown_key_is_refused_with_all_known_and_the_nearest() -> None:
-    known = "interval_steps, node_mtbf_hours, buffers, max_upload_mb_per_s, keep_last, keep_every_hours, grace_minutes, keep_best"
+    known = "interval_steps, node_mtbf_hours, buffers, max_upload_mb_per_s, peer_copy, keep_last"
+    known += ", keep_every_hours, grace_minutes, keep_best"
     with pytest.raises(ConfigError) as caught:
         changed("checkpoint.keep_lst", 3)
     assert str(caught.value) == f"checkpoint.keep_lst is no setting. Known here: {known}. Did you mean 'keep_last'?"

@@ -77,15 +77,17 @@ def test_what_all_writers_have_staged_is_on_its_way_until_all_of_it_is_saved():
     of = {"step": 5, "checkpoint": "p/"}
     whole_one = [(5, 7, 0.2, 2.0)]
     it.heard_staged({**of, "writer": 0, "num_bytes": 3, "stage_s": 0.2}, 1.0)
-    assert it.on_their_way() == [] and it.newest_staged is None  # the other rank was killed before
+    assert it.on_their_way() == [] and it.newest_staged is None and it.unsaved() == {}  # the other rank was killed before
     it.heard_staged({**of, "writer": 1, "num_bytes": 4, "stage_s": 0.1}, 2.0)
     assert [(staged.step, staged.num_bytes, staged.stage_s, staged.since_s) for staged in it.on_their_way()] == whole_one
+    assert it.unsaved() == {(5, "p/"): {0, 1}}
     assert it.heard_saved({**of, "writer": 0, "num_bytes": 3, "upload_s": 2.0, "job_scalars": {"step": 5}}) is None
     assert [(staged.step, staged.num_bytes, staged.stage_s, staged.since_s) for staged in it.on_their_way()] == whole_one
+    assert it.unsaved() == {(5, "p/"): {1}}
     whole = it.heard_saved({**of, "writer": 1, "num_bytes": 4, "upload_s": 1.0})
     assert whole is not None
     assert whole.cost == {"num_bytes": 7, "upload_s": 2.0, "stage_s": 0.2}
-    assert it.on_their_way() == []
+    assert it.on_their_way() == [] and it.unsaved() == {}
 
 
 def test_what_its_uploader_could_not_store_is_not_waited_for():
@@ -94,5 +96,5 @@ def test_what_its_uploader_could_not_store_is_not_waited_for():
     it.heard_staged({**of, "writer": 0}, 1.0)
     it.heard_staged({**of, "writer": 1}, 1.0)
     it.heard_error(message(1, **of, end_reason="STORAGE", message="no space left"), 1.0)
-    assert it.on_their_way() == []
+    assert it.unsaved() == {}
     assert it.failed(1.0)

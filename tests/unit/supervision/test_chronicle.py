@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from orchestrator.job import EndReason
+from orchestrator.job import EndReason, Remedy
 from orchestrator.supervision.chronicle import past
 from orchestrator.supervision.failures import Fault
 
-FAULT = Fault(reason=EndReason.RANK_KILLED, fingerprint="f", committed_step=10)
+FAULT = Fault(
+    reason=EndReason.RANK_KILLED, remedy=Remedy.RESTART, fingerprint="f", step=12, committed_step=10, micro_batch_size=4
+)
 
 
 def event(run, kind, **fields):
@@ -45,3 +47,9 @@ def test_a_run_that_the_user_resumes_has_nothing_against_it():
     assert counts(records, 3) == (0, 0, 0)
     assert counts([*records, restarted(3)], 3) == (1, 1, 0)
     assert counts([restarted(1)], 2) == (0, 0, 0)  # its end was never written
+
+
+def test_a_smaller_micro_batch_lasts_over_preemptions_until_the_user_resumes():
+    records = [event(1, "restarted", fault=FAULT.to_dict(), micro_batch_size=2), restarted(1), ended(1, EndReason.PREEMPTED)]
+    assert past(records, 2).micro_batch_size == past(records, 1).micro_batch_size == 2
+    assert past([*records, ended(2, EndReason.CANCELLED)], 3).micro_batch_size == 0

@@ -57,9 +57,9 @@ class Counting:
         self.read_bytes += len(data)
         return data
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        self.read_bytes += len(buffer)
-        self._inner.read_into(key, start, buffer)
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        self.read_bytes += sum(map(len, buffers))
+        self._inner.read_into(key, start, *buffers)
 
     def put(self, key: str, data: bytes) -> None:
         self.written_bytes += len(data)

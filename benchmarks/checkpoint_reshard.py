@@ -121,9 +121,9 @@ class Rank:
 
     def save(self, job_id: str) -> None:
         import torch.distributed as dist
+        from checkpoint_writer import write_checkpoint
 
         from orchestrator.checkpoints.commit import CommitLog
-        from orchestrator.checkpoints.write import write_checkpoint
         from orchestrator.paths import JobKeys
         from orchestrator.runtime.seeding import random_states
         from orchestrator.runtime.train import job_scalars

@@ -7,12 +7,12 @@ from functools import cache
 
 import torch
 import torch.distributed as dist
+from checkpoint_writer import write_checkpoint
 
 from orchestrator.checkpoints.manifest import assemble
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.checkpoints.plan import Box
 from orchestrator.checkpoints.restore import restore
-from orchestrator.checkpoints.write import write_checkpoint
 from orchestrator.runtime.exchange import Ranks
 from orchestrator.storage import MemoryStore
 

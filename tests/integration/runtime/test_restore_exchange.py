@@ -40,7 +40,7 @@ NODES = {"shared": lambda rank: None, "apart": str, "mixed": lambda rank: str(ra
 )  # fmt: skip
 def test_restore_together(case):
     root = Path(__file__).parents[3]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(root)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": f"{root}:{root / 'tests'}"}
     done = subprocess.run([sys.executable, __file__, case], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
 

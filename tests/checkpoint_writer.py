@@ -1,4 +1,4 @@
-"""A rank's part of a checkpoint goes to the store at once: staged and uploaded in one call."""
+"""A rank's part of a checkpoint goes to the store at once: staged and uploaded in one call, as a rank and its uploader do it."""
 
 from __future__ import annotations
 

@@ -57,9 +57,9 @@ class Counting:
         self.read_bytes += len(data)
         return data
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        self.read_bytes += len(buffer)
-        self._inner.read_into(key, start, buffer)
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        self.read_bytes += sum(map(len, buffers))
+        self._inner.read_into(key, start, *buffers)
 
     def put(self, key: str, data: bytes) -> None:
         self.written_bytes += len(data)
@@ -121,9 +121,9 @@ class Rank:
 
     def save(self, job_id: str) -> None:
         import torch.distributed as dist
+        from checkpoint_writer import write_checkpoint
 
         from orchestrator.checkpoints.commit import CommitLog
-        from orchestrator.checkpoints.write import write_checkpoint
         from orchestrator.paths import JobKeys
         from orchestrator.runtime.seeding import random_states
         from orchestrator.runtime.train import job_scalars

@@ -83,8 +83,8 @@ class Ours:
         pieces = self._pieces(state)
         rows = rows_of(pieces)
         self._slab = self._slab or Slab.create(self._folder / "rank-0.slab", size_of(rows))
-        pack_into(torch.frombuffer(self._slab.content, dtype=torch.uint8), pieces, rows)
-        stored = store_rows(self._store, f"{key}/", 0, rows, self._slab.content, self._pool)
+        crcs = pack_into(torch.frombuffer(self._slab.content, dtype=torch.uint8), pieces, rows)
+        stored = store_rows(self._store, f"{key}/", 0, rows, self._slab.content, self._pool, crcs=crcs)
         store_index(self._store, f"{key}/", 0, stored, {})
 
     def load(self, state: Tensors, key: str) -> None:

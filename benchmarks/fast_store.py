@@ -216,8 +216,9 @@ def serve(connection: socket.socket, service: Service) -> None:
         try:
             while True:
                 request = incoming.request()
-                send(connection, request, service.answer(request))
-                del request  # its memory
+                answer = service.answer(request)  # its memory stays until the next request: then the client has all of it
+                send(connection, request, answer)
+                del request
         except ConnectionError:
             return
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import mmap
+import os
 import socket
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,10 +15,13 @@ from email.utils import formatdate
 from http import HTTPStatus
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-ROUND_BYTES = 1 << 20
+ROUND_BYTES = 1 << 21
 NUMBERS = itertools.count(1)
-FREE: defaultdict[int, list[mmap.mmap]] = defaultdict(list)
-"""Memory that is mapped and not used now, by size."""
+FILE = os.memfd_create("blocks")
+"""All bodies lie in it, one behind the other."""
+GROWING = threading.Lock()
+FREE: defaultdict[int, list[tuple[int, mmap.mmap]]] = defaultdict(list)
+"""Memory that is mapped and not used now, by size, and where in the file it begins."""
 
 
 class Block:
@@ -25,14 +30,17 @@ class Block:
     def __init__(self, num_bytes: int) -> None:
         self._size = -(-num_bytes // ROUND_BYTES) * ROUND_BYTES or ROUND_BYTES
         try:
-            self._memory = FREE[self._size].pop()
+            self.start, self._memory = FREE[self._size].pop()
         except IndexError:
-            self._memory = mmap.mmap(-1, self._size)
+            with GROWING:
+                self.start = os.fstat(FILE).st_size
+                os.ftruncate(FILE, self.start + self._size)
+            self._memory = mmap.mmap(FILE, self._size, offset=self.start)
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         self.data = memoryview(self._memory)[:num_bytes]
 
     def __del__(self) -> None:
-        FREE[self._size].append(self._memory)
+        FREE[self._size].append((self.start, self._memory))
 
 
 @dataclass
@@ -46,12 +54,13 @@ class Stored:
     def size(self) -> int:
         return sum(len(block.data) for block in self.blocks)
 
-    def pieces(self, start: int, end: int) -> Iterator[memoryview]:
+    def pieces(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """First byte in the file, and the one behind the last."""
         offset = 0
         for block in self.blocks:
             low, high = max(start - offset, 0), min(end - offset, len(block.data))
             if low < high:
-                yield block.data[low:high]
+                yield block.start + low, block.start + high
             offset += len(block.data)
 
 
@@ -186,5 +195,6 @@ def send(connection: socket.socket, request: Request, answer: Answer) -> None:
     lines = [f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}", *(f"{name}: {value}" for name, value in headers.items())]
     connection.sendall("\r\n".join([*lines, "", ""]).encode() + (b"" if request.method == "HEAD" else text))
     if answer.stored and request.method != "HEAD":
-        for piece in answer.stored.pieces(answer.start, answer.end):
-            connection.sendall(piece)
+        for low, high in answer.stored.pieces(answer.start, answer.end):
+            while low < high:  # without a copy: the blocks must stay until the client has all of it
+                low += os.sendfile(connection.fileno(), FILE, low, high - low)

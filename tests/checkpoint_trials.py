@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
+from checkpoint_writer import write_checkpoint
 
 from orchestrator.checkpoints import slab
 from orchestrator.checkpoints.commit import CommitLog, CommitRef
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.checkpoints.restore import restore
-from orchestrator.checkpoints.write import write_checkpoint
 from orchestrator.errors import CorruptObject, FencedError, ObjectNotFound, StorageUnavailable
 from orchestrator.paths import JobKeys
 from orchestrator.storage import CrashPoint, Fault, FaultyStore, MemoryStore, ObjectStore

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -106,7 +105,7 @@ def assemble(indexes: Iterable[WriterIndex], **header: Any) -> Manifest:
 
 
 def encode(value: WriterIndex | Manifest) -> bytes:
-    text = json.dumps(dataclasses.asdict(value), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(value, default=vars, separators=(",", ":"), allow_nan=False)  # `asdict` would copy all of it
     return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(text.encode())
 
 

@@ -10,6 +10,7 @@ from orchestrator.checkpoints.slab import Slab, arrange, read_staged, slabs_of
 from orchestrator.errors import CorruptObject
 from orchestrator.paths import segment_key
 from orchestrator.storage import ObjectInfo, ObjectStore
+from orchestrator.storage.scattered import Scattered
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,17 @@ class NearStore:
     def near(self, key: str) -> bool:
         return key in self._places
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
         place = self._places.get(key)
         if place is None:
-            self.origin.read_into(key, start, buffer)
+            self.origin.read_into(key, start, *buffers)
             return
-        if start + len(buffer) > place.num_bytes:
-            raise CorruptObject(f"'{key}' in {place.slab.path} ends {start + len(buffer) - place.num_bytes} bytes early.")
-        begin = place.start + start
-        buffer[:] = place.slab.content[begin : begin + len(buffer)]
-        self.near_bytes += len(buffer)
+        target = Scattered(buffers)
+        end = start + target.missing_bytes
+        if end > place.num_bytes:
+            raise CorruptObject(f"'{key}' in {place.slab.path} ends {end - place.num_bytes} bytes early.")
+        target.write(place.slab.content[place.start + start : place.start + end])
+        self.near_bytes += target.filled_bytes
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         self.origin.put(key, data)

@@ -5,7 +5,8 @@ block; what a rank needs is a sorted list of intervals of that line. Every rank 
 
 A block is read from the store once; or by one rank of each node that has it near, which costs the store nothing. Ranks of a node see
 each other's memory, so a block comes to a node once, to the rank that holds it there. The blocks are dealt out in rounds, which bound the
-memory: a rank reads into a ring of slots, twice as many as it reads for a round, and receives into others.
+memory: a rank reads into a ring of slots, twice as many as it reads for a round, and receives into others. What a rank wants alone and
+whole needs no slot: it is read in runs of blocks to where it is wanted.
 """
 
 from __future__ import annotations
@@ -22,11 +23,19 @@ READS = 4
 """Blocks that a rank reads for one round, at most; half of it where others of its node read too."""
 RECEIVES = 8
 """Blocks that a rank receives in one round, at most."""
+RUNS = 8
+"""Runs that a rank reads for one round."""
+_RUN_BLOCKS = 2
+"""Of one segment, read by one request; at most."""
 GAP_BYTES = 64 * 1024
 """Needs as near as this to each other are taken as one."""
 _ALIGN_BYTES = 4096
 _PREFERENCE_BYTES = 2 * BLOCK_BYTES
 """A rank reads so much more than another before that one reads for it what it does not need itself."""
+
+
+Runs = Sequence[Sequence[int]]
+"""Blocks that follow each other in a segment, each run read by one request."""
 
 
 class Block(NamedTuple):
@@ -68,17 +77,19 @@ class Line:
 
 
 class ReadPlan:
-    """`placed` in the order of rounds; `slots` by rank: how many it has."""
+    """`placed` in the order of rounds; by rank: `slots`, how many it has, and `runs`, the blocks that need none."""
 
     def __init__(
-        self, line: Line, needs: Sequence[np.ndarray], nodes: Sequence[int], placed: Sequence[Placed], slots: Sequence[int]
-    ) -> None:
+        self, line: Line, needs: Sequence[np.ndarray], nodes: Sequence[int], placed: Sequence[Placed], slots: Sequence[int],
+        runs: Sequence[Runs],
+    ) -> None:  # fmt: skip
         self._line = line
         self._needs = needs
         self._nodes = nodes
         self.placed = tuple(placed)
         self.slots = tuple(slots)
-        self.num_rounds = 1 + max((x.round for x in placed), default=-1)
+        self.runs = tuple(runs)
+        self.num_rounds = max(1 + max((x.round for x in placed), default=-1), *(-(-len(some) // RUNS) for some in runs))
         self.slot_bytes = -(-max((line.blocks[x.block].num_bytes for x in placed), default=0) // _ALIGN_BYTES) * _ALIGN_BYTES
 
     def reads(self, rank: int) -> list[Placed]:
@@ -118,12 +129,22 @@ def merged(intervals: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
     return found
 
 
-def plan_reads(line: Line, needs: Sequence[np.ndarray], near: Sequence[Collection[str]], nodes: Sequence[int]) -> ReadPlan:
-    """By rank: `needs`, int64 [k, 2], sorted and disjoint intervals of the line; `near`, keys of the segments that it has near; `nodes`."""
+def plan_reads(
+    line: Line, needs: Sequence[np.ndarray], near: Sequence[Collection[str]], nodes: Sequence[int], whole: Sequence[Collection[int]]
+) -> ReadPlan:
+    """By rank: `needs`, int64 [k, 2], sorted and disjoint intervals of the line; `near`, keys of the segments that it has near; `nodes`;
+    `whole`, blocks that it can read to where it wants them."""
     dealer = _Dealer(near, nodes)
     needers = _needers(needs)
-    dealt = [(block, dealer.deal(line.blocks[block], needers[block])) for block in sorted(needers)]
-    return _in_rounds(line, needs, nodes, dealt)
+    dealt, alone = [], list[list[int]]([] for _ in needs)
+    for block in sorted(needers):
+        places = dealer.deal(line.blocks[block], needers[block])
+        holder, source = places[0]
+        if needers[block] == {holder} == {source} and block in whole[holder]:
+            alone[holder].append(block)
+        else:
+            dealt.append((block, places))
+    return _in_rounds(line, needs, nodes, dealt, [_runs(line, blocks) for blocks in alone])
 
 
 def _needers(needs: Sequence[np.ndarray]) -> dict[int, set[int]]:
@@ -133,6 +154,17 @@ def _needers(needs: Sequence[np.ndarray]) -> dict[int, set[int]]:
         for low, high in intervals.tolist():
             for block in range(low // BLOCK_BYTES, (high - 1) // BLOCK_BYTES + 1):
                 found.setdefault(block, set()).add(rank)
+    return found
+
+
+def _runs(line: Line, blocks: Sequence[int]) -> Runs:
+    found: list[tuple[int, ...]] = []
+    for block in blocks:
+        last = found[-1] if found else ()
+        if 0 < len(last) < _RUN_BLOCKS and block == last[-1] + 1 and line.blocks[block].number:
+            found[-1] = (*last, block)
+        else:
+            found.append((block,))
     return found
 
 
@@ -172,7 +204,7 @@ class _Dealer:
 
 
 def _in_rounds(
-    line: Line, needs: Sequence[np.ndarray], nodes: Sequence[int], dealt: Sequence[tuple[int, list[tuple[int, int]]]]
+    line: Line, needs: Sequence[np.ndarray], nodes: Sequence[int], dealt: Sequence[tuple[int, list[tuple[int, int]]]], runs: Sequence[Runs]
 ) -> ReadPlan:
     """All readers at work in every round, as far as there is room for what they read."""
     turns: Counter[int] = Counter()
@@ -197,4 +229,4 @@ def _in_rounds(
         for counts, ranks in ((read, readers), (reading, readers), (receiving, receivers)):
             counts.update(ranks)
         most |= receiving
-    return ReadPlan(line, needs, nodes, placed, [ring.get(rank, 0) + most[rank] for rank in range(len(nodes))])
+    return ReadPlan(line, needs, nodes, placed, [ring.get(rank, 0) + most[rank] for rank in range(len(nodes))], runs)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoints.checksums import Crcs
 from orchestrator.checkpoints.plan import Box, Shape, boxes_of
 
 HEADER_BYTES = 4096
@@ -105,6 +106,8 @@ class Staged:
     rows: tuple[Row, ...]
     first_segment: int = 0
     """Number of its first segment under `prefix`."""
+    crcs: Crcs = ()
+    """Taken as the bytes were copied; empty: whoever uploads takes them."""
     scalars: Mapping[str, Any] = field(default_factory=dict)
     """JSON values of this rank: random states."""
     constant_slab: str = ""
@@ -174,7 +177,7 @@ class Slab:
 def read_staged(slab: Path) -> Staged:
     """What lies in a slab. Raises FileNotFoundError if nothing is said of it."""
     values = json.loads(_table(slab).read_text())
-    return Staged(**{**values, "rows": tuple(map(_row, values["rows"]))})
+    return Staged(**{**values, "rows": tuple(map(_row, values["rows"])), "crcs": tuple(map(tuple, values["crcs"]))})
 
 
 def slab_path(folder: Path, stem: str, number: int | str) -> Path:

@@ -5,17 +5,31 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from orchestrator.checkpoints.checksums import BlockChecksums, Crcs
 from orchestrator.checkpoints.pieces import StatePiece
-from orchestrator.checkpoints.slab import CONSTANT, Row, Slab, SlabState, Staged, arrange, read_staged, size_of, slab_path
+from orchestrator.checkpoints.slab import (
+    CONSTANT,
+    SEGMENT_BYTES,
+    Row,
+    Slab,
+    SlabState,
+    Staged,
+    arrange,
+    read_staged,
+    size_of,
+    slab_path,
+)  # fmt: skip
 
 POLL_S = 0.002
+_COPY_BYTES = 512 * 1024
+"""Copied at once: it is in the processor's cache still when its checksum is taken."""
 
 log = logging.getLogger("orchestrator.rank")
 
@@ -101,10 +115,10 @@ class StagingRing:
         done: Callable[[Path], None],
     ) -> None:  # fmt: skip
         try:
-            _pack(pieces, staged.rows, slab)
+            crcs = _pack(pieces, staged.rows, slab)
             if self._constant_slab is None:
                 self._constant_slab = self._stage_constant(constant(), staged)
-            slab.describe(replace(staged, constant_slab=self._constant_slab))
+            slab.describe(replace(staged, constant_slab=self._constant_slab, crcs=crcs))
             slab.state = SlabState.STAGED
             done(slab.path)
         except BaseException as error:  # noqa: BLE001 - `finish` raises it, on the thread that waits for the copy
@@ -134,8 +148,8 @@ class StagingRing:
             return str(self._constant_path)
         slab = _create(self._constant_path, size_of(rows))
         slab.forget()
-        _pack(pieces, rows, slab)
-        slab.describe(replace(beside, step=0, prefix="", rows=tuple(rows), scalars={}))
+        crcs = _pack(pieces, rows, slab)
+        slab.describe(replace(beside, step=0, prefix="", rows=tuple(rows), scalars={}, crcs=crcs))
         return str(slab.path)
 
     def _get_memory(self, num_bytes: int) -> None:
@@ -203,30 +217,49 @@ def rows_of(pieces: Iterable[StatePiece]) -> list[Row]:
     ]  # fmt: skip
 
 
-def _pack(pieces: Sequence[StatePiece], rows: Sequence[Row], slab: Slab) -> None:
+def _pack(pieces: Sequence[StatePiece], rows: Sequence[Row], slab: Slab) -> Crcs:
     """On a GPU by a stream of its own, behind what has been asked for so far, beside what is asked for next."""
     if not rows:
-        return
+        return ()
     target = torch.frombuffer(slab.content, dtype=torch.uint8)
     device = pieces[0].data.device
     if device.type != "cuda":
-        pack_into(target, pieces, rows)
-        return
+        return pack_into(target, pieces, rows)
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.default_stream(device))
     with torch.cuda.stream(stream):
-        pack_into(target, pieces, rows)
+        crcs = pack_into(target, pieces, rows)
     stream.synchronize()
+    return crcs
 
 
 @torch.no_grad()
-def pack_into(target: torch.Tensor, pieces: Iterable[StatePiece], rows: Sequence[Row]) -> None:
-    """Copy `pieces` to where `arrange(rows)` says. `target`: uint8, at least as long as that."""
-    places = [portion.start + offset for portion in arrange(rows) for offset, _ in portion.rows]
-    parts = iter(zip(places, rows, strict=True))
+def pack_into(target: torch.Tensor, pieces: Sequence[StatePiece], rows: Sequence[Row]) -> Crcs:
+    """Copy `pieces` to where `arrange(rows)` says. `target`: uint8, at least as long as that.
+
+    Returns the checksums; none if anything comes from a GPU, which may be at it still.
+    """
+    on_gpu = any(piece.data.is_cuda for piece in pieces)
+    step = SEGMENT_BYTES if on_gpu else _COPY_BYTES
+    sources, crcs = _sources(pieces, rows), list[tuple[int, ...]]()
+    for portion in arrange(rows):
+        segment = target[portion.start : portion.start + portion.num_bytes]
+        checksums = BlockChecksums(memoryview(segment.numpy()))
+        for (offset, row), source in zip(portion.rows, sources, strict=False):
+            for low in range(0, row.num_bytes, step):
+                high = min(low + step, row.num_bytes)
+                segment[offset + low : offset + high].copy_(source[low:high], non_blocking=on_gpu)
+                if not on_gpu:
+                    checksums.extend(offset + high)
+        if not on_gpu:
+            crcs.append(checksums.all())
+    return tuple(crcs)
+
+
+def _sources(pieces: Iterable[StatePiece], rows: Iterable[Row]) -> Iterator[torch.Tensor]:
+    """The bytes of each row."""
+    parts = iter(rows)
     for piece in pieces:
         source, done = piece.data.detach().contiguous().view(torch.uint8), 0
         while done < source.numel():
-            place, row = next(parts)
-            target[place : place + row.num_bytes].copy_(source[done : done + row.num_bytes], non_blocking=source.is_cuda)
-            done += row.num_bytes
+            yield source[done : (done := done + next(parts).num_bytes)]

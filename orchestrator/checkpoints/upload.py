@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.checkpoints.manifest import BLOCK_BYTES, Segment, TensorSlice, WriterIndex, crc64, encode
+from orchestrator.checkpoints.checksums import BlockChecksums, Crcs
+from orchestrator.checkpoints.manifest import Segment, TensorSlice, WriterIndex, encode
 from orchestrator.checkpoints.slab import Portion, Row, arrange
 from orchestrator.paths import index_key, segment_key
 from orchestrator.storage import ObjectStore
@@ -27,23 +28,23 @@ class Stored:
 
 
 def store_rows(
-    store: ObjectStore, prefix: str, writer: int, rows: Sequence[Row], content: Content, pool: Executor, *, first_segment: int = 0,
-    before_each: Callable[[int], None] = lambda num_bytes: None,
+    store: ObjectStore, prefix: str, writer: int, rows: Sequence[Row], content: Content, pool: Executor, *, crcs: Crcs = (),
+    first_segment: int = 0, before_each: Callable[[int], None] = lambda num_bytes: None,
 ) -> Stored:  # fmt: skip
     """Put the packed `rows` (`slab.arrange`) of `content` under `prefix`; returns when all of it is durable. Raises StorageError.
 
-    `before_each` is told the bytes of every segment before it is sent, on the thread that sends it.
+    `crcs`: if they were taken already. `before_each` is told the bytes of every segment before it is sent, on the thread that sends it.
     """
     view = memoryview(content)
 
-    def send(portion: Portion, key: str) -> Segment:
-        segment, data = _segment(portion, key, view)
+    def send(portion: Portion, key: str, held: Sequence[int] | None) -> Segment:
+        segment, data = _segment(portion, key, view, held)
         before_each(len(data))
         store.put(key, data)
         return segment
 
     portions = _named(prefix, writer, rows, first_segment)
-    sent = [pool.submit(send, portion, key) for portion, key in portions]
+    sent = [pool.submit(send, portion, key, held) for (portion, key), held in zip(portions, _of_each(portions, crcs), strict=True)]
     try:
         segments = tuple(one.result() for one in sent)
     except BaseException:
@@ -53,10 +54,11 @@ def store_rows(
     return Stored(segments, _slices(portions))
 
 
-def named_rows(prefix: str, writer: int, rows: Sequence[Row], content: Content, first_segment: int) -> Stored:
+def named_rows(prefix: str, writer: int, rows: Sequence[Row], content: Content, first_segment: int, crcs: Crcs = ()) -> Stored:
     """The same without sending anything: it is in the store already."""
-    portions = _named(prefix, writer, rows, first_segment)
-    return Stored(tuple(_segment(portion, key, memoryview(content))[0] for portion, key in portions), _slices(portions))
+    portions, view = _named(prefix, writer, rows, first_segment), memoryview(content)
+    segments = [_segment(portion, key, view, held)[0] for (portion, key), held in zip(portions, _of_each(portions, crcs), strict=True)]
+    return Stored(tuple(segments), _slices(portions))
 
 
 def store_index(store: ObjectStore, prefix: str, writer: int, stored: Stored, scalars: Mapping[str, Any]) -> WriterIndex:
@@ -66,19 +68,17 @@ def store_index(store: ObjectStore, prefix: str, writer: int, stored: Stored, sc
     return index
 
 
-def block_crcs(content: Content) -> Iterator[int]:
-    view = memoryview(content)
-    for start in range(0, len(view), BLOCK_BYTES):
-        yield crc64(view[start : start + BLOCK_BYTES])
-
-
 def _named(prefix: str, writer: int, rows: Sequence[Row], first_segment: int) -> list[tuple[Portion, str]]:
     return [(portion, segment_key(prefix, writer, number)) for number, portion in enumerate(arrange(rows), first_segment)]
 
 
-def _segment(portion: Portion, key: str, view: memoryview) -> tuple[Segment, memoryview]:
+def _of_each(portions: Sequence[tuple[Portion, str]], crcs: Crcs) -> Sequence[Sequence[int] | None]:
+    return crcs or [None] * len(portions)
+
+
+def _segment(portion: Portion, key: str, view: memoryview, held: Sequence[int] | None) -> tuple[Segment, memoryview]:
     data = view[portion.start : portion.start + portion.num_bytes]
-    return Segment(key=key, num_bytes=len(data), block_crcs=tuple(block_crcs(data))), data
+    return Segment(key=key, num_bytes=len(data), block_crcs=BlockChecksums(data).all() if held is None else tuple(held)), data
 
 
 def _slices(portions: Sequence[tuple[Portion, str]]) -> tuple[TensorSlice, ...]:

@@ -20,8 +20,11 @@ from orchestrator.errors import (
     StorageFull,
 )
 from orchestrator.storage.interface import ObjectInfo
+from orchestrator.storage.scattered import Scattered
 
 _UNFINISHED = ".unfinished-"
+_MAX_READ_BYTES = 1 << 30
+"""Of one system call; Linux gives less than 2 GiB."""
 _TRIES = 10
 """Of a write whose folder a delete takes away at the same time."""
 
@@ -68,15 +71,14 @@ class DirectoryStore:
             raise CorruptObject(f"'{key}' in {self.url} ends {length - len(data)} bytes early.")
         return data
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        target = Scattered(buffers)
         with self._explained(key, "read"), self.path(key).open("rb", buffering=0) as file:
-            file.seek(start)
-            filled = 0
-            while filled < len(buffer):
-                count = file.readinto(buffer[filled:])
+            while target.missing_bytes:
+                count = os.preadv(file.fileno(), target.next(_MAX_READ_BYTES), start + target.filled_bytes)
                 if not count:
-                    raise CorruptObject(f"'{key}' in {self.url} ends {len(buffer) - filled} bytes early.")
-                filled += count
+                    raise CorruptObject(f"'{key}' in {self.url} ends {target.missing_bytes} bytes early.")
+                target.advance(count)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = self.root / prefix.rpartition("/")[0]

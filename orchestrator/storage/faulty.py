@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import CorruptObject, StorageUnavailable
 from orchestrator.storage.interface import ObjectInfo, ObjectStore
+from orchestrator.storage.scattered import Scattered
 
 OPERATIONS = ("put", "create", "get", "read_into", "list", "delete")
 KINDS = {
@@ -93,13 +94,13 @@ class FaultyStore:
                 raise CorruptObject(f"'{key}' in {self.url} ends early.")
             return _DAMAGE[kind](data) if kind in _DAMAGE else data
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
         with self._call("read_into", key) as kind:
-            self._inner.read_into(key, start, buffer)
+            self._inner.read_into(key, start, *buffers)
             if kind == "truncate":
                 raise CorruptObject(f"'{key}' in {self.url} ends early.")
             if kind == "flip":
-                buffer[:] = _flipped(bytes(buffer))
+                Scattered(buffers).write(_flipped(b"".join(buffers)))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         with self._call("list", prefix):

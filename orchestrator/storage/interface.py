@@ -42,8 +42,8 @@ class ObjectStore(Protocol):
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         """`length` bytes from `start` (to the end without). ObjectNotFound; a short answer is CorruptObject."""
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the bytes from `start` on, without a copy in between."""
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        """Fill the buffers, one after the other, with the bytes from `start` on, without a copy in between."""
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Objects whose key begins with `prefix`, in key order."""

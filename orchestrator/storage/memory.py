@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from orchestrator.errors import CorruptObject, ObjectExists, ObjectNotFound
 from orchestrator.storage.interface import ObjectInfo
+from orchestrator.storage.scattered import Scattered
 
 
 class MemoryStore:
@@ -32,8 +33,9 @@ class MemoryStore:
             raise CorruptObject(f"'{key}' has {len(found)} bytes, wanted were {length} from {start} on.")
         return found[start:] if length is None else found[start : start + length]
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        buffer[:] = self.get(key, start, len(buffer))
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        target = Scattered(buffers)
+        target.write(self.get(key, start, target.missing_bytes))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         with self._lock:

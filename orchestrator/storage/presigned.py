@@ -6,7 +6,7 @@ Such a URL is as good as a key while it is valid, so none is logged or put into 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from typing import Any
@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 from botocore.exceptions import ClientError
 
 from orchestrator.storage.connections import Connections
+from orchestrator.storage.scattered import Scattered
 
 _SLICE_BYTES = 4 * 1024 * 1024
 """The read timeout holds for the way of each."""
@@ -51,15 +52,15 @@ class PresignedRequests:
             response.read()
             return response.headers.get("ETag", "")
 
-    def get(self, key: str, start: int, buffer: memoryview) -> Iterator[int]:
-        """Fill `buffer` from byte `start` of the object on, yielding the bytes that each read brought. Raises ShortObject too."""
-        asked = {"Range": f"bytes={start}-{start + len(buffer) - 1}"}
+    def get(self, key: str, start: int, target: Scattered) -> None:
+        """Fill what is missing of `target` from byte `start` of the object on; what came before an error stays. Raises ShortObject too."""
+        asked = {"Range": f"bytes={start}-{start + target.missing_bytes - 1}"}
         with self._answer("get_object", "GET", {"Key": key}, asked) as (connection, response):
             if response.status != 206 and start:
                 raise _refused("get_object", response, "the store ignores the Range header")
-            if response.length is not None and response.length < len(buffer):
-                raise ShortObject(len(buffer) - response.length)
-            yield from _received(connection, response, buffer)
+            if response.length is not None and response.length < target.missing_bytes:
+                raise ShortObject(target.missing_bytes - response.length)
+            _receive(connection, response, target)
 
     @contextmanager
     def _answer(
@@ -83,37 +84,27 @@ class PresignedRequests:
                 connection.close()
 
 
-def _received(connection: HTTPConnection, response: HTTPResponse, buffer: memoryview) -> Iterator[int]:
-    """Fill `buffer` with the body, yielding what each read brought."""
-    direct = type(connection.sock) is socket.socket and response.length == len(buffer)
-    read = _direct_reads(connection.sock, response) if direct else response.readinto
-    filled = 0
-    while filled < len(buffer):
-        count = read(buffer[filled : filled + _SLICE_BYTES])
+def _receive(connection: HTTPConnection, response: HTTPResponse, target: Scattered) -> None:
+    """Without TLS the kernel fills a whole slice in one call, instead of one for whatever has arrived; its own read timeout holds."""
+    direct = type(connection.sock) is socket.socket and response.length == target.missing_bytes
+    if direct:
+        target.write(memoryview(response.fp.peek())[: target.missing_bytes])  # what came with the headers
+        connection.sock.settimeout(None)
+    while target.missing_bytes:
+        slices = target.next(_SLICE_BYTES)
+        count = _whole(connection.sock, slices) if direct else response.readinto(slices[0])
         if not count:
-            raise IncompleteRead(b"", len(buffer) - filled)
-        filled += count
-        yield count
+            raise IncompleteRead(b"", target.missing_bytes)
+        target.advance(count)
     if direct:
         response.close()
 
 
-def _direct_reads(plain: socket.socket, response: HTTPResponse) -> Callable[[memoryview], int]:
-    """Without TLS the kernel fills a whole slice in one call, instead of one for whatever has arrived; its own read timeout holds."""
-    plain.settimeout(None)
-    with_headers = True
-
-    def read(slice_: memoryview) -> int:
-        nonlocal with_headers
-        if with_headers:
-            with_headers = False
-            return response.fp.readinto1(slice_)
-        try:
-            return plain.recv_into(slice_, 0, socket.MSG_WAITALL)
-        except BlockingIOError:
-            raise TimeoutError("timed out") from None
-
-    return read
+def _whole(plain: socket.socket, slices: list[memoryview]) -> int:
+    try:
+        return plain.recvmsg_into(slices, 0, socket.MSG_WAITALL)[0]
+    except BlockingIOError:
+        raise TimeoutError("timed out") from None
 
 
 def _refused(operation: str, response: HTTPResponse, message: str = "") -> ClientError:

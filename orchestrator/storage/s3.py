@@ -24,6 +24,7 @@ from orchestrator.spec import StorageSpec
 from orchestrator.storage.connections import Connections
 from orchestrator.storage.interface import ObjectInfo, UnfinishedUpload
 from orchestrator.storage.presigned import PresignedRequests, ShortObject
+from orchestrator.storage.scattered import Scattered
 from orchestrator.storage.transfer import PART_BYTES, Transfer, Unreachable
 
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "NoSuchBucket", "403"}
@@ -95,19 +96,20 @@ class S3Store:
             raise CorruptObject(f"'{key}' in {self.url}: {len(data)} bytes came, wanted were {length} from {start} on.")
         return data
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        if len(buffer):
-            view = buffer.cast("B")
-            self._move(key, lambda: self._transfer.read_into(self._prefix + key, start, view), lambda: self._stock_read(key, start, view))
+    def read_into(self, key: str, start: int, *buffers: memoryview) -> None:
+        target = Scattered(buffers)
+        if target.missing_bytes:
+            self._move(
+                key, lambda: self._transfer.read_into(self._prefix + key, start, target), lambda: self._stock_read(key, start, target)
+            )  # fmt: skip
 
-    def _stock_read(self, key: str, start: int, buffer: memoryview) -> None:
-        body = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **_range(start, len(buffer)))["Body"]
-        filled = 0
-        while filled < len(buffer):
-            count = body.readinto(buffer[filled:])
+    def _stock_read(self, key: str, start: int, target: Scattered) -> None:
+        body = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **_range(start, target.missing_bytes))["Body"]
+        while target.missing_bytes:
+            count = body.readinto(target.next(target.missing_bytes)[0])
             if not count:
-                raise ShortObject(len(buffer) - filled)
-            filled += count
+                raise ShortObject(target.missing_bytes)
+            target.advance(count)
 
     def _move(self, key: str, direct: Callable[[], None], stock: Callable[[], None]) -> None:
         with self._explained(key):

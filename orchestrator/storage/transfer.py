@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from botocore.exceptions import ClientError
 
 from orchestrator.storage.presigned import PresignedRequests
+from orchestrator.storage.scattered import Scattered
 
 PART_BYTES = 32 * 1024 * 1024
 """Of a multipart upload and of a range read. A body of up to two parts goes in one request, which costs the least; who has several
@@ -26,6 +27,7 @@ THREADS = 8
 """Of one body."""
 _TRANSIENT = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestThrottled", "OperationAborted"}
 
+Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 log = logging.getLogger("orchestrator.storage")
@@ -64,22 +66,16 @@ class Transfer:
         else:
             self._put_parts(key, data)
 
-    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
-        if len(buffer) <= 2 * self._part_bytes:
-            self._read_part(key, start, buffer, threading.Event())
+    def read_into(self, key: str, start: int, target: Scattered) -> None:
+        if target.missing_bytes <= 2 * self._part_bytes:
+            self._read_part(key, start, target, threading.Event())
         else:
-            _together(lambda part, stop: self._read_part(key, start + part.start, part.data, stop), parts_of(buffer, self._part_bytes))
+            parts = list(enumerate(target.parts(self._part_bytes)))
+            _together(lambda part, stop: self._read_part(key, start + part[0] * self._part_bytes, part[1], stop), parts)
 
-    def _read_part(self, key: str, start: int, buffer: memoryview, stop: threading.Event) -> None:
+    def _read_part(self, key: str, start: int, target: Scattered, stop: threading.Event) -> None:
         """What a lost connection brought is not asked for again."""
-        filled = 0
-
-        def attempt() -> None:
-            nonlocal filled
-            for count in self._requests.get(key, start + filled, buffer[filled:]):
-                filled += count
-
-        self._retried(key, attempt, stop)
+        self._retried(key, lambda: self._requests.get(key, start + target.filled_bytes, target), stop)
 
     def _put_parts(self, key: str, data: memoryview) -> None:
         """An upload that fails is aborted."""
@@ -155,7 +151,7 @@ def _is_transient(error: ClientError) -> bool:
     return status >= 500 or status == 429 or error.response["Error"]["Code"] in _TRANSIENT
 
 
-def _together(work: Callable[[Part, threading.Event], Result], parts: Sequence[Part]) -> list[Result]:
+def _together(work: Callable[[Piece, threading.Event], Result], parts: Sequence[Piece]) -> list[Result]:
     """`work` on all parts at once. When one fails nothing of the others is running any more once the error is raised."""
     stop = threading.Event()
     with ThreadPoolExecutor(max_workers=min(THREADS, len(parts))) as pool:

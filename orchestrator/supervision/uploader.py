@@ -144,7 +144,7 @@ class Uploader:
     def _store_slab(self, slab: Slab) -> int:
         """Returns the bytes that were sent."""
         staged = read_staged(slab.path)
-        stored = self._store_rows(staged.prefix, staged.writer, staged.rows, slab, 0)
+        stored = self._store_rows(staged.prefix, staged, slab, 0)
         sent = sum(segment.num_bytes for segment in stored.segments)
         if staged.constant_slab:
             constant, is_new = self._constant(Path(staged.constant_slab), staged.prefix, len(stored.segments))
@@ -156,14 +156,15 @@ class Uploader:
         """What never changes goes to the store once and is named again from then on; whether this was that time."""
         slab, staged = Slab.open(path), read_staged(path)
         if staged.prefix:
-            return named_rows(staged.prefix, staged.writer, staged.rows, slab.content, staged.first_segment), False
-        stored = self._store_rows(prefix, staged.writer, staged.rows, slab, first_segment)
+            return named_rows(staged.prefix, staged.writer, staged.rows, slab.content, staged.first_segment, staged.crcs), False
+        stored = self._store_rows(prefix, staged, slab, first_segment)
         slab.describe(replace(staged, prefix=prefix, first_segment=first_segment))
         return stored, True
 
-    def _store_rows(self, prefix: str, writer: int, rows: Any, slab: Slab, first_segment: int) -> Stored:
+    def _store_rows(self, prefix: str, staged: Staged, slab: Slab, first_segment: int) -> Stored:
         return store_rows(
-            self._store, prefix, writer, rows, slab.content, self._pool, first_segment=first_segment, before_each=self._pace.wait
+            self._store, prefix, staged.writer, staged.rows, slab.content, self._pool, crcs=staged.crcs, first_segment=first_segment,
+            before_each=self._pace.wait,
         )  # fmt: skip
 
 

@@ -63,6 +63,9 @@ def test_what_was_put_comes_back_whole_and_in_parts(store):
     buffer = bytearray(5000)
     store.read_into("a/b", 1234, memoryview(buffer))
     assert bytes(buffer) == data[1234:6234]
+    several = [bytearray(size) for size in (3, 0, 1, 9000, 4097, *[5] * 1100)]
+    store.read_into("a/b", 7, *map(memoryview, several))
+    assert b"".join(several) == data[7 : 7 + sum(map(len, several))]
     store.put("a/b", b"other")
     assert store.get("a/b") == b"other"
 

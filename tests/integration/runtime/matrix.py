@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 TESTS = Path(__file__).parents[2]
-sys.path[:0] = [str(TESTS.parent), str(Path(__file__).parent)]
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(Path(__file__).parent)]
 os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", GLOO_SOCKET_IFNAME="lo")
 
 from orchestrator.runtime.preload import preload  # noqa: E402
@@ -32,12 +32,12 @@ preload()  # here, so that not every rank does it
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from checkpoint_writer import write_checkpoint  # noqa: E402
 from forked import run_ranks  # noqa: E402
 from torch import nn  # noqa: E402
 
 from orchestrator.checkpoints.commit import CommitLog  # noqa: E402
 from orchestrator.checkpoints.restore import restore  # noqa: E402
-from orchestrator.checkpoints.write import write_checkpoint  # noqa: E402
 from orchestrator.layout import layout_for  # noqa: E402
 from orchestrator.paths import JobKeys  # noqa: E402
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op  # noqa: E402

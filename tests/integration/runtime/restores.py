@@ -7,12 +7,12 @@ from functools import cache
 
 import torch
 import torch.distributed as dist
+from checkpoint_writer import write_checkpoint
 
 from orchestrator.checkpoints.manifest import assemble
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.checkpoints.plan import Box
 from orchestrator.checkpoints.restore import restore
-from orchestrator.checkpoints.write import write_checkpoint
 from orchestrator.runtime.exchange import Ranks
 from orchestrator.storage import MemoryStore
 
@@ -29,9 +29,9 @@ class Counting:
     def __init__(self, inner):
         self.url, self.read_bytes, self._inner = inner.url, 0, inner
 
-    def read_into(self, key, start, buffer):
-        self.read_bytes += len(buffer)
-        self._inner.read_into(key, start, buffer)
+    def read_into(self, key, start, *buffers):
+        self.read_bytes += sum(map(len, buffers))
+        self._inner.read_into(key, start, *buffers)
 
 
 @cache
@@ -114,11 +114,12 @@ class Flipping(Counting):
         super().__init__(inner)
         self._key, self._times = key, times
 
-    def read_into(self, key, start, buffer):
-        super().read_into(key, start, buffer)
+    def read_into(self, key, start, *buffers):
+        super().read_into(key, start, *buffers)
         if key == self._key and self._times > 0:
             self._times -= 1
-            buffer[len(buffer) // 2] ^= 1
+            longest = max(buffers, key=len)
+            longest[len(longest) // 2] ^= 1
 
 
 class Failing(Counting):
@@ -126,7 +127,7 @@ class Failing(Counting):
         super().__init__(inner)
         self._error = error
 
-    def read_into(self, key, start, buffer):
+    def read_into(self, key, start, *buffers):
         raise self._error
 
 
@@ -141,10 +142,10 @@ class Near(Counting):
     def near(self, key):
         return key in self._keys
 
-    def read_into(self, key, start, buffer):
+    def read_into(self, key, start, *buffers):
         if not self.near(key):
-            return super().read_into(key, start, buffer)
-        self.near_bytes += len(buffer)
-        self._inner.read_into(key, start, buffer)
-        buffer[0] ^= self._damaged
+            return super().read_into(key, start, *buffers)
+        self.near_bytes += sum(map(len, buffers))
+        self._inner.read_into(key, start, *buffers)
+        max(buffers, key=len)[0] ^= self._damaged
         return None

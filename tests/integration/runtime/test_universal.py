@@ -14,12 +14,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from checkpoint_writer import write_checkpoint
 from ranks import Group, spec_of
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.checkpoints.tensors import read_tensors
-from orchestrator.checkpoints.write import write_checkpoint
 from orchestrator.errors import IncompatibleCheckpoint
 from orchestrator.paths import JobKeys
 from orchestrator.runtime.universal import write_universal

@@ -232,12 +232,12 @@ class Meddled(MemoryStore):
         super().__init__()
         self.policy, self.now, self.reading, self.next = Policy(keep_last=1, grace_s=grace_s), 0.0, False, 100
 
-    def read_into(self, key, start, buffer):
+    def read_into(self, key, start, *buffers):
         if self.reading:
             self.now, self.next = self.now + 10.0, self.next + 1
             save(self, 1, self.next)
             apply_retention(self, KEYS, self.policy, lambda: self.now)
-        super().read_into(key, start, buffer)
+        super().read_into(key, start, *buffers)
 
 
 def read_meanwhile(grace_s):

@@ -6,13 +6,13 @@ import random
 
 import pytest
 import torch
+from checkpoint_writer import write_checkpoint
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.checkpoints.plan import Box
 from orchestrator.checkpoints.restore import export_tensors, restore
 from orchestrator.checkpoints.retention import Policy, apply_retention
-from orchestrator.checkpoints.write import write_checkpoint
 from orchestrator.errors import CheckpointError, CorruptObject, CoverageError, FencedError, IncompatibleCheckpoint, StorageError
 from orchestrator.paths import JobKeys
 from orchestrator.storage import CrashPoint, Fault, FaultyStore, MemoryStore

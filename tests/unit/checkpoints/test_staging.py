@@ -7,8 +7,10 @@ import threading
 import pytest
 import torch
 
+from orchestrator.checkpoints import checksums, stage
 from orchestrator.checkpoints import slab as slabs
 from orchestrator.checkpoints.commit import CommitLog
+from orchestrator.checkpoints.manifest import crc64
 from orchestrator.checkpoints.near import NearStore
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.checkpoints.restore import restore
@@ -105,6 +107,21 @@ def test_what_was_staged_is_what_is_restored_and_comes_from_memory_while_it_is_t
     near = NearStore(counted, tmp_path, STEM)
     assert read(near, third, WEIGHTS) == read(near, first, WEIGHTS) == WEIGHTS
     assert counted.calls["read_into"] > 0
+
+
+def test_checksums_are_taken_as_the_bytes_are_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(checksums, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(stage, "_COPY_BYTES", 1000)
+    node = Node(tmp_path, MemoryStore())
+    node.stage(1, {name: [0.0] * len(values) for name, values in WEIGHTS.items()}, {"frozen": [1.0] * 5000})
+    node.ring = StagingRing(tmp_path, f"{STEM}-0", 1)  # what lies between the rows stays from the save before
+    node.uploader.begin(node.epoch + 1)
+    node.stage(2, {"b": [9.0] * 3000, **WEIGHTS})
+    for path in slabs_of(tmp_path, STEM):
+        staged, content = read_staged(path), Slab.open(path).content
+        segments = [content[x.start : x.start + x.num_bytes] for x in slabs.arrange(staged.rows)]
+        blocks = [[part[start : start + 4096] for start in range(0, len(part), 4096)] for part in segments]
+        assert staged.crcs == tuple(tuple(map(crc64, some)) for some in blocks) and len(staged.crcs) > 1
 
 
 def test_frozen_state_is_stored_once_also_by_a_process_after_this_one(tmp_path):

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from checkpoint_writer import write_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -18,7 +19,6 @@ from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.checkpoints.plan import Box
 from orchestrator.checkpoints.safetensors_files import INDEX, write_safetensors
 from orchestrator.checkpoints.tensors import portions, read_tensors
-from orchestrator.checkpoints.write import write_checkpoint
 from orchestrator.errors import CorruptObject, IncompatibleCheckpoint
 from orchestrator.paths import JobKeys
 from orchestrator.storage import FaultyStore, MemoryStore

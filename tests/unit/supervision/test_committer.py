@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checkpoint_writer import write_checkpoint
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.pieces import StatePiece
-from orchestrator.checkpoints.write import write_checkpoint
 from orchestrator.paths import Home, JobKeys
 from orchestrator.spec import JobSpec, from_dict
 from orchestrator.storage import CrashPoint, Fault, FaultyStore, MemoryStore

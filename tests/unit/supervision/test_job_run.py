@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from checkpoint_writer import write_checkpoint
 
 from orchestrator.checkpoints.pieces import StatePiece
-from orchestrator.checkpoints.write import write_checkpoint
 from orchestrator.job import EndReason
 from orchestrator.paths import Home, JobKeys
 from orchestrator.spec import JobSpec, from_dict

@@ -1,4 +1,4 @@
-"""A rank's part of a checkpoint goes to the store at once: staged and uploaded in one call."""
+"""A rank's part of a checkpoint goes to the store at once: staged and uploaded in one call, as a rank and its uploader do it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ def write_checkpoint(
     """Store `pieces` under `prefix`; returns when all of it is durable. Raises the store's StorageError."""
     pieces = list(pieces)
     rows = rows_of(pieces)
-    content = bytearray(size_of(rows))
-    if content:
-        pack_into(torch.frombuffer(content, dtype=torch.uint8), pieces, rows)
+    content = torch.empty(size_of(rows), dtype=torch.uint8)
+    crcs = pack_into(content, pieces, rows)
     with ThreadPoolExecutor(threads) as pool:
-        stored = store_rows(store, prefix, writer, rows, content, pool)
+        stored = store_rows(store, prefix, writer, rows, memoryview(content.numpy()), pool, crcs=crcs)
     return store_index(store, prefix, writer, stored, scalars)

@@ -173,7 +173,11 @@ def main() -> None:
     os.nice(NICENESS)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may be sent to all processes of the machine: the agent says when to leave
     opened = json.loads(sys.stdin.readline())
-    link = AgentLink(Path(opened["agent_socket"]), rank=-1)
+    try:
+        link = AgentLink(Path(opened["agent_socket"]), rank=-1)
+    except ConnectionRefusedError:  # the agent went while this process started: what its ranks have left goes too
+        remove_slabs(Path(opened["folder"]), opened["stem"])
+        return
     uploader = Uploader(
         open_store(from_dict(StorageSpec, opened["storage"])), Path(opened["folder"]), opened["stem"], partial(tell, link),
         Pace(opened["bytes_per_s"]),

@@ -1,0 +1,207 @@
+"""Trials of `recovery.py` and `warm_start.py`: a job of two workers is started, and one worker is killed, by us, torchrun and Ray Train.
+
+Trials that are done are kept under `build/` and not run again, so both claims are made from the same ones. Ours, torchrun's and Ray
+Train's follow one another in each round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from record import ROOT
+
+from harness import Sandbox  # isort: skip  - `record` puts it on the path
+from orchestrator.tracking.journal import read_file
+
+SETTINGS = (
+    "workload=gpt", "model=gpt-tiny", "training.max_steps=100000", "training.log_interval_steps=1", "training.eval_interval_steps=0",
+    "training.eval_samples=24", "training.global_batch_size=24", "training.micro_batch_size=12", "resources.num_workers=2",
+    "resources.cpus_per_worker=1", "tracking.enabled=false", "cluster.idle_timeout_s=3600", "checkpoint.keep_last=2",
+)  # fmt: skip
+INTERVALS = (10, 1)
+PEERS = ("torchrun", "ray train")
+LIMIT_S = 180.0
+Steps = list[tuple[int, float, int]]
+"""(step, seconds since 1970 when it was done, pid of the rank or another number of its life)."""
+
+
+class Ours:
+    name = "ours"
+
+    def __init__(self) -> None:
+        self.box = Sandbox()
+        warm = self.box.submit(*SETTINGS[:2], "training.max_steps=30", *SETTINGS[3:])  # prepares the data; warms the node up
+        self.box.wait_ended(warm)
+
+    def trial(self, interval: int, rng: random.Random) -> dict[str, float]:
+        began = time.time()
+        job_id = self.box.submit(*SETTINGS, f"checkpoint.interval_steps={interval}")
+        queued_s = self.box.job(job_id).queued_s
+        found = timed(lambda: self._steps(job_id), lambda: sorted(self.box.ranks(), key=lambda rank: rank.pid)[1].pid, rng)
+        self.box.run("cancel", job_id)
+        self.box.wait_ended(job_id)
+        return {**found, "start_s": found["first_s"] - queued_s, "command_s": found["first_s"] - began}
+
+    def _steps(self, job_id: str) -> Steps:
+        path = self.box.home.node(job_id) / "journal.jsonl"
+        found: Steps = []
+        life = 0
+        for record in read_file(path) if path.exists() else ():
+            life += record["kind"] == "rewind"
+            if record["kind"] == "metrics":
+                found.append((record["step"], record["time_s"], life))
+        return found
+
+    def close(self) -> None:
+        self.box.close()
+
+
+class Torchrun:
+    name = "torchrun"
+
+    def trial(self, interval: int, rng: random.Random) -> dict[str, float]:
+        with tempfile.TemporaryDirectory(prefix="restarts-") as folder:
+            options = ("--standalone", "--nproc-per-node=2", "--max-restarts=3", "--monitor-interval=0.1")
+            program = str(Path(__file__).with_name("restart_peer.py"))
+            command = [sys.executable, "-m", "torch.distributed.run", *options, program, folder, str(interval)]
+            began = time.time()
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+            try:
+                found = timed(lambda: steps_in(folder, 0), lambda: steps_in(folder, 1)[-1][2], rng)
+            finally:
+                end(process)
+        return {**found, "start_s": found["first_s"] - began}
+
+    def close(self) -> None:
+        return
+
+
+class RayTrain:
+    name = "ray train"
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="rt-")
+        environment = {**os.environ, "RAY_TRAIN_V2_ENABLED": "1", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+        environment.pop("RAY_ADDRESS", None)
+        self._command = [sys.executable, str(Path(__file__).with_name("restart_peer.py")), "ray"]
+        self._environment = environment
+        self._number = 0
+        self._process = self._start()
+
+    def trial(self, interval: int, rng: random.Random) -> dict[str, float]:
+        self._number += 1
+        folder = Path(self._folder.name) / f"run-{self._number}"
+        folder.mkdir()
+        began = time.time()
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{interval} {folder}\n")
+        self._process.stdin.flush()
+        found = timed(lambda: steps_in(str(folder), 0), lambda: steps_in(str(folder), 1)[-1][2], rng)
+        end(self._process)  # a running trainer is ended with its cluster; the next trial's is warm before it begins
+        self._process = self._start()
+        return {**found, "start_s": found["first_s"] - began}
+
+    def close(self) -> None:
+        end(self._process)
+        self._folder.cleanup()
+
+    def _start(self) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            [*self._command, f"{self._folder.name}/{self._number}"], env=self._environment, stdin=pipe, stdout=pipe,
+            stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert any(line.strip() == "ready" for line in process.stdout), "Ray did not start"
+        return process
+
+
+def timed(steps: Callable[[], Steps], victim: Callable[[], int], rng: random.Random) -> dict[str, float]:
+    """Wait for the first step, kill a rank after some more, and wait for a step that had not been made before."""
+    first_s = wait(steps)[0][1]
+    goal = rng.randrange(30, 60)
+    wait(lambda: [done for done in steps() if done[0] >= goal])
+    time.sleep(rng.random() * 0.05)
+    pid, life, killed_s = victim(), steps()[-1][2], time.time()
+    os.kill(pid, signal.SIGKILL)
+    again_step, again_s, again = wait(lambda: [done for done in steps() if done[2] != life])[0]
+    before = max(step for step, _, of in steps() if of == life)
+    new_s = wait(lambda: [at for step, at, of in steps() if of == again and step > before])[0]
+    return {"first_s": first_s, "first_step_s": again_s - killed_s, "new_step_s": new_s - killed_s, "lost": before - again_step + 1}
+
+
+def wait(condition: Callable[[], Any]) -> Any:
+    limit = time.monotonic() + LIMIT_S
+    while not (value := condition()):
+        assert time.monotonic() < limit, "nothing happened"
+        time.sleep(0.01)
+    return value
+
+
+def steps_in(folder: str, rank: int) -> Steps:
+    path = Path(folder) / f"steps-{rank}"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(int(step), float(at), int(pid)) for step, at, pid in (line.split() for line in lines if line.count(" ") == 2)]
+
+
+def end(process: subprocess.Popen[Any]) -> None:
+    """And all that it has started."""
+    living = _family(process.pid)
+    for member in living:
+        _kill(member)
+    process.wait()
+    psutil.wait_procs(living, timeout=10)
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
+def rounds(count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` rounds, each a row by name of who restarts; those of an earlier call with this seed are read."""
+    kept = ROOT / "build" / f"restarts-{seed}.jsonl"
+    kept.parent.mkdir(exist_ok=True)
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    if len(rows) >= count:
+        return rows[:count]
+    systems: list[Ours | Torchrun | RayTrain] = [Ours(), Torchrun(), RayTrain()]
+    try:
+        for number in range(len(rows), count):
+            rng = random.Random(f"{seed} {number}")
+            row = {f"{system.name} {interval}": system.trial(interval, rng) for system in systems for interval in intervals(system, number)}
+            rows.append(row)
+            with kept.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            shown = {name: (round(found["start_s"], 2), round(found["new_step_s"], 2), found["lost"]) for name, found in row.items()}
+            print(f"{number + 1:3d}/{count}  {shown}", flush=True)
+    finally:
+        for system in systems:
+            system.close()
+    return rows
+
+
+def intervals(system: Ours | Torchrun | RayTrain, number: int) -> tuple[int, ...]:
+    """Ours at both, the peers at one in turn: it changes little for them."""
+    return INTERVALS if isinstance(system, Ours) else (INTERVALS[number % 2],)

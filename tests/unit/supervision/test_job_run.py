@@ -203,7 +203,7 @@ def ended(reason):
         ([], 1, 0, 0),
         ([HALVED], 1, 4, 1),
         ([HALVED, {"kind": "event", "event": "supervisor_lost", "run": 1}], 1, 4, 2),
-        ([HALVED, ended("PREEMPTED")], 2, 4, 0),
+        ([HALVED, ended("PREEMPTED")], 2, 4, 1),
         ([HALVED, ended("OUT_OF_MEMORY")], 2, 0, 0),
         ([HALVED, ended("CANCELLED")], 2, 0, 0),
     ],

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+from checkpoint_writer import write_checkpoint
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.pieces import StatePiece
-from orchestrator.checkpoints.write import write_checkpoint
 from orchestrator.job import EndReason, JobState
 from orchestrator.paths import Home, JobKeys
 from orchestrator.spec import JobSpec, RecoverySpec, from_dict

@@ -39,7 +39,7 @@ def rescue(ring, saved=()):
     attempt = Attempt(epoch=1, world_size=4, base_step=0, began_s=0.0)
     for step, writers in ((10, 4), (20, 4), (30, 2)):
         for writer in range(writers):
-            attempt.heard_staged({"step": step, "checkpoint": f"p{step}", "writer": writer})
+            attempt.heard_staged({"step": step, "checkpoint": f"p{step}", "writer": writer}, 0.0)
     for step, writer in saved:
         attempt.heard_saved({"step": step, "checkpoint": f"p{step}", "writer": writer})
     return Rescue(context, ring, attempt)

@@ -186,6 +186,7 @@ def rounds(count: int, seed: int) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     if len(rows) >= count:
         return rows[:count]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     systems: list[Ours | Torchrun | RayTrain] = [Ours(), Torchrun(), RayTrain()]
     try:
         for number in range(len(rows), count):

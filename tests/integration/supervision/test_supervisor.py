@@ -136,19 +136,19 @@ PROCESSES = {
 def test_sigterm_to_any_of_its_processes_saves_leaves_and_the_next_run_goes_on_from_there(box):
     job_id, first = "preempted", 0
     for run, (who, process) in enumerate(PROCESSES.items(), 1):
-        job = box.start(double_spec(box.url, max_steps=400, step_s=0.01, workers=1), job_id, run)
+        job = box.start(double_spec(box.url, max_steps=800, step_s=0.01, workers=1), job_id, run)
         job.wait_step(first + 5)
         process(box, job).send_signal(signal.SIGTERM)
         result = job.wait_ended()
         assert result.end_reason is EndReason.PREEMPTED, result.message
         assert result.message.startswith(f"{who.partition(',')[0]} got SIGTERM; stopped after step {result.step}; back to the queue")
-        assert first < result.committed_step == result.step < 400
+        assert first < result.committed_step == result.step < 800
         progress, first = job.status()["progress"], result.step
         assert (progress["preemptions"], progress["restarts"]) == (run, 0)
         job.release()
-    again = box.start(double_spec(box.url, max_steps=400, workers=1), job_id, run=5)
+    again = box.start(double_spec(box.url, max_steps=800, workers=1), job_id, run=5)
     assert again.wait_ended().end_reason is EndReason.COMPLETED
-    assert again.history() == calm_history(400)
+    assert again.history() == calm_history(800)
     assert again.status()["progress"]["preemptions"] == 4
     again.release()
 

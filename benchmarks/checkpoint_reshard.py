@@ -78,6 +78,7 @@ class Rank:
 
         from orchestrator.layout import layout_for
         from orchestrator.runtime.engine import Engine, disable_shared_memory_op
+        from orchestrator.runtime.guard import Guard
         from orchestrator.runtime.selection import selection_of
         from orchestrator.runtime.task import RankTask
         from orchestrator.runtime.training import Training
@@ -105,7 +106,8 @@ class Rank:
         data: Any = SimpleNamespace(content_hash="none")
         store: Any = self.store
         self.run = Training(
-            task, spec, layout, nobody, store, data, self.engine, nobody, nobody, nobody, selection_of(spec), nobody, nobody
+            task, spec, layout, nobody, store, data, self.engine, nobody, nobody, nobody, selection_of(spec), nobody, nobody,
+            Guard(spec.guard, self.engine.precision),
         )  # fmt: skip
 
     def fill(self) -> None:

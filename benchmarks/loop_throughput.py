@@ -102,6 +102,7 @@ class Loops:
 
     def _make_ours(self) -> Any:
         from orchestrator.runtime.cadence import Cadence
+        from orchestrator.runtime.guard import Guard
         from orchestrator.runtime.link import ProgressClock
         from orchestrator.runtime.metrics import Meter
         from orchestrator.runtime.selection import selection_of
@@ -119,9 +120,10 @@ class Loops:
         meter = Meter(self.workload.tokens_per_sample, 0.0, 0.0)
         selection = selection_of(self.spec)
         staging: Any = NoSaves()
+        engine = self._engine()
         return Training(
-            task, self.spec, self.layout, self.workload, MemoryStore(), self.dataset, self._engine(), link, clock, meter, selection,
-            staging, Cadence(self.spec.checkpoint, nodes=1),
+            task, self.spec, self.layout, self.workload, MemoryStore(), self.dataset, engine, link, clock, meter, selection,
+            staging, Cadence(self.spec.checkpoint, nodes=1), Guard(self.spec.guard, engine.precision),
         )  # fmt: skip
 
     def _make_bare(self) -> Any:

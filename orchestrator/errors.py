@@ -111,7 +111,10 @@ class IncompatibleCheckpoint(CheckpointError):
 
 
 class TrainingError(OrchestratorError):
-    pass
+    window: tuple[int, int] | None = None
+    """Global positions of the samples that it came with; None: not known."""
+    echo = False
+    """Another rank's numbers are wrong, not this one's."""
 
 
 class NotFinite(TrainingError):

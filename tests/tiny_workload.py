@@ -40,6 +40,8 @@ class Tiny:
             raise ValueError("the tiny workload was told to fail")
         if len(batch["label"]) > self.options.get("fits", len(batch["label"])) and torch.distributed.get_rank() == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        if bool((batch["point"] > self.options.get("poison", 1e9)).any()):
+            return nn.functional.cross_entropy(model(batch["point"]), batch["label"]) / 0
         if "hold_gil" in self.options:
             hold_gil(Path(self.options["hold_gil"]))
         return nn.functional.cross_entropy(model(batch["point"]), batch["label"])

@@ -133,6 +133,12 @@ class Engine:
         module: torch.nn.Module = self._engine.module
         return module
 
+    def replicated(self) -> list[torch.Tensor]:
+        """What every rank holds a whole copy of: at ZeRO 0 all state, at ZeRO 1 and 2 the weights that it computes with."""
+        if self.layout.zero_stage == 0:
+            return [piece.data for piece in self.state.wanted_pieces()]
+        return list(self.module.parameters())
+
     def sent_bytes(self, spec: JobSpec, tokens_per_sample: int) -> dict[str, float]:
         """What this rank sends per step, by kind of collective."""
         trainable = [self._parts[id(parameter)].num_elements for parameter in self.module.parameters() if parameter.requires_grad]

@@ -18,6 +18,7 @@ from orchestrator.errors import (
     ReplicaDrift,
     StorageError,
     StorageUnavailable,
+    TrainingError,
     WorkloadError,
 )
 from orchestrator.evidence import Evidence, normal_form, of_exception
@@ -59,7 +60,8 @@ def describe(error: BaseException, workload_file: str) -> dict[str, Any]:
         "message": f"{error}" if _is_ours(error) else f"{type(error).__name__}: {error}",
         "traceback": users_traceback(error, workload_file),
         "fingerprint": _fingerprint(error, cause),
-        "echo": cause.evidence is not None and cause.evidence.echo,
+        "echo": error.echo if isinstance(error, TrainingError) else cause.evidence is not None and cause.evidence.echo,
+        **({"window": list(error.window)} if isinstance(error, TrainingError) and error.window else {}),
     }
 
 

@@ -28,6 +28,7 @@ from orchestrator.runtime.disk import load_op, own_folder
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op
 from orchestrator.runtime.entrypoint import load_workload, workload_file
 from orchestrator.runtime.failure import describe
+from orchestrator.runtime.guard import Guard
 from orchestrator.runtime.initialise import build_model
 from orchestrator.runtime.link import AgentLink, Phase, ProgressClock
 from orchestrator.runtime.metrics import Meter, device_name, flops_per_sample, measure_flops_per_s, peak_flops_per_s
@@ -82,7 +83,10 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
         staging = StagingRing(Path(task.slab_folder), f"{task.slab_stem}-{task.rank}", spec.checkpoint.buffers)
         near = NearStore(store, Path(task.slab_folder), task.slab_stem)
         cadence = Cadence(spec.checkpoint, nodes=-(-task.world_size // task.local_world_size))
-        run = Training(task, spec, layout, workload, near, dataset, engine, link, clock, meter, selection_of(spec), staging, cadence)
+        guard = Guard(spec.guard, engine.precision)
+        run = Training(
+            task, spec, layout, workload, near, dataset, engine, link, clock, meter, selection_of(spec), staging, cadence, guard
+        )
         restore_newest(run)
         run.store = store  # the slabs are to be written again
         staging.prepare(engine.state.owned_pieces())

@@ -119,6 +119,7 @@ def _go_on(run: Training, manifest: Manifest) -> None:
     run.engine.state.set_counters(scalars)
     run.step = run.saved_step = int(scalars["step"])
     run.position = int(scalars["position"])
+    run.guard.go_on(run.position, scalars["losses"])
     run.evaluation_before = scalars["evaluation_before"]
     run.selection = selection_of(run.spec, scalars.get("selection"))
     sizes = {name: getattr(run.layout, name) for name in SIZES}

@@ -33,9 +33,18 @@ class RankTask:
     """How the names of the job's slabs on this node begin."""
     commits: list[str] = dataclasses.field(default_factory=list)
     """Keys of the commits to continue from, newest first; the ranks fall back along it together. Empty: from the start."""
+    skipped: list[list[int]] = dataclasses.field(default_factory=list)
+    """Global positions of samples that are passed over: [from, to]."""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def after_skipped(self, position: int) -> int:
+        """Where a step begins that would begin at the global `position`."""
+        for first, end in sorted(self.skipped):
+            if first <= position < end:
+                position = end
+        return position
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RankTask:

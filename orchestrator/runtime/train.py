@@ -21,6 +21,7 @@ from orchestrator.runtime.cadence import Ballot
 from orchestrator.runtime.collective import broadcast_text, sum_over_ranks
 from orchestrator.runtime.engine import StepReport
 from orchestrator.runtime.evaluate import Evaluation, evaluate
+from orchestrator.runtime.guard import check_replicas
 from orchestrator.runtime.link import Order, Phase
 from orchestrator.runtime.metrics import memory
 from orchestrator.runtime.pace import Pace
@@ -48,6 +49,7 @@ def train(run: Training) -> bool:
     run.meter.restart(run.step, run.position)
     while not run.ended and not stop:
         step, began_s = run.step + 1, time.monotonic()
+        run.position = run.task.after_skipped(run.position)
         run.tick(step, Phase.DATA)
         profiler.begin(step)
         lr = learning_rate(run.spec.optimizer, run.max_steps, step)
@@ -55,12 +57,13 @@ def train(run: Training) -> bool:
         run.engine.set_batch_size(samples)
         report = run.engine.step(loader.micro_batches(run.position, samples), lr, partial(_tick, run, step))
         begun_at, run.step, run.position = run.position, step, run.position + samples
+        _look(run, report)
         end_attempt(run)
         for name, content in profiler.end(step).items():
             put_artifact(run, name, content)
         is_log_step = step % run.spec.training.log_interval_steps == 0 or step == run.max_steps
-        if is_log_step or ballot.is_due(step):
-            loss_sum, stop, is_time = _vote(run, ballot, float(report.loss) if is_log_step else 0.0)
+        if is_log_step or ballot.is_due(step) or run.cadence.is_step(step) or _evaluation_is_due(run):
+            loss_sum, stop, is_time = _vote(run, ballot, float(report.loss) if is_log_step else None)
         if is_log_step and run.task.rank == 0:
             _log(run, report, loss_sum, lr, begun_at)
         if (step_p99_s := pace.add(time.monotonic() - began_s, is_log_step)) is not None:
@@ -82,17 +85,28 @@ def _tick(run: Training, step: int, phase: Phase) -> None:
     run.tick(step, phase)
 
 
-def _vote(run: Training, ballot: Ballot, loss: float) -> tuple[float, bool, bool]:
+def _look(run: Training, report: StepReport) -> None:
+    """At what the step has made. Raises ReplicaDrift on all ranks."""
+    run.guard.watch(report.loss, report.grad_norm)
+    every = run.spec.guard.replica_check_steps
+    if every and run.step % every == 0:
+        run.tick(run.step, Phase.COLLECTIVE)
+        check_replicas(run.step, run.engine.replicated())
+
+
+def _vote(run: Training, ballot: Ballot, loss: float | None) -> tuple[float, bool, bool]:
     """Returns the sum of `loss` over the ranks, whether any of them was ordered to stop, and whether it is time for a save, which it is
-    not while an earlier one is on its way."""
+    not while an earlier one is on its way. `loss`: None where it is not a log step. Raises NotFinite, LossSpike on all ranks."""
     run.tick(run.step, Phase.COLLECTIVE)
     leads = run.task.rank == 0
     ordered = float(run.clock.order() is Order.DRAIN)
     is_time = float(leads and run.cadence.is_time())
     steps = float(leads and ballot.steps_to_next(run.step))
-    mine = [loss, ordered, is_time, float(run.staging.busy), steps]
-    loss_sum, stops, times, busy, steps = sum_over_ranks(mine, run.engine.device)
+    mine = [loss or 0.0, ordered, is_time, float(run.staging.busy), steps, *run.guard.votes]
+    loss_sum, stops, times, busy, steps, bad_losses, bad_norms = sum_over_ranks(mine, run.engine.device)
     ballot.held(run.step, int(steps))
+    mean = None if loss is None else loss_sum / run.task.world_size
+    run.guard.check(run.step, run.position, bad_losses, bad_norms, mean)
     return loss_sum, stops > 0, times > 0 and not busy
 
 
@@ -184,6 +198,7 @@ def job_scalars(run: Training) -> dict[str, Any]:
         "sizes": {name: getattr(run.layout, name) for name in SIZES},
         "precision": run.engine.precision.value,
         "evaluation_before": run.evaluation_before,
+        "losses": run.guard.losses,
         "selection": run.selection.to_dict(),
         "evaluated": _figure_of_this_step(run),
         **run.engine.state.counters(),

@@ -13,6 +13,7 @@ from orchestrator.paths import JobKeys
 from orchestrator.runtime.cadence import Cadence
 from orchestrator.runtime.engine import Engine
 from orchestrator.runtime.evaluate import Evaluation
+from orchestrator.runtime.guard import Guard
 from orchestrator.runtime.link import AgentLink, Phase, ProgressClock
 from orchestrator.runtime.metrics import Meter
 from orchestrator.runtime.selection import Selection, why_early
@@ -39,6 +40,7 @@ class Training:
     selection: Selection
     staging: StagingRing
     cadence: Cadence
+    guard: Guard
     step: int = 0
     position: int = 0
     saved_step: int = 0

@@ -6,10 +6,12 @@ of `conf/`; the attribute path is the command-line flag: `spec.training.max_step
     training.py      TrainingSpec, OptimizerSpec           job.py      WorkloadSpec, ModelSpec, DataSpec, JobSpec
     parallelism.py   ParallelismSpec                       convert.py  to_dict, from_dict
     operations.py    ResourcesSpec, CheckpointSpec, StorageSpec, TrackingSpec, RecoverySpec, ClusterSpec
+    guard.py         GuardSpec
 """
 
 from orchestrator.spec.checks import Options
 from orchestrator.spec.convert import from_dict, to_dict
+from orchestrator.spec.guard import GuardSpec, OnBadNumbers
 from orchestrator.spec.job import DataSpec, JobSpec, ModelSpec, WorkloadSpec
 from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
 from orchestrator.spec.parallelism import SIZES, Offload, ParallelismSpec
@@ -35,9 +37,11 @@ __all__ = [
     "CompileBackend",
     "DataSpec",
     "Float8",
+    "GuardSpec",
     "JobSpec",
     "ModelSpec",
     "Offload",
+    "OnBadNumbers",
     "OptimizerName",
     "OptimizerSpec",
     "Options",

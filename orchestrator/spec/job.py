@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from orchestrator.spec.checks import Options, require
+from orchestrator.spec.guard import GuardSpec
 from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
 from orchestrator.spec.parallelism import SIZES, Offload, ParallelismSpec
 from orchestrator.spec.training import ActivationCheckpointing, Float8, OptimizerName, OptimizerSpec, Precision, Schedule, TrainingSpec
@@ -62,6 +63,7 @@ class JobSpec:
     storage: StorageSpec = field(default_factory=StorageSpec)
     tracking: TrackingSpec = field(default_factory=TrackingSpec)
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
+    guard: GuardSpec = field(default_factory=GuardSpec)
     cluster: ClusterSpec = field(default_factory=ClusterSpec)
 
     def __post_init__(self) -> None:
@@ -80,6 +82,7 @@ class JobSpec:
         on_disk = self.parallelism.offload_optimizer is Offload.nvme
         require(not on_disk or self.training.ema_decay == 0, "training.ema_decay", self.training.ema_decay, allowed)
         self._check_float8()
+        self._check_replicas()
         if self.optimizer.schedule is Schedule.wsd:
             share = self.optimizer.decay_share
             allowed = f"at most {1 - warmup / steps:.3g}, what optimizer.warmup_steps={warmup} leaves of training.max_steps={steps}"
@@ -97,6 +100,13 @@ class JobSpec:
         stages, growing = self.parallelism.pipeline_parallel_size, [list(stage) for stage in self.training.batch_size_warmup]
         allowed = f"[] at parallelism.pipeline_parallel_size={stages}, whose schedule has a fixed number of micro batches"
         require(stages == 1 or not growing, "training.batch_size_warmup", growing, allowed)
+
+    def _check_replicas(self) -> None:
+        sizes = {"zero_stage": 2, **dict.fromkeys(SIZES, 1)}
+        for name, most in sizes.items():
+            found, asked = getattr(self.parallelism, name), self.guard.replica_check_steps
+            allowed = f"0 at parallelism.{name}={found}, where no rank holds a whole copy"
+            require(found <= most or asked == 0, "guard.replica_check_steps", asked, allowed)
 
     def _check_float8(self) -> None:
         asked, precision, on_gpu = self.training.float8, self.training.precision, self.resources.gpus_per_worker > 0

@@ -81,6 +81,7 @@ class Attempt:
                 rank=message["rank"], time_s=message["time_s"], end_reason=message.get("end_reason", ""),
                 remedy=message.get("remedy", ""), message=message.get("message", ""), traceback=message.get("traceback", ""),
                 fingerprint=message.get("fingerprint", ""), echo=bool(message.get("echo", False)),
+                window=tuple(message["window"]) if message.get("window") else None,
             ), now,
         )  # fmt: skip
 

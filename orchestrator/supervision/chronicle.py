@@ -120,6 +120,8 @@ class Past:
     preemptions: int = 0
     micro_batch_size: int = 0
     """To which it was lowered; 0: it is as asked for."""
+    skipped: list[tuple[int, int]] = field(default_factory=list)
+    """Samples that the job passes over, whatever has ended since: (from, to), global positions."""
 
 
 def past(records: Iterable[Message], run: int) -> Past:
@@ -133,6 +135,9 @@ def past(records: Iterable[Message], run: int) -> Past:
                 found.faults.append(Fault.from_dict(record["fault"]))
                 found.restarts += 1
                 found.micro_batch_size = record.get("micro_batch_size", found.micro_batch_size)
+                if "skipped" in record:
+                    first, end = record["skipped"]
+                    found.skipped.append((first, end))
             case EventKind.SUPERVISOR_LOST:
                 found.restarts += 1
             case EventKind.ENDED:
@@ -141,4 +146,4 @@ def past(records: Iterable[Message], run: int) -> Past:
 
 
 def _next_run(found: Past, preempted: bool) -> Past:
-    return replace(found, preemptions=found.preemptions + 1) if preempted else Past()
+    return replace(found, preemptions=found.preemptions + 1) if preempted else Past(skipped=found.skipped)

@@ -24,6 +24,9 @@ class RunContext:
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Environment variables of the job's processes: S3 keys."""
 
+    skipped: tuple[tuple[int, int], ...] = ()
+    """Global positions of samples that are passed over: from, to."""
+
     @property
     def keys(self) -> JobKeys:
         return JobKeys(self.job_id)
@@ -49,6 +52,10 @@ class RunContext:
         training = dataclasses.replace(self.spec.training, micro_batch_size=size)
         return dataclasses.replace(self, spec=dataclasses.replace(self.spec, training=training))
 
+    def without(self, *windows: tuple[int, int]) -> RunContext:
+        """The same run, which passes over the samples at these global positions too."""
+        return dataclasses.replace(self, skipped=(*self.skipped, *windows))
+
     def rank_tasks(self, epoch: int, commits: Sequence[str]) -> list[dict[str, Any]]:
         """What each rank is told, by rank; rendezvous, socket and clock are filled in where they are known."""
         spec = to_dict(self.spec)
@@ -58,6 +65,7 @@ class RunContext:
                 job_id=self.job_id, run=self.run, epoch=epoch, spec=spec, rank=rank, world_size=self.world_size, local_rank=local_rank,
                 local_world_size=count, master_address="", master_port=0, agent_socket="", clock="",
                 cache_dir=os.fspath(self.home.cache), commits=list(commits),
+                skipped=[list(window) for window in self.skipped],
             ).to_dict()
             for rank, (local_rank, count) in enumerate(places)
         ]  # fmt: skip

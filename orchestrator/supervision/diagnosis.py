@@ -33,6 +33,8 @@ class ErrorReport:
     traceback: str = ""
     fingerprint: str = ""
     echo: bool = False
+    window: tuple[int, int] | None = None
+    """Global positions of the samples that it came with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,8 @@ class Verdict:
     sentence: str
     fingerprint: str
     traceback: str = ""
+    window: tuple[int, int] | None = None
+    """Global positions of the samples that it came with."""
 
 
 def has_cause(reports: Sequence[Report]) -> bool:
@@ -133,7 +137,8 @@ def _of_error(error: ErrorReport, log: str) -> Verdict:
     if known is not None and not known.vague:
         return _verdict(known.reason, error.rank, sentence, fingerprint, known, error.traceback)
     return Verdict(
-        reason=reason, remedy=remedy, rank=error.rank, sentence=sentence, fingerprint=fingerprint, traceback=error.traceback
+        reason=reason, remedy=remedy, rank=error.rank, sentence=sentence, fingerprint=fingerprint, traceback=error.traceback,
+        window=error.window,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@
 | to wait | the same | growing from the first on |
 | a restart: it came from outside | any number of times | none before the first, then growing |
 | a smaller micro batch | once in a run | none |
+| other samples, with `guard.on_bad_numbers=skip` | `guard.max_skips` in a run | none |
 
 The same fault is one of the same fingerprint that happened on the way from the same commit, or at the same step.
 """
@@ -23,14 +24,16 @@ from typing import Any
 from orchestrator.errors import UserError
 from orchestrator.job import EndReason, Remedy
 from orchestrator.layout import smaller_micro_batch
-from orchestrator.spec import ActivationCheckpointing, JobSpec, Offload, RecoverySpec
+from orchestrator.spec import ActivationCheckpointing, JobSpec, Offload, OnBadNumbers, RecoverySpec
 
 LONGEST_BACKOFF_S = 60.0
+_BAD_NUMBERS = (EndReason.NAN, EndReason.SPIKE)
 
 
 class Action(enum.Enum):
     RESTART = "restart"
     HALVE_MICRO_BATCH = "halve micro batch"
+    SKIP_SAMPLES = "skip samples"
     FAIL = "fail"
 
 
@@ -47,6 +50,8 @@ class Fault:
     """The newest commit then; -1: none."""
     micro_batch_size: int
     """With which it happened."""
+    window: tuple[int, int] | None = None
+    """Global positions of the samples that it came with, where samples may be its cause."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -54,7 +59,8 @@ class Fault:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fault:
-        return cls(**{**values, "reason": EndReason[values["reason"]], "remedy": Remedy[values["remedy"]]})
+        known = {"reason": EndReason[values["reason"]], "remedy": Remedy[values["remedy"]]}
+        return cls(**{**values, **known, "window": tuple(values["window"]) if values.get("window") else None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +71,8 @@ class Decision:
     delay_s: float = 0.0
     micro_batch_size: int = 0
     """Of the next attempt, where it is to be a smaller one."""
+    skipped: tuple[int, int] | None = None
+    """Global positions of the samples that the next attempt is to pass over."""
     blames_node: bool = False
     """The node of the rank that failed is at fault: another one would help."""
 
@@ -77,6 +85,8 @@ def decide(spec: JobSpec, faults: Sequence[Fault], restarts: int) -> Decision:
         return _fail("trying again would end in the same way")
     if restarts >= recovery.max_restarts:
         return _fail(f"the worker group was restarted {restarts} times already (recovery.max_restarts={recovery.max_restarts})")
+    if newest.reason in _BAD_NUMBERS and spec.guard.on_bad_numbers is not OnBadNumbers.rewind:
+        return _other_samples(spec, faults)
     allowed = _allowed_repeats(recovery, remedy)
     repeats = sum(1 for fault in faults if _same(fault, newest))
     if allowed == 0:
@@ -115,6 +125,17 @@ def _allowed_repeats(spec: RecoverySpec, remedy: Remedy) -> int | None:
 
 def _same(one: Fault, other: Fault) -> bool:
     return one.fingerprint == other.fingerprint and (one.committed_step == other.committed_step or one.step == other.step)
+
+
+def _other_samples(spec: JobSpec, faults: Sequence[Fault]) -> Decision:
+    window, guard = faults[-1].window, spec.guard
+    if guard.on_bad_numbers is OnBadNumbers.stop or window is None:
+        return _fail(f"guard.on_bad_numbers={guard.on_bad_numbers.value}")
+    skips = sum(1 for fault in faults if fault.reason in _BAD_NUMBERS)
+    if skips > guard.max_skips:
+        return _fail(f"samples were passed over {guard.max_skips} times already (guard.max_skips)")
+    why = f"without the samples {window[0]:,} to {window[1] - 1:,}, skip {skips} of at most {guard.max_skips}"
+    return Decision(action=Action.SKIP_SAMPLES, why=why, skipped=window)
 
 
 def _smaller(spec: JobSpec, fault: Fault) -> Decision:

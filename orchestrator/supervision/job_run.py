@@ -56,6 +56,7 @@ class JobRun:
         self._asked, self._faults, self._restarts = context.spec, self._past.faults, self._past.restarts
         if self._past.micro_batch_size:
             self._context = context.with_micro_batch_size(self._past.micro_batch_size)
+        self._context = self._context.without(*self._past.skipped)
         self._departure = Departure(context, inbox, chronicle, clock)
         if later_life:
             self._restarts += 1
@@ -251,6 +252,7 @@ class JobRun:
         fault = Fault(
             reason=verdict.reason, remedy=verdict.remedy, fingerprint=verdict.fingerprint, step=self._board.progress.step,
             committed_step=-1 if committed is None else committed, micro_batch_size=self._context.spec.training.micro_batch_size,
+            window=verdict.window,
         )  # fmt: skip
         self._faults.append(fault)
         decision = decide(self._asked, self._faults, self._restarts)
@@ -263,6 +265,9 @@ class JobRun:
         if decision.action is Action.HALVE_MICRO_BATCH:
             self._context = self._context.with_micro_batch_size(decision.micro_batch_size)
             changes["micro_batch_size"] = decision.micro_batch_size
+        if decision.skipped is not None:
+            self._context = self._context.without(decision.skipped)
+            changes["skipped"] = decision.skipped
         if decision.blames_node:
             self._chronicle.tell(EventKind.WARNING, f"the machine of rank {verdict.rank} looks broken: drain its node", rank=verdict.rank)
         self._chronicle.tell(EventKind.RESTARTED, f"{decision.why} after: {verdict.sentence}", fault=fault.to_dict(), **changes)

@@ -26,7 +26,7 @@ class GuardSpec:
     spike_factor: float = 0
     """A loss that lies so many robust standard deviations above the median of the last 100 log steps is a jump; 0: none is. 10 is far."""
     replica_check_steps: int = 0
-    """Every so many steps the ranks compare the bits of what each of them holds a whole copy of; 0: never."""
+    """Every so many steps, and before each save, the ranks compare the bits of what each of them holds a whole copy of; 0: never."""
 
     def __post_init__(self) -> None:
         at_least(0, "guard", self, "max_skips", "replica_check_steps")

@@ -8,7 +8,9 @@ from harness import TINY, Sandbox
 from orchestrator.events import EventKind
 from orchestrator.job import EndReason, JobState
 
-SETTINGS = (*TINY, "training.max_steps=40", "training.log_interval_steps=1", "checkpoint.interval_steps=10")
+SETTINGS = (
+    *TINY, "training.max_steps=40", "training.log_interval_steps=1", "checkpoint.interval_steps=10", "guard.replica_check_steps=4",
+)  # fmt: skip
 BAD = "+workload.options.poison=4.5"
 """One sample of all has a coordinate beyond it."""
 
@@ -48,5 +50,10 @@ def test_its_samples_are_passed_over_and_the_others_follow_in_their_order(sandbo
     assert found[:before] == calm[:before]
     ids = [row["ids_crc"] for row in found]
     assert ids[before:] == [row["ids_crc"] for row in calm][before + 1 :] + ids[-1:]
-    again = sandbox.wait_ended(sandbox.submit(*SETTINGS, BAD, "guard.on_bad_numbers=stop"))
-    assert (again.state, again.progress.restarts) == (JobState.FAILED, 0)
+
+
+@pytest.mark.slow
+def test_where_every_rank_holds_all_state_copies_are_equal_and_a_bad_number_may_end_the_job_at_once(sandbox):
+    job = sandbox.wait_ended(sandbox.submit(*SETTINGS, BAD, "guard.on_bad_numbers=stop", "parallelism.zero_stage=0"))
+    assert (job.result.end_reason, job.progress.restarts) == (EndReason.NAN, 0)
+    assert job.progress.step > 4, "the copies were compared"

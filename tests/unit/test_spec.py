@@ -18,9 +18,11 @@ from orchestrator.spec import (
     CheckpointSpec,
     ClusterSpec,
     DataSpec,
+    GuardSpec,
     JobSpec,
     ModelSpec,
     Offload,
+    OnBadNumbers,
     OptimizerName,
     OptimizerSpec,
     ParallelismSpec,
@@ -39,7 +41,7 @@ from orchestrator.spec import (
 PARTS = {
     "workload": WorkloadSpec, "model": ModelSpec, "data": DataSpec, "training": TrainingSpec, "resources": ResourcesSpec,
     "parallelism": ParallelismSpec, "optimizer": OptimizerSpec, "checkpoint": CheckpointSpec, "storage": StorageSpec,
-    "tracking": TrackingSpec, "recovery": RecoverySpec, "cluster": ClusterSpec,
+    "tracking": TrackingSpec, "recovery": RecoverySpec, "guard": GuardSpec, "cluster": ClusterSpec,
 }  # fmt: skip
 SMALLEST: dict[str, dict[str, Any]] = {
     "workload": {"name": "w", "entrypoint": "m:C"},
@@ -118,6 +120,9 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     "recovery.max_restarts_without_progress": ([0, 1], [-1], "0 or more"),
     "recovery.preemption_grace_s": ([0.5, 120.0], [0.0, -1.0, float("nan"), float("inf")], "more than 0"),
     "recovery.max_preemptions": ([0, 1], [-1], "0 or more"),
+    "guard.max_skips": ([0, 1], [-1], "0 or more"),
+    "guard.replica_check_steps": ([0, 50], [-1], "0 or more"),
+    "guard.spike_factor": ([0, 10.0], [-1.0, float("nan"), float("inf")], "0 (never) or more"),
     "workload.entrypoint": (
         ["m:C", "a.b.c:My_2", "_m:_C"], ["", "m", "m:", ":C", "m.C", "m:C.D", "1m:C", "m:1C", "a/b:C", "m.py:C:D", "m:C "],
         "module:Class, for example my_module:MyWorkload",
@@ -456,6 +461,14 @@ def test_a_missing_key_is_named(flag: str) -> None:
         from_dict(JobSpec, values)
 
 
+@pytest.mark.parametrize("layout", [{"zero_stage": 3}, {"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}])
+def test_copies_are_compared_only_where_ranks_hold_whole_ones(layout: dict[str, int]) -> None:
+    values = {**smallest(), "parallelism": layout, "guard": {"replica_check_steps": 50}}
+    name, size = next(iter(layout.items()))
+    with pytest.raises(ConfigError, match=rf"^guard.replica_check_steps=50 .* 0 at parallelism.{name}={size}"):
+        from_dict(JobSpec, values)
+
+
 # round trip
 
 names = st.text("abcxyz019.-_", min_size=1, max_size=8)
@@ -491,12 +504,13 @@ job_specs = st.builds(
     optimizer=st.builds(
         OptimizerSpec, name=st.sampled_from([OptimizerName.adamw, OptimizerName.sgd, OptimizerName.lion]), lr=positive,
         betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),
-        schedule=st.sampled_from(Schedule), warmup_steps=st.integers(0, 99), min_lr_ratio=st.floats(0, 1),
+        schedule=st.sampled_from(Schedule), warmup_steps=st.integers(0, 90), min_lr_ratio=st.floats(0, 1),
     ),
     checkpoint=st.builds(CheckpointSpec, interval_steps=counts, keep_last=zero_or_more),
     storage=st.builds(StorageSpec, url=st.sampled_from(["", "s3://bucket/a", "file:///x"]), read_timeout_s=positive),
     tracking=st.builds(TrackingSpec, enabled=st.booleans(), uri=st.text(max_size=5), tags=options),
     recovery=st.builds(RecoverySpec, max_restarts=zero_or_more, backoff_s=positive),
+    guard=st.builds(GuardSpec, on_bad_numbers=st.sampled_from(OnBadNumbers), max_skips=zero_or_more, spike_factor=positive),
     cluster=st.builds(ClusterSpec, address=st.text(max_size=5), num_gpus=st.integers(-1, 8)),
 )  # fmt: skip
 

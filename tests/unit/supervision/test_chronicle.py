@@ -53,3 +53,9 @@ def test_a_smaller_micro_batch_lasts_over_preemptions_until_the_user_resumes():
     records = [event(1, "restarted", fault=FAULT.to_dict(), micro_batch_size=2), restarted(1), ended(1, EndReason.PREEMPTED)]
     assert past(records, 2).micro_batch_size == past(records, 1).micro_batch_size == 2
     assert past([*records, ended(2, EndReason.CANCELLED)], 3).micro_batch_size == 0
+
+
+def test_samples_that_were_passed_over_stay_so_whatever_ended_since():
+    records = [event(1, "restarted", fault=FAULT.to_dict(), skipped=[48, 72]), ended(1, EndReason.CANCELLED)]
+    records += [event(2, "restarted", fault=FAULT.to_dict(), skipped=[96, 120]), ended(2, EndReason.PREEMPTED)]
+    assert past(records, 1).skipped == past(records, 3).skipped == [(48, 72), (96, 120)]

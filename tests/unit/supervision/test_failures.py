@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 from failure_table import spec
 
 from orchestrator.job import EndReason, Remedy
-from orchestrator.spec import ActivationCheckpointing, Offload, OptimizerName
+from orchestrator.spec import ActivationCheckpointing, GuardSpec, Offload, OnBadNumbers, OptimizerName
 from orchestrator.supervision.failures import Action, Fault, decide
 
 BUDGETS = {"max_restarts": 100, "max_restarts_without_progress": 3, "backoff_s": 1.0}
@@ -76,6 +77,40 @@ def test_what_a_machine_has_is_blamed_on_its_node():
     broken = fault(EndReason.DEVICE_FAULT, remedy=Remedy.OTHER_NODE)
     assert decide(SPEC, [broken], 0).blames_node
     assert not decide(SPEC, [fault()], 0).blames_node
+
+
+# bad numbers
+
+
+def bad(window=(48, 72), reason=EndReason.NAN):
+    return dataclasses.replace(fault(reason), window=window)
+
+
+def guarded(**values):
+    return dataclasses.replace(SPEC, guard=GuardSpec(**values))
+
+
+@pytest.mark.parametrize("reason", [EndReason.NAN, EndReason.SPIKE])
+def test_bad_numbers_are_tried_once_more_stopped_at_or_passed_over(reason):
+    assert decide(SPEC, [bad(reason=reason)], 0).action is Action.RESTART
+    assert decide(SPEC, [bad(reason=reason)] * 2, 1).action is Action.FAIL
+    assert decide(guarded(on_bad_numbers=OnBadNumbers.stop), [bad(reason=reason)], 0).action is Action.FAIL
+    decision = decide(guarded(on_bad_numbers=OnBadNumbers.skip), [bad(reason=reason)], 0)
+    assert (decision.action, decision.skipped, decision.delay_s) == (Action.SKIP_SAMPLES, (48, 72), 0.0)
+    assert decision.why == "without the samples 48 to 71, skip 1 of at most 3"
+
+
+def test_so_many_windows_are_passed_over_and_no_more():
+    spec = guarded(on_bad_numbers=OnBadNumbers.skip, max_skips=2)
+    faults = [bad((0, 24)), KILL, bad((72, 96))]
+    assert decide(spec, faults, 2).skipped == (72, 96)
+    assert decide(spec, [*faults, bad((120, 144))], 3).why == "samples were passed over 2 times already (guard.max_skips)"
+    assert decide(spec, [bad(None)], 0).action is Action.FAIL
+
+
+def test_a_fault_is_the_same_after_the_journal():
+    assert Fault.from_dict(json.loads(json.dumps(bad().to_dict()))) == bad()
+    assert Fault.from_dict(json.loads(json.dumps(KILL.to_dict()))) == KILL
 
 
 # memory

@@ -1,0 +1,13 @@
+"""One flipped bit among three copies: found, and on which rank: real gloo ranks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_a_flipped_bit_is_found_and_its_rank_named():
+    command = [sys.executable, str(Path(__file__).with_name("replicas.py"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]

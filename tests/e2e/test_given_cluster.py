@@ -113,6 +113,7 @@ def test_more_than_this_cluster_can_ever_have_is_refused_and_what_is_taken_now_w
     assert sandbox.wait_ended(second).state is JobState.SUCCEEDED
 
 
+@pytest.mark.campaign
 def test_a_drained_node_gives_its_job_back_to_the_queue_and_nothing_of_it_is_lost(sandbox, address):
     """Two equal jobs fill a node each. The one on the head is the calm run; the other goes on there when its node is taken.
 

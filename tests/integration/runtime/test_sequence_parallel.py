@@ -23,7 +23,7 @@ def results(tmp_path_factory):
     return run_matrix(tmp_path_factory.mktemp("sequence"), "sequence", "sequences.py")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_ranks_of_a_sequence_train_as_one_rank(results):
     calm, _ = results
     shared = {cell: row for cell, row in calm.items() if cell[8] > 1}
@@ -40,7 +40,7 @@ def test_ranks_of_a_sequence_train_as_one_rank(results):
     check_recomputed(calm, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_their_state_goes_on_bit_for_bit_and_into_other_layouts_within_rounding(results):
     calm, resumed = results
     assert len(resumed) == 25

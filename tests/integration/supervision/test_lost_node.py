@@ -33,7 +33,8 @@ def test_the_peer_of_a_lost_node_stores_what_it_had_staged_and_the_job_goes_on_f
     wait_until(lambda: job.status()["progress"]["committed_step"] == 10, f"the commit of step 10: {job.status()}")
     second.uploader().suspend()
     gate.touch()
-    wait_until(lambda: 30 in _steps(f"orchestrator-{job.id}-0-of-1"), "a copy of step 30")  # of steps that pile up only the newest is copied
+    # of steps that pile up only the newest is copied
+    wait_until(lambda: 30 in _steps(f"orchestrator-{job.id}-0-of-1"), f"a copy of step 30: {job.status()}")
     assert job.status()["progress"]["committed_step"] == 10
     victims = [*second.processes(), psutil.Process(job.ranks(bundle=1)[1])]
     for process in victims:

@@ -13,7 +13,7 @@ from orchestrator.events import EventKind
 from orchestrator.job import JobState
 from orchestrator.paths import JobKeys
 
-SETTINGS = (*TINY, "training.max_steps=400", "training.log_interval_steps=1", "recovery.hang_timeout_s=2", "checkpoint.interval_steps=50")
+SETTINGS = (*TINY, "training.max_steps=400", "training.log_interval_steps=1", "recovery.hang_timeout_s=4", "checkpoint.interval_steps=50")
 
 
 @pytest.fixture(scope="module")

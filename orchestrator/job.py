@@ -163,6 +163,8 @@ class Job:
     result: JobResult | None = None
     placement: tuple[tuple[str, int], ...] = ()
     """While it holds a place: (Ray node id, number of workers) of each bundle of its worker group."""
+    standby: tuple[str, ...] = ()
+    """While it holds a place: names of actors that were up for it, the supervisor and the agent of each bundle; '': it starts its own."""
 
 
 def result_to_dict(result: JobResult) -> dict[str, Any]:
@@ -192,6 +194,7 @@ def job_to_dict(job: Job) -> dict[str, Any]:
         "progress": progress_to_dict(job.progress),
         "result": None if job.result is None else result_to_dict(job.result),
         "placement": [list(bundle) for bundle in job.placement],
+        "standby": list(job.standby),
     }
 
 
@@ -206,6 +209,7 @@ def job_from_dict(values: Mapping[str, Any]) -> Job:
             "progress": progress_from_dict(values.get("progress") or {}),
             "result": None if result is None else result_from_dict(result),
             "placement": tuple((str(node), int(workers)) for node, workers in values.get("placement") or ()),
+            "standby": tuple(values.get("standby") or ()),
         }
     )
 

@@ -35,6 +35,7 @@ On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.o
     mlflow/mlflow.db, artifacts/
     cache/                     data shards of object stores, by content hash
     node/<job>/                sockets, logs of ranks and uploaders, journal of jobs on this machine
+    supervisors/<actor>.json   the job that a supervisor has been given, mode 0600, removed at the job's end
 
 In shared memory, or in `node/<job>/` where that is small: `orchestrator-<job>-<bundle>-<rank>.clock` and `...-<rank>-<n>.slab`.
 """
@@ -254,3 +255,18 @@ class Home:
 
     def node(self, job_id: str) -> Path:
         return self.root / "node" / safe_name(job_id)
+
+    def supervisor(self, actor_name: str) -> Path:
+        return self.root / "supervisors" / f"{safe_name(actor_name.replace(':', '.'))}.json"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

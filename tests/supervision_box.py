@@ -265,7 +265,7 @@ class Job:
     def release(self) -> None:
         from orchestrator.supervision import worker_group
 
-        worker_group.release(self.id)
+        worker_group.release(self.id, self.box.home)
 
 
 def calm_history(max_steps: int) -> list[tuple[int, float]]:

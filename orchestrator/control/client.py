@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import secrets as random_source
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from orchestrator.control.scheduler import ClusterView, Demand, feasible
@@ -17,7 +15,7 @@ from orchestrator.control.store import JobStore
 from orchestrator.errors import ConfigError, StaleWrite, StateError
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobState, Progress
-from orchestrator.paths import Home
+from orchestrator.paths import Home, write_private
 from orchestrator.spec import JobSpec
 
 CLUSTER = "cluster"
@@ -133,18 +131,6 @@ class Client:
     def _write_secrets(self, job_id: str, secrets: Mapping[str, str]) -> None:
         if secrets:
             write_private(self.home.secrets(job_id), json.dumps(dict(secrets)))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def _new_id(spec: JobSpec) -> str:

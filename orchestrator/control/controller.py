@@ -21,6 +21,8 @@ from orchestrator.job import EndReason, Job, JobResult, JobState
 from orchestrator.paths import Home
 
 VIEW_INTERVAL_S = 1.0
+SETTLE_S = 2.0
+"""Who starts a cluster has a job for it."""
 _LIVE = [state for state in JobState if not state.terminal]
 
 log = logging.getLogger("controller")
@@ -39,6 +41,7 @@ class Controller:
         self._cluster: ClusterView | None = None
         self._lives: dict[str, Life] = {}
         self._losses: dict[str, Losses] = {}
+        self._settled_s = 0.0
         self.live_jobs = 0
         """Jobs that have not ended, as of the last round."""
         self.seen_s: float | None = None
@@ -55,6 +58,7 @@ class Controller:
         for job in jobs:
             if job.state.active:
                 self._advance(job, now)
+        self._keep_standby(jobs, now)
 
     # observe
 
@@ -79,6 +83,15 @@ class Controller:
             del self._losses[job_id]
         for job_id in [job_id for job_id in self._lives if job_id not in live]:
             del self._lives[job_id]
+
+    def _keep_standby(self, jobs: list[Job], now: float) -> None:
+        """Not while a job is starting, which it would take the processors from."""
+        if self._cluster is None:
+            return
+        self._settled_s = self._settled_s or now + SETTLE_S
+        starting = any(life.phase is Phase.START for life in self._lives.values()) or any(job.state is JobState.STARTING for job in jobs)
+        if now >= self._settled_s and not starting:
+            self._groups.keep_standby([node.id for node in self._cluster.nodes if not node.gpus and not node.draining], jobs)
 
     # plan
 
@@ -120,7 +133,8 @@ class Controller:
         where = ", ".join(f"{workers} on {node[:8]}" for node, workers in placement)
         event = Event(kind=EventKind.ADMITTED, job_id=job.id, time_s=now, message=f"workers: {where}")
         started = now if job.started_s is None else job.started_s
-        self._store.update(job, [event], state=JobState.STARTING, placement=placement, started_s=started, reason="")
+        standby = self._groups.take_standby(job, placement)
+        self._store.update(job, [event], state=JobState.STARTING, placement=placement, standby=standby, started_s=started, reason="")
         self._lives[job.id] = self._new_life(job, Phase.START)
         log.info("%s admitted: %s", job.id, where)
 

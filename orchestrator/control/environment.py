@@ -6,9 +6,8 @@ import os
 import secrets
 from pathlib import Path
 
-from orchestrator.control.client import write_private
 from orchestrator.control.processes import CLUSTER_MARK, HOME_MARK
-from orchestrator.paths import Home
+from orchestrator.paths import Home, write_private
 
 
 def ensure_token(home: Home) -> None:

@@ -5,7 +5,7 @@ No call waits: each returns a future that holds the answer or the error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +13,9 @@ from typing import Any, Protocol
 from orchestrator.errors import ClusterError
 from orchestrator.events import Event
 from orchestrator.job import Job, JobResult, JobState, Progress
+
+Placement = Sequence[tuple[str, int]]
+"""(Ray node id, number of ranks) of each bundle."""
 
 
 class SupervisorGone(ClusterError):
@@ -36,6 +39,12 @@ class GroupStatus:
 
 
 class WorkerGroups(Protocol):
+    def take_standby(self, job: Job, placement: Placement) -> tuple[str, ...]:
+        """What is up already for the job in that place: see `Job.standby`. It is the job's, once it stands in its row. Does not wait."""
+
+    def keep_standby(self, nodes: Sequence[str], jobs: Sequence[Job]) -> None:
+        """Begin to start what is to stand by on `nodes` (Ray's ids) and is missing. `jobs`: those that have not ended. Does not wait."""
+
     def find(self, job: Job) -> Future[bool]:
         """Is there a supervisor of the job?"""
 
@@ -85,7 +94,18 @@ class ScriptedGroups:
     """(method, job id) of all calls but `status`, and (`stop drain`, job id)."""
     preemptions: list[tuple[str, str, float | None]] = field(default_factory=list)
     """(job id, why, deadline)."""
+    standby: tuple[str, ...] = ()
+    """What the next job gets."""
+    kept: list[tuple[str, ...]] = field(default_factory=list)
+    """The nodes of each call of `keep_standby`."""
     first_status: Callable[[Job], GroupStatus] = lambda job: GroupStatus(state=JobState.STARTING, progress=job.progress, source="1")
+
+    def take_standby(self, job: Job, placement: Placement) -> tuple[str, ...]:
+        taken, self.standby = self.standby, ()
+        return taken
+
+    def keep_standby(self, nodes: Sequence[str], jobs: Sequence[Job]) -> None:
+        self.kept.append(tuple(nodes))
 
     def find(self, job: Job) -> Future[bool]:
         return self._answer("find", job, lambda: job.id in self.supervisors)

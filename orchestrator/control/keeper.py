@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
-from orchestrator.control.client import write_private
 from orchestrator.control.environment import ensure_token, local_environment
 from orchestrator.control.lock import holder
 from orchestrator.control.processes import die_with_parent, end, is_same, marked, start_time
-from orchestrator.paths import Home
+from orchestrator.paths import Home, write_private
 from orchestrator.supervision import warm_client
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024

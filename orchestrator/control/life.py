@@ -38,6 +38,7 @@ MAX_LOSSES = 5
 """How often a worker group may be lost with no step trained in between before the job fails."""
 
 _LAST_STATES = {EndReason.COMPLETED: JobState.SUCCEEDED, EndReason.CANCELLED: JobState.CANCELLED, EndReason.PREEMPTED: JobState.CANCELLED}
+_NO_PLACE: dict[str, Any] = {"placement": (), "standby": ()}
 
 log = logging.getLogger("controller")
 
@@ -262,7 +263,7 @@ def requeue(store: JobStore, job: Job, now: float, why: str) -> Job:
     message = f"{why}; queued again, goes on from its last commit"
     event = Event(kind=EventKind.SUPERVISOR_LOST, job_id=job.id, time_s=now, message=message)
     progress = dataclasses.replace(job.progress, phase="")
-    return store.update(job, [event], state=JobState.QUEUED, reason=message, placement=(), progress=progress)
+    return store.update(job, [event], state=JobState.QUEUED, reason=message, **_NO_PLACE, progress=progress)
 
 
 def finish(store: JobStore, job: Job, end: JobResult, now: float) -> Job:
@@ -275,9 +276,9 @@ def finish(store: JobStore, job: Job, end: JobResult, now: float) -> Job:
     if end.end_reason is EndReason.PREEMPTED and not job.stop_requested:
         often = preempted_too_often(job.spec.recovery, progress.preemptions)
         if not often:
-            return store.update(job, events, state=JobState.QUEUED, run=job.run + 1, reason=reason, placement=(), progress=progress)
+            return store.update(job, events, state=JobState.QUEUED, run=job.run + 1, reason=reason, **_NO_PLACE, progress=progress)
         state, reason = JobState.FAILED, f"{often}; the last time: {reason}"
-    return store.update(job, events, state=state, ended_s=now, reason=reason, result=end, placement=(), progress=progress)
+    return store.update(job, events, state=state, ended_s=now, reason=reason, result=end, **_NO_PLACE, progress=progress)
 
 
 def _cancelled(job: Job) -> JobResult:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,10 +19,14 @@ from orchestrator.job import Job, JobResult, JobState, progress_from_dict, resul
 from orchestrator.paths import Home, JobKeys
 from orchestrator.storage import ObjectStore, open_store
 from orchestrator.supervision import worker_group
-from orchestrator.supervision.supervisor import start_supervisor
+from orchestrator.supervision.standby import Standby
+from orchestrator.supervision.supervisor import find_supervisor, start_supervisor
+from orchestrator.supervision.worker_group import Placement
 
 ANSWER_LIMIT_S = 20.0
 """How long an answer of a supervisor is waited for; Ray may be bringing it back meanwhile."""
+
+log = logging.getLogger("controller")
 
 
 class RayGroups:
@@ -30,24 +35,41 @@ class RayGroups:
     def __init__(self, home: Home, pool: ThreadPoolExecutor) -> None:
         self._home = home
         self._pool = pool
+        self._standby = Standby(home)
+        self._filling: Future[None] | None = None
+
+    def take_standby(self, job: Job, placement: Placement) -> tuple[str, ...]:
+        return self._standby.take([node for node, _ in placement], agents=not job.spec.resources.gpus_per_worker)
+
+    def keep_standby(self, nodes: Sequence[str], jobs: Sequence[Job]) -> None:
+        if self._filling is not None and not self._filling.done():
+            return
+        if self._filling is not None and (error := self._filling.exception()) is not None:
+            log.warning("no actors stand by: %s: %s", type(error).__name__, error)
+        self._filling = None
+        if self._standby.lacks(nodes):
+            self._filling = self._pool.submit(self._standby.fill, nodes, {name for job in jobs for name in job.standby})
+
+    def close(self) -> None:
+        self._standby.close()
 
     def find(self, job: Job) -> Future[bool]:
-        return self._pool.submit(lambda: _supervisor(job.id) is not None)
+        return self._pool.submit(_has_begun, job)
 
     def start(self, job: Job) -> Future[bool]:
         return self._pool.submit(self._start, job)
 
     def status(self, job: Job, after_event: int) -> Future[GroupStatus]:
-        return self._pool.submit(lambda: parse_status(job, _ask(job.id, "status", after_event)))
+        return self._pool.submit(lambda: parse_status(job, _ask(job, "status", after_event)))
 
     def stop(self, job: Job, mode: str) -> Future[None]:
-        return self._pool.submit(lambda: _ask(job.id, "stop", mode))
+        return self._pool.submit(lambda: _ask(job, "stop", mode))
 
     def preempt(self, job: Job, why: str, deadline_s: float | None) -> Future[None]:
-        return self._pool.submit(lambda: _ask(job.id, "preempt", why, deadline_s))
+        return self._pool.submit(lambda: _ask(job, "preempt", why, deadline_s))
 
     def release(self, job: Job) -> Future[None]:
-        return self._pool.submit(worker_group.release, job.id)
+        return self._pool.submit(worker_group.release, job.id, self._home, job.standby)
 
     def result(self, job: Job) -> Future[JobResult | None]:
         return self._pool.submit(self._result, job)
@@ -55,7 +77,8 @@ class RayGroups:
     def _start(self, job: Job) -> bool:
         if not worker_group.reserve(job.id, job.spec, job.placement):
             return False
-        start_supervisor(job.id, job.run, job.spec, self._home, [workers for _, workers in job.placement])
+        ranks = [workers for _, workers in job.placement]
+        start_supervisor(job.id, job.run, job.spec, self._home, ranks, standby=job.standby)
         return True
 
     def _result(self, job: Job) -> JobResult | None:
@@ -87,20 +110,18 @@ def _event(values: Mapping[str, Any]) -> Event:
     return Event(**{**values, "kind": EventKind(values["kind"])})
 
 
-def _supervisor(job_id: str) -> Any:
-    """The handle of the job's supervisor, None if Ray knows none."""
-    try:
-        return ray.get_actor(worker_group.supervisor_name(job_id), namespace=worker_group.NAMESPACE)
-    except ValueError:
-        return None
+def _has_begun(job: Job) -> bool:
+    """Whether it has a supervisor that knows of it."""
+    handle = find_supervisor(job.id, job.standby)
+    return handle is not None and _ask(job, "job") == job.id
 
 
-def _ask(job_id: str, method: str, *arguments: Any) -> Any:
+def _ask(job: Job, method: str, *arguments: Any) -> Any:
     """The supervisor's answer. Raises SupervisorGone if there is none, or if it died and stays dead."""
-    handle = _supervisor(job_id)
+    handle = find_supervisor(job.id, job.standby)
     if handle is None:
-        raise SupervisorGone(f"{job_id} has no supervisor")
+        raise SupervisorGone(f"{job.id} has no supervisor")
     try:
         return ray.get(getattr(handle, method).remote(*arguments), timeout=ANSWER_LIMIT_S)
     except ActorDiedError as error:
-        raise SupervisorGone(f"the supervisor of {job_id} died: {error}") from error
+        raise SupervisorGone(f"the supervisor of {job.id} died: {error}") from error

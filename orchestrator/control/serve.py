@@ -64,14 +64,16 @@ class Service:
 
         store = JobStore(self._home.jobs_db)
         pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ask")
-        controller = Controller(store, self._home, RayGroups(self._home, pool), lambda: pool.submit(observe))
+        groups = RayGroups(self._home, pool)
+        controller = Controller(store, self._home, groups, lambda: pool.submit(observe))
         while not self._told_to_stop:
             now = time.time()
             controller.step(now)
             if self._is_blind(controller, now):
                 return EXIT_CLUSTER
             self._look_after(controller, store, now)
-            time.sleep(ROUND_S)
+            store.wait_for_change(ROUND_S)
+        groups.close()
         return 0
 
     def _on_signal(self, _number: int, _frame: Any) -> None:

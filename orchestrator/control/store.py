@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from orchestrator.errors import JobNotFound, StaleWrite, StateError, nearest
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobState, check_transition, job_from_dict, job_to_dict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_TIMEOUT_MS = 20_000
+LOOK_S = 0.005
 
 _metadata = sa.MetaData()
 _jobs = sa.Table(
@@ -39,6 +41,7 @@ _jobs = sa.Table(
     sa.Column("progress", sa.JSON, nullable=False),
     sa.Column("result", sa.JSON),
     sa.Column("placement", sa.JSON, nullable=False),
+    sa.Column("standby", sa.JSON, nullable=False),
 )
 _events = sa.Table(
     "events",
@@ -61,12 +64,35 @@ class JobStore:
     def __init__(self, where: str | Path) -> None:
         """`where`: a file of SQLite (made if missing) or an SQLAlchemy URL. Raises StateError for another schema version."""
         self._engine = _open(where)
+        self._watch: Any = None
+        self._watched = 0
         with self._write() as connection:
             _metadata.create_all(connection)
             _check_schema(connection, str(where))
 
     def close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
         self._engine.dispose()
+
+    def wait_for_change(self, limit_s: float) -> bool:
+        """Until something was written since the last call, or for `limit_s`; always that long where the database is not SQLite.
+
+        Returns whether it was.
+        """
+        deadline = time.monotonic() + limit_s
+        while (version := self._version()) == self._watched and (left_s := deadline - time.monotonic()) > 0:
+            time.sleep(min(LOOK_S, left_s))
+        changed, self._watched = version != self._watched, version
+        return changed
+
+    def _version(self) -> int:
+        """Grows with each commit of any other connection; read from shared memory, so it costs some microseconds."""
+        if self._engine.dialect.name != "sqlite":
+            return 0
+        if self._watch is None:
+            self._watch = self._engine.raw_connection()
+        return int(self._watch.cursor().execute("PRAGMA data_version").fetchone()[0])
 
     # jobs
 

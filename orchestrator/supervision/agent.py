@@ -1,4 +1,4 @@
-"""The agent: owns the processes of one job on one node. A detached Ray actor in its bundle of the job's placement group."""
+"""The agent: owns the processes of one job on one node. A detached Ray actor, in its bundle of the job's placement group or a standby."""
 
 from __future__ import annotations
 
@@ -42,11 +42,18 @@ log = logging.getLogger("orchestrator.agent")
 class Agent:
     """Its methods are called by the supervisor; `supervisor.report(bundle, messages)` is what it calls in turn, one-way."""
 
-    def __init__(self, job_id: str, bundle: int, home: str, entry: str, supervisor: Any) -> None:
-        """Starts the node's warm process, if there is none. Raises ClusterError."""
+    def __init__(self, home: str) -> None:
+        self._home = Home(Path(home))
+        self._supervisor: Any = None
+        on_sigterm(self._give_notice)
+
+    def ready(self) -> None:
+        """Answers when the process is up."""
+
+    def begin(self, job_id: str, bundle: int, entry: str, supervisor: Any) -> None:
+        """Its job, before all other calls. Starts the node's warm process, if there is none. Raises ClusterError."""
         self._job_id = job_id
         self._bundle = bundle
-        self._home = Home(Path(home))
         self._supervisor = supervisor
         self._folder = self._home.node(job_id)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +72,6 @@ class Agent:
         self._logs = LogShipper(JobKeys(job_id))
         name = f"agent-{bundle}.sock"
         self._socket = warm_client.short_folder(self._folder, name) / name
-        on_sigterm(lambda: supervisor.preempt.remote(f"the agent of node {bundle} got SIGTERM", None))
         raylet = os.getppid()
         self._hub = RankHub(self._socket, lambda: warm_client.connect(self._home, entry, raylet), self._pass_on)
 
@@ -155,6 +161,12 @@ class Agent:
     def wait(self) -> None:
         """Never returns: a caller that waits for it learns of this process's death at once."""
         threading.Event().wait()
+
+    def _give_notice(self) -> None:
+        """On SIGTERM, on a thread of its own."""
+        if self._supervisor is None:
+            os._exit(0)
+        self._supervisor.preempt.remote(f"the agent of node {self._bundle} got SIGTERM", None)
 
     def _fork(self, epoch: int, task: dict[str, Any], environment: dict[str, str]) -> Fork:
         rank = task["rank"]

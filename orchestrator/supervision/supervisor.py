@@ -5,6 +5,7 @@ Its methods only look at the board and fill the inbox; one thread does the work 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -19,9 +20,9 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.errors import ConfigError, StorageError
+from orchestrator.errors import ClusterError, ConfigError, StorageError
 from orchestrator.job import EndReason, JobResult
-from orchestrator.paths import Home
+from orchestrator.paths import Home, write_private
 from orchestrator.runtime.notice import on_sigterm
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.storage import ObjectStore, open_store
@@ -35,42 +36,91 @@ from orchestrator.supervision.preemption import notice
 from orchestrator.supervision.status_board import StatusBoard
 from orchestrator.supervision.tracking_child import TrackingChild
 from orchestrator.supervision.warm_client import RANK_ENTRY
-from orchestrator.supervision.worker_group import NAMESPACE, WorkerGroup, supervisor_name
+from orchestrator.supervision.worker_group import NAMESPACE, WorkerGroup, kill_named, named, supervisor_name
 from orchestrator.tracking.journal import Journal
 
 STOP_MODES = ("drain", "now")
+BEGIN_LIMIT_S = 60.0
+"""How long Ray may take to start a supervisor."""
 
 log = logging.getLogger("orchestrator.supervisor")
 
 
 def start_supervisor(
-    job_id: str, run: int, spec: JobSpec, home: Home, ranks_per_bundle: Sequence[int], rank_entry: str = RANK_ENTRY
+    job_id: str, run: int, spec: JobSpec, home: Home, ranks_per_bundle: Sequence[int], rank_entry: str = RANK_ENTRY,
+    standby: Sequence[str] = (),
 ) -> Any:  # fmt: skip
     """The job's supervisor on the head node; its place must be reserved. Asking again returns the one there is.
 
-    `rank_entry` is what the ranks run; tests give a double.
+    `rank_entry` is what the ranks run; tests give a double. `standby`: see `Job.standby`.
     """
+    handle = find_supervisor(job_id, standby) or create_supervisor(supervisor_name(job_id), home)
+    begun = handle.begin.remote(job_id, run, to_dict(spec), list(ranks_per_bundle), rank_entry, list(standby[1:]))
+    ray.get(begun, timeout=BEGIN_LIMIT_S)
+    return handle
+
+
+def find_supervisor(job_id: str, standby: Sequence[str]) -> Any:
+    """None if Ray knows none."""
+    return next((handle for name in (*standby[:1], supervisor_name(job_id)) if (handle := named(name)) is not None), None)
+
+
+def create_supervisor(name: str, home: Home) -> Any:
+    """One without a job, on the head node; the one there is, if the name is taken. Does not wait."""
     actor = ray.remote(num_cpus=0, max_restarts=-1)(Supervisor)
     return actor.options(
-        name=supervisor_name(job_id), namespace=NAMESPACE, lifetime="detached", get_if_exists=True,
+        name=name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True,
         # A soft affinity is a hint, which Ray passes over: the loss of any other node must not be that of the supervisor too.
         scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=_head_node(), soft=False),
-    ).remote(job_id, run, to_dict(spec), str(home.root), list(ranks_per_bundle), rank_entry)  # fmt: skip
+    ).remote(name, str(home.root))  # fmt: skip
 
 
 class Supervisor:
-    def __init__(self, job_id: str, run: int, spec: Mapping[str, Any], home: str, ranks_per_bundle: Sequence[int], rank_entry: str) -> None:
+    """What it was given to do stands in a file: a later life of the actor goes on with it, whether there is a controller or not."""
+
+    def __init__(self, name: str, home: str) -> None:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
-        self._context = RunContext(
-            job_id=job_id, run=run, spec=from_dict(JobSpec, spec), home=Home(Path(home)), ranks_per_bundle=tuple(ranks_per_bundle)
-        )  # fmt: skip
-        self._entry = rank_entry
+        self._home = Home(Path(home))
+        self._given = self._home.supervisor(name)
+        self._job: Mapping[str, Any] | None = None
         self._inbox = Inbox()
-        self._board = StatusBoard(job_id, self._context.spec.training.max_steps, source=uuid.uuid4().hex)
         # Its own handle, for the agents: looked up here, because worker threads have no actor context of their own.
         self._me = ray.get_runtime_context().current_actor
-        on_sigterm(lambda: self.preempt("the supervisor got SIGTERM", None))
+        on_sigterm(self._give_notice)
+        if self._given.exists():
+            self._take(json.loads(self._given.read_text()))
+
+    def job(self) -> str:
+        """The id of its job; empty if it has none."""
+        return "" if self._job is None else str(self._job["job_id"])
+
+    def begin(
+        self, job_id: str, run: int, spec: Mapping[str, Any], ranks_per_bundle: Sequence[int], rank_entry: str, standby: Sequence[str]
+    ) -> None:  # fmt: skip
+        """Start the job's run, once: asking again does no harm. Raises ClusterError if it has another one."""
+        if self._job is not None:
+            if (self._job["job_id"], self._job["run"]) != (job_id, run):
+                raise ClusterError(f"this supervisor has run {self._job['run']} of {self._job['job_id']}, not run {run} of {job_id}")
+            return
+        job = {"job_id": job_id, "run": run, "spec": spec, "ranks_per_bundle": list(ranks_per_bundle), "rank_entry": rank_entry}
+        write_private(self._given, json.dumps({**job, "used": list(standby)}))
+        self._take({**job, "standby": list(standby)})
+
+    def _take(self, job: Mapping[str, Any]) -> None:
+        self._job = job
+        self._context = RunContext(
+            job_id=job["job_id"], run=job["run"], spec=from_dict(JobSpec, job["spec"]), home=self._home,
+            ranks_per_bundle=tuple(job["ranks_per_bundle"]),
+        )  # fmt: skip
+        self._entry: str = job["rank_entry"]
+        self._board = StatusBoard(job["job_id"], self._context.spec.training.max_steps, source=uuid.uuid4().hex)
         threading.Thread(target=self._work, name="job", daemon=True).start()
+
+    def _give_notice(self) -> None:
+        """On SIGTERM, on a thread of its own."""
+        if self._job is None:
+            os._exit(0)
+        self.preempt("the supervisor got SIGTERM", None)
 
     def status(self, after_event: int) -> dict[str, Any]:
         """See `StatusBoard.snapshot`."""
@@ -109,7 +159,11 @@ class Supervisor:
         store = open_store(context.spec.storage)
         if _has_result(store, context):
             return None
-        group = WorkerGroup(context, self._me, lambda bundle, why: self._inbox.put(AgentDied(bundle, why)), self._entry)
+        assert self._job is not None, "it has begun"
+        for name in self._job.get("used", ()):  # by its life before this one
+            kill_named(name)
+        standby = self._job.get("standby", ())
+        group = WorkerGroup(context, self._me, lambda bundle, why: self._inbox.put(AgentDied(bundle, why)), self._entry, standby)
         group.prepare()
         try:
             return self._supervise(context, store, group)

@@ -92,14 +92,15 @@ def reserve(job_id: str, spec: JobSpec, placement: Placement) -> bool:
     return bool(found.wait(timeout_seconds=0.1))
 
 
-def release(job_id: str) -> None:
-    """End supervisor and agents and give the place back. No error if nothing is left of them."""
-    _kill_named(supervisor_name(job_id))
-    named = ray.util.list_named_actors(all_namespaces=True)
-    agents = [actor["name"] for actor in named if actor["namespace"] == NAMESPACE and actor["name"].startswith(f"agent:{job_id}:")]
+def release(job_id: str, home: Home, standby: Sequence[str] = ()) -> None:
+    """End supervisor and agents and give the place back. No error if nothing is left of them. `standby`: see `Job.standby`."""
+    for name in filter(None, (supervisor_name(job_id), *standby[:1])):
+        kill_named(name)
+        home.supervisor(name).unlink(missing_ok=True)
+    agents = [name for name in actor_names() if name.startswith(f"agent:{job_id}:") or name in standby[1:]]
     _let_leave(agents)
     for name in agents:
-        _kill_named(name)
+        kill_named(name)
     group = _find_group(job_id)
     if group is not None:
         remove_placement_group(group)
@@ -131,46 +132,66 @@ def _find_group(job_id: str) -> PlacementGroup | None:
 
 def _let_leave(agents: Sequence[str]) -> None:
     """Those that can; one whose node is gone, or that does not answer, is not waited for long."""
-    answers = []
-    for name in agents:
-        try:
-            answers.append(ray.get_actor(name, namespace=NAMESPACE).leave.remote())
-        except ValueError:
-            continue
+    handles = [named(name) for name in agents]
+    answers = [handle.leave.remote() for handle in handles if handle is not None]
     if answers:
         ray.wait(answers, num_returns=len(answers), timeout=LEAVE_LIMIT_S)
 
 
-def _kill_named(name: str) -> None:
+def actor_names() -> list[str]:
+    """Of all our actors that live."""
+    return [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE]
+
+
+def named(name: str) -> Any:
+    """The handle of the actor, None if there is none."""
     try:
-        ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
+        return ray.get_actor(name, namespace=NAMESPACE) if name else None
     except ValueError:
-        return
+        return None
+
+
+def kill_named(name: str) -> None:
+    if (handle := named(name)) is not None:
+        ray.kill(handle, no_restart=True)
 
 
 # the processes in it
 
 
-class AgentSlot:
-    """The agent of one bundle, started anew when it died."""
+def create_agent(name: str, home: Home, strategy: Any, gpus: float = 0.0) -> Any:
+    """Does not wait. Raises ValueError if the name is taken."""
+    actor = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"wait": 1, "copies": 1})(Agent)
+    options = actor.options(name=name, namespace=NAMESPACE, lifetime="detached", num_gpus=gpus, scheduling_strategy=strategy)
+    return options.remote(str(home.root))
 
-    def __init__(self, job_id: str, bundle: int, gpus: float, home: Home, entry: str, on_loss: Callable[[int, str], None]) -> None:
+
+class AgentSlot:
+    """The agent of one bundle, started anew when it died. The first one may be a standby."""
+
+    def __init__(
+        self, job_id: str, bundle: int, gpus: float, home: Home, entry: str, on_loss: Callable[[int, str], None], standby: str
+    ) -> None:  # fmt: skip
         self.job_id = job_id
         self.bundle = bundle
         self._gpus = gpus
         self._home = home
         self._entry = entry
         self._on_loss = on_loss
+        self._standby = standby
         self._life = 0
         self.handle: Any = None
+        self.begun: Any = None
+        """The answer to come of its `begin`."""
 
     def prepare(self, group: PlacementGroup, supervisor: Any) -> None:
         if self.handle is not None:
             return
-        _kill_named(agent_name(self.job_id, self.bundle))
+        kill_named(agent_name(self.job_id, self.bundle))
         self._life += 1
-        life = self._life
-        self.handle = handle = self._create(group, supervisor)
+        life, standby, self._standby = self._life, self._standby, ""
+        self.handle = handle = named(standby) or self._create(group)
+        self.begun = handle.begin.remote(self.job_id, self.bundle, self._entry, supervisor)
         # A call that never returns fails when the process dies, which is how Ray tells soonest.
         handle.wait.remote().future().add_done_callback(lambda future: self._lost(life, future))
 
@@ -180,18 +201,13 @@ class AgentSlot:
             self._life += 1
             ray.kill(handle, no_restart=True)
 
-    def _create(self, group: PlacementGroup, supervisor: Any) -> Any:
+    def _create(self, group: PlacementGroup) -> Any:
         """The name of an agent that was killed a moment ago may still be taken."""
         strategy = PlacementGroupSchedulingStrategy(placement_group=group, placement_group_bundle_index=self.bundle)
-        actor = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"wait": 1, "copies": 1})(Agent)
-        options = actor.options(
-            name=agent_name(self.job_id, self.bundle), namespace=NAMESPACE, lifetime="detached", num_gpus=self._gpus,
-            scheduling_strategy=strategy,
-        )  # fmt: skip
         give_up = time.monotonic() + NAME_FREE_LIMIT_S
         while True:
             try:
-                return options.remote(self.job_id, self.bundle, str(self._home.root), self._entry, supervisor)
+                return create_agent(agent_name(self.job_id, self.bundle), self._home, strategy, self._gpus)
             except ValueError:
                 if time.monotonic() > give_up:
                     raise
@@ -205,16 +221,22 @@ class AgentSlot:
 
 
 class WorkerGroup:
-    """The agents and ranks of one job. `on_loss(bundle, why)` is called on another thread when an agent dies."""
+    """The agents and ranks of one job. `on_loss(bundle, why)` is called on another thread when an agent dies.
 
-    def __init__(self, context: RunContext, supervisor: Any, on_loss: Callable[[int, str], None], entry: str) -> None:
+    `standby`: names of agents that are up already, by bundle; none or '' for what is to be started.
+    """
+
+    def __init__(
+        self, context: RunContext, supervisor: Any, on_loss: Callable[[int, str], None], entry: str, standby: Sequence[str] = ()
+    ) -> None:  # fmt: skip
         self._job_id = context.job_id
         self._ranks_per_bundle = context.ranks_per_bundle
         self._supervisor = supervisor
         self._peer_copy = context.spec.checkpoint.peer_copy and len(context.ranks_per_bundle) > 1
         gpus = context.spec.resources.gpus_per_worker
+        ready = dict(enumerate(standby))
         self._slots = [
-            AgentSlot(context.job_id, bundle, ranks * gpus, context.home, entry, on_loss)
+            AgentSlot(context.job_id, bundle, ranks * gpus, context.home, entry, on_loss, ready.get(bundle, ""))
             for bundle, ranks in enumerate(context.ranks_per_bundle)
         ]
 
@@ -294,8 +316,8 @@ class WorkerGroup:
         return [(slot, handle) for slot in self._slots if (handle := slot.handle) is not None]
 
     def _wait_placed(self, give_up: Callable[[], bool]) -> bool:
-        """Until every agent answers. False if given up. Raises PlaceLost, ClusterError (an agent's own error)."""
-        answers = [handle.pids.remote() for _, handle in self._agents()]
+        """Until every agent has begun. False if given up. Raises PlaceLost, ClusterError (an agent's own error)."""
+        answers = [slot.begun for slot, _ in self._agents()]
         limit = time.monotonic() + PLACE_LIMIT_S
         missing = answers
         while missing and not give_up():

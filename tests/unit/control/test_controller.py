@@ -393,3 +393,28 @@ def test_the_schedulers_order_preempts_a_job_once(world):
     world.controller = Preempting(world.store, world.home, world.groups, world.controller._look)
     world.turn(6)
     assert world.groups.preemptions == [(job_id, "the scheduler gives its place to others", None)]
+
+
+def test_a_job_takes_what_stands_by_and_gives_it_back_with_its_place(world):
+    world.groups.standby = ("standby:1", "standby:2")
+    job_id = world.running()
+    assert world.client.job(job_id).standby == ("standby:1", "standby:2")
+    world.start_controller()
+    world.turn()
+    assert world.client.job(job_id).standby == ("standby:1", "standby:2")
+    world.end(job_id)
+    world.turn()
+    assert world.state(job_id) is JobState.SUCCEEDED
+    assert world.client.job(job_id).standby == ()
+
+
+def test_nothing_is_made_to_stand_by_while_a_job_starts(world):
+    world.turn()
+    assert world.groups.kept[-1] == ("node-1",)
+    job_id = world.submit()
+    world.groups.kept.clear()
+    world.turn(seconds=5.0)
+    assert world.state(job_id) is JobState.STARTING and not world.groups.kept
+    world.say(job_id, JobState.RUNNING)
+    world.turn()
+    assert world.groups.kept

@@ -117,7 +117,7 @@ def test_meta(store):
 
 def test_another_schema_version_is_refused(store, tmp_path):
     store.set_meta("schema_version", 99)
-    with pytest.raises(StateError, match="schema version 99, this program needs 1"):
+    with pytest.raises(StateError, match="schema version 99, this program needs 2"):
         JobStore(tmp_path / "home" / "jobs.db")
 
 
@@ -153,3 +153,13 @@ def test_concurrent_writers_lose_nothing(tmp_path):
     assert store.get("a").version == 60
     assert [seq for seq, _ in store.events("a")] == list(range(1, 61))
     assert len({found.message for _, found in store.events("a")}) == 60
+
+
+def test_a_write_of_another_connection_ends_the_wait(store, tmp_path):
+    store.wait_for_change(0.0)
+    assert not store.wait_for_change(0.01)
+    other = JobStore(tmp_path / "home" / "jobs.db")
+    other.put(Job(id="a", spec=SPEC))
+    assert store.wait_for_change(60.0)
+    assert not store.wait_for_change(0.01)
+    other.close()

@@ -28,6 +28,7 @@ from orchestrator.runtime.disk import load_op, own_folder
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op
 from orchestrator.runtime.entrypoint import load_workload, workload_file
 from orchestrator.runtime.failure import describe
+from orchestrator.runtime.rendezvous import await_store
 from orchestrator.runtime.guard import Guard
 from orchestrator.runtime.initialise import build_model
 from orchestrator.runtime.link import AgentLink, Phase, ProgressClock
@@ -122,6 +123,8 @@ def _join_group(task: RankTask, spec: JobSpec) -> torch.device:
     if task.master_address.startswith("127.") and "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host's name may not lead back to this machine
     device = choose_device(spec.resources.gpus_per_worker, task.local_rank)
+    if task.rank:
+        await_store(task.master_address, task.master_port)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=task.rank, world_size=task.world_size, timeout=_COLLECTIVE_TIMEOUT)
     return device

@@ -82,14 +82,14 @@ def bundles(spec: JobSpec, ranks_per_node: Sequence[int], node_ids: Sequence[str
 
 
 def reserve(job_id: str, spec: JobSpec, placement: Placement) -> bool:
-    """Ask for the job's place, once; True when it is reserved. Never waits for it. Asking again does no harm."""
+    """Ask for the job's place, once; True when it is reserved, which is waited for a second at most. Asking again does no harm."""
     found = _find_group(job_id)
     if found is None:
         resources, selectors = bundles(spec, [ranks for _, ranks in placement], [node_id for node_id, _ in placement])
         found = placement_group(
             resources, strategy="PACK", name=group_name(job_id), lifetime="detached", bundle_label_selector=selectors
         )
-    return bool(found.wait(timeout_seconds=0.1))
+    return bool(found.wait(timeout_seconds=1))
 
 
 def release(job_id: str, home: Home, standby: Sequence[str] = ()) -> None:

@@ -28,12 +28,12 @@ from orchestrator.runtime.disk import load_op, own_folder
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op
 from orchestrator.runtime.entrypoint import load_workload, workload_file
 from orchestrator.runtime.failure import describe
-from orchestrator.runtime.rendezvous import await_store
 from orchestrator.runtime.guard import Guard
 from orchestrator.runtime.initialise import build_model
 from orchestrator.runtime.link import AgentLink, Phase, ProgressClock
 from orchestrator.runtime.metrics import Meter, device_name, flops_per_sample, measure_flops_per_s, peak_flops_per_s
 from orchestrator.runtime.notice import on_sigterm
+from orchestrator.runtime.rendezvous import await_store
 from orchestrator.runtime.resume import restore_newest
 from orchestrator.runtime.seeding import seed_rank
 from orchestrator.runtime.selection import selection_of

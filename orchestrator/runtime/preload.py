@@ -27,6 +27,7 @@ _MODELS = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.bert.modeling_bert",
     "transformers.models.mixtral.modeling_mixtral",
+    "transformers.models.qwen2_moe.modeling_qwen2_moe",
     "transformers.models.resnet.modeling_resnet",
     "transformers.models.convnext.modeling_convnext",
     "transformers.models.vit.modeling_vit",

@@ -94,6 +94,10 @@ class Supervisor:
         """The id of its job; empty if it has none."""
         return "" if self._job is None else str(self._job["job_id"])
 
+    def meet(self, agent: str) -> None:
+        """Call the agent of that name, as it will be called."""
+        ray.get(named(agent).ready.remote(), timeout=BEGIN_LIMIT_S)
+
     def begin(
         self, job_id: str, run: int, spec: Mapping[str, Any], ranks_per_bundle: Sequence[int], rank_entry: str, standby: Sequence[str]
     ) -> None:  # fmt: skip

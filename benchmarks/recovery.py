@@ -12,7 +12,7 @@ import statistics
 from typing import Any
 
 from record import publish, table
-from restarts import INTERVALS, PEERS, rounds
+from restarts import AGAIN_LIMIT_S, INTERVALS, PEERS, rounds
 
 BAR_S = 2.0
 RATIO = 5.0
@@ -33,8 +33,11 @@ def main() -> int:
     lost = {interval: most_lost(series[f"ours {interval}"]) for interval in INTERVALS}
     holds = ours <= BAR_S and min(medians.values()) >= RATIO and all(count <= interval for interval, count in lost.items())
     any_step = {name: [trial["first_step_s"] for trial in trials] for name, trials in series.items()}
-    rows = [(name, *spread(new[name]), *spread(any_step[name]), most_lost(series[name])) for name in names]
-    header = ("who, steps between saves", "s to a new step, median", "min", "max", "s to any step, median", "min", "max", "most steps lost")
+    stuck = {name: sum(trial["stuck"] for trial in trials) for name, trials in series.items()}
+    rows = [(name, *spread(new[name]), *spread(any_step[name]), most_lost(series[name]), stuck[name]) for name in names]
+    times = ("median", "min", "max")
+    header = ("who, steps between saves", *(f"s to a new step, {name}" for name in times), *(f"to any, {name}" for name in times),
+              "most steps lost", f"made none in {AGAIN_LIMIT_S:.0f} s")  # fmt: skip
     return publish(
         "recovery", "After SIGKILL of a rank the next new step is made within 2 s, five times sooner than by Ray Train and torchrun",
         ours=round(ours, 2), bar=BAR_S, holds=holds, peers={peer: round(statistics.median(new[peer]), 2) for peer in PEERS}, n=asked.n,

@@ -25,13 +25,19 @@ from harness import Sandbox  # isort: skip  - `record` puts it on the path
 from orchestrator.tracking.journal import read_file
 
 SETTINGS = (
-    "workload=gpt", "model=gpt-tiny", "training.max_steps=100000", "training.log_interval_steps=1", "training.eval_interval_steps=0",
+    "workload=gpt", "model=gpt-tiny", "training.max_steps=100000", FOLDER, "training.log_interval_steps=1", "training.eval_interval_steps=0",
     "training.eval_samples=24", "training.global_batch_size=24", "training.micro_batch_size=12", "resources.num_workers=2",
     "resources.cpus_per_worker=1", "tracking.enabled=false", "cluster.idle_timeout_s=3600", "checkpoint.keep_last=2",
 )  # fmt: skip
 INTERVALS = (10, 1)
 PEERS = ("torchrun", "ray train")
-LIMIT_S = 180.0
+START_LIMIT_S = 180.0
+AGAIN_LIMIT_S = 60.0
+"""A job that has made no new step by then counts as if it had made one at that moment, and as stuck."""
+FOLDER = f"data.options.root={ROOT / 'orchestrator'}"
+"""The peers make their tokens from a seed; ours reads and checks its sources, a folder of about a megabyte."""
+SETTLE_S = 5.0
+"""After a job has ended, before ours is submitted: who serves a cluster has actors stand by again."""
 Steps = list[tuple[int, float, int]]
 """(step, seconds since 1970 when it was done, pid of the rank or another number of its life)."""
 
@@ -41,10 +47,10 @@ class Ours:
 
     def __init__(self) -> None:
         self.box = Sandbox()
-        warm = self.box.submit(*SETTINGS[:2], "training.max_steps=30", *SETTINGS[3:])  # prepares the data; warms the node up
-        self.box.wait_ended(warm)
+        self.box.wait_ended(self.box.submit(*SETTINGS, "training.max_steps=30"))  # prepares the data; warms the node up
 
     def trial(self, interval: int, rng: random.Random) -> dict[str, float]:
+        time.sleep(SETTLE_S)
         began = time.time()
         job_id = self.box.submit(*SETTINGS, f"checkpoint.interval_steps={interval}")
         queued_s = self.box.job(job_id).queued_s
@@ -135,16 +141,22 @@ def timed(steps: Callable[[], Steps], victim: Callable[[], int], rng: random.Ran
     time.sleep(rng.random() * 0.05)
     pid, life, killed_s = victim(), steps()[-1][2], time.time()
     os.kill(pid, signal.SIGKILL)
-    again_step, again_s, again = wait(lambda: [done for done in steps() if done[2] != life])[0]
-    before = max(step for step, _, of in steps() if of == life)
-    new_s = wait(lambda: [at for step, at, of in steps() if of == again and step > before])[0]
-    return {"first_s": first_s, "first_step_s": again_s - killed_s, "new_step_s": new_s - killed_s, "lost": before - again_step + 1}
+    try:
+        again_step, again_s, again = wait(lambda: [done for done in steps() if done[2] != life], AGAIN_LIMIT_S)[0]
+        before = max(step for step, _, of in steps() if of == life)
+        new_s = wait(lambda: [at for step, at, of in steps() if of == again and step > before], AGAIN_LIMIT_S)[0]
+    except TimeoutError:
+        return {"first_s": first_s, "first_step_s": AGAIN_LIMIT_S, "new_step_s": AGAIN_LIMIT_S, "lost": 0, "stuck": 1}
+    found = {"first_s": first_s, "first_step_s": again_s - killed_s, "new_step_s": new_s - killed_s, "stuck": 0}
+    return {**found, "lost": before - again_step + 1}
 
 
-def wait(condition: Callable[[], Any]) -> Any:
-    limit = time.monotonic() + LIMIT_S
+def wait(condition: Callable[[], Any], limit_s: float = START_LIMIT_S) -> Any:
+    """What it returns once it is true. Raises TimeoutError."""
+    limit = time.monotonic() + limit_s
     while not (value := condition()):
-        assert time.monotonic() < limit, "nothing happened"
+        if time.monotonic() > limit:
+            raise TimeoutError(f"nothing happened within {limit_s:.0f} s")
         time.sleep(0.01)
     return value
 

@@ -24,9 +24,12 @@ from record import ROOT
 from harness import Sandbox  # isort: skip  - `record` puts it on the path
 from orchestrator.tracking.journal import read_file
 
+FOLDER = f"data.options.root={ROOT / 'orchestrator'}"
+"""The peers make their tokens from a seed; ours reads and checks its sources, a folder of about a megabyte."""
 SETTINGS = (
-    "workload=gpt", "model=gpt-tiny", "training.max_steps=100000", FOLDER, "training.log_interval_steps=1", "training.eval_interval_steps=0",
-    "training.eval_samples=24", "training.global_batch_size=24", "training.micro_batch_size=12", "resources.num_workers=2",
+    "workload=gpt", "model=gpt-tiny", FOLDER, "training.max_steps=100000", "training.log_interval_steps=1",
+    "training.eval_interval_steps=0", "training.eval_samples=24", "training.global_batch_size=24", "training.micro_batch_size=12",
+    "resources.num_workers=2",
     "resources.cpus_per_worker=1", "tracking.enabled=false", "cluster.idle_timeout_s=3600", "checkpoint.keep_last=2",
 )  # fmt: skip
 INTERVALS = (10, 1)
@@ -34,8 +37,6 @@ PEERS = ("torchrun", "ray train")
 START_LIMIT_S = 180.0
 AGAIN_LIMIT_S = 60.0
 """A job that has made no new step by then counts as if it had made one at that moment, and as stuck."""
-FOLDER = f"data.options.root={ROOT / 'orchestrator'}"
-"""The peers make their tokens from a seed; ours reads and checks its sources, a folder of about a megabyte."""
 SETTLE_S = 5.0
 """After a job has ended, before ours is submitted: who serves a cluster has actors stand by again."""
 Steps = list[tuple[int, float, int]]

@@ -108,8 +108,8 @@ class Box:
             raise AssertionError((self.root / "head.log").read_text()) from error
         ray.init(self.address, namespace="orchestrator", log_to_driver=False, logging_level="ERROR")
 
-    def start(self, spec: JobSpec, job_id: str = "", run: int = 1, nodes: Sequence[str] = ()) -> Job:
-        """On the first node, or with one worker for each of `nodes` (Ray's ids)."""
+    def start(self, spec: JobSpec, job_id: str = "", run: int = 1, nodes: Sequence[str] = (), standby: Sequence[str] = ()) -> Job:
+        """On the first node, or with one worker for each of `nodes` (Ray's ids); by the actors `standby`, if there are any."""
         import ray
 
         from orchestrator.supervision import supervisor, worker_group
@@ -120,8 +120,8 @@ class Box:
         node = ray.nodes()[0]["NodeID"]
         placement = [(one, 1) for one in nodes] or [(node, spec.resources.num_workers)]
         wait_until(lambda: worker_group.reserve(job_id, spec, placement), "the place")
-        handle = supervisor.start_supervisor(job_id, run, spec, self.home, [workers for _, workers in placement], ENTRY)
-        return Job(self, job_id, run, spec, handle)
+        handle = supervisor.start_supervisor(job_id, run, spec, self.home, [workers for _, workers in placement], ENTRY, standby)
+        return Job(self, job_id, run, spec, handle, standby)
 
     def processes(self) -> list[psutil.Process]:
         found = []
@@ -196,12 +196,13 @@ class Node:
 
 
 class Job:
-    def __init__(self, box: Box, job_id: str, run: int, spec: JobSpec, handle: Any) -> None:
+    def __init__(self, box: Box, job_id: str, run: int, spec: JobSpec, handle: Any, standby: Sequence[str] = ()) -> None:
         self.box = box
         self.id = job_id
         self.run = run
         self.spec = spec
         self.handle = handle
+        self.standby = standby
         self.keys = JobKeys(job_id)
 
     @property
@@ -265,7 +266,7 @@ class Job:
     def release(self) -> None:
         from orchestrator.supervision import worker_group
 
-        worker_group.release(self.id, self.box.home)
+        worker_group.release(self.id, self.box.home, self.standby)
 
 
 def calm_history(max_steps: int) -> list[tuple[int, float]]:

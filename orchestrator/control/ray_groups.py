@@ -18,6 +18,7 @@ from orchestrator.job import Job, JobResult, JobState, progress_from_dict, resul
 from orchestrator.paths import Home, JobKeys
 from orchestrator.storage import ObjectStore, open_store
 from orchestrator.supervision import worker_group
+from orchestrator.supervision.ledger import Wait
 from orchestrator.supervision.supervisor import start_supervisor
 
 ANSWER_LIMIT_S = 20.0
@@ -55,7 +56,7 @@ class RayGroups:
     def _start(self, job: Job) -> bool:
         if not worker_group.reserve(job.id, job.spec, job.placement):
             return False
-        start_supervisor(job.id, job.run, job.spec, self._home, [workers for _, workers in job.placement])
+        start_supervisor(job.id, job.run, job.spec, self._home, [workers for _, workers in job.placement], wait=Wait.of(job))
         return True
 
     def _result(self, job: Job) -> JobResult | None:

@@ -31,6 +31,7 @@ from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.ending import close_books, write_config, write_result
 from orchestrator.supervision.inbox import AgentDied, FromAgent, Inbox, Message
 from orchestrator.supervision.job_run import JobRun
+from orchestrator.supervision.ledger import Wait
 from orchestrator.supervision.preemption import notice
 from orchestrator.supervision.status_board import StatusBoard
 from orchestrator.supervision.tracking_child import TrackingChild
@@ -44,25 +45,29 @@ log = logging.getLogger("orchestrator.supervisor")
 
 
 def start_supervisor(
-    job_id: str, run: int, spec: JobSpec, home: Home, ranks_per_bundle: Sequence[int], rank_entry: str = RANK_ENTRY
+    job_id: str, run: int, spec: JobSpec, home: Home, ranks_per_bundle: Sequence[int], rank_entry: str = RANK_ENTRY,
+    wait: Wait | None = None,
 ) -> Any:  # fmt: skip
     """The job's supervisor on the head node; its place must be reserved. Asking again returns the one there is.
 
-    `rank_entry` is what the ranks run; tests give a double.
+    `rank_entry` is what the ranks run; tests give a double. `wait`: what the run has behind it, for the ledger.
     """
     actor = ray.remote(num_cpus=0, max_restarts=-1)(Supervisor)
     return actor.options(
         name=supervisor_name(job_id), namespace=NAMESPACE, lifetime="detached", get_if_exists=True,
         # A soft affinity is a hint, which Ray passes over: the loss of any other node must not be that of the supervisor too.
         scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=_head_node(), soft=False),
-    ).remote(job_id, run, to_dict(spec), str(home.root), list(ranks_per_bundle), rank_entry)  # fmt: skip
+    ).remote(job_id, run, to_dict(spec), str(home.root), list(ranks_per_bundle), rank_entry, wait or Wait())  # fmt: skip
 
 
 class Supervisor:
-    def __init__(self, job_id: str, run: int, spec: Mapping[str, Any], home: str, ranks_per_bundle: Sequence[int], rank_entry: str) -> None:
+    def __init__(
+        self, job_id: str, run: int, spec: Mapping[str, Any], home: str, ranks_per_bundle: Sequence[int], rank_entry: str, wait: Wait
+    ) -> None:  # fmt: skip
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
         self._context = RunContext(
-            job_id=job_id, run=run, spec=from_dict(JobSpec, spec), home=Home(Path(home)), ranks_per_bundle=tuple(ranks_per_bundle)
+            job_id=job_id, run=run, spec=from_dict(JobSpec, spec), home=Home(Path(home)), ranks_per_bundle=tuple(ranks_per_bundle),
+            wait=wait,
         )  # fmt: skip
         self._entry = rank_entry
         self._inbox = Inbox()
@@ -123,7 +128,8 @@ class Supervisor:
         tracking = TrackingChild(context, journal.path)
         chronicle = Chronicle(context.run, self._board, journal, tracking)
         committer = Committer(context, store, journal, self._pause)
-        result = JobRun(context, group, self._inbox, chronicle, committer, later_life).run()
+        job_run = JobRun(context, group, self._inbox, chronicle, committer, later_life)
+        result = job_run.run()
         log.info("%s ended: %s: %s", context.job_id, result.end_reason.name, result.message)
         self._board.show(phase="ending")
         group.kill_ranks()
@@ -131,7 +137,7 @@ class Supervisor:
         if result.end_reason is EndReason.FENCED:
             tracking.stop()
         else:
-            unwritten = close_books(context, store, chronicle, result)
+            unwritten = close_books(context, store, chronicle, result, job_run.books)
         journal.close()
         return unwritten
 

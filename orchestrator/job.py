@@ -124,6 +124,10 @@ class Progress:
     preemptions: int = 0
     epoch: int = 0
     updated_s: float = 0.0
+    waits_since_s: float = 0.0
+    """When the job lost its place, while it waits for another; 0: it has none to regain."""
+    ledger: dict[str, Any] = field(default_factory=dict)
+    """`supervision.ledger.Ledger` as a dict; empty: no supervisor has begun it yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +158,7 @@ class Job:
     submitted_s: float = 0.0
     queued_s: float = 0.0
     started_s: float | None = None
+    """When it was given its place, the last time."""
     ended_s: float | None = None
     reason: str = ""
     """Why it waits, or why it ended, in words."""

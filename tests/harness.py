@@ -21,6 +21,8 @@ from orchestrator.control.client import Client
 from orchestrator.job import Job
 from orchestrator.paths import Home, JobKeys
 from orchestrator.storage import ObjectStore, open_store
+from orchestrator.supervision.accounting import Bucket
+from orchestrator.supervision.ledger import Ledger, as_of
 
 TESTS = Path(__file__).parent
 TINY = (
@@ -101,6 +103,18 @@ class Sandbox:
 
     def store(self, job_id: str) -> ObjectStore:
         return open_store(self.job(job_id).spec.storage)
+
+    def ledger(self, job_id: str) -> Ledger:
+        """The goodput of a job that has ended and was never resumed after an end; the ledger must close over all its time."""
+        job = self.job(job_id)
+        ledger = as_of(job, now_s=0.0)
+        assert ledger is not None and job.ended_s is not None
+        asked = (job.ended_s - job.submitted_s) * job.spec.resources.num_workers
+        found = {bucket.value: round(passed, 3) for bucket, passed in ledger.seconds.items()}
+        assert all(passed >= 0 for passed in ledger.seconds.values()), found
+        assert abs(sum(ledger.seconds.values()) - asked) <= 0.001 * asked, (found, asked)
+        assert ledger.seconds[Bucket.UNATTRIBUTED] <= 0.005 * asked, (found, asked)
+        return ledger
 
     def history(self, job_id: str) -> list[dict[str, Any]]:
         """The deterministic part of the loss history: one row per step."""

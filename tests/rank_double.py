@@ -65,7 +65,7 @@ def _live(task: RankTask, link: AgentLink) -> None:
             link.send("metrics", step=step, values={"loss": float(value)})
         stopped = clock.order() is Order.DRAIN
         if step % spec.checkpoint.interval_steps == 0 or step == spec.training.max_steps or stopped:
-            _save(task, link, step, value)
+            _save(task, link, clock, step, value)
     while any(slab.state is SlabState.STAGED for slab in _slabs(task)):
         time.sleep(0.001)
     link.send("done", step=step, stopped=stopped)
@@ -86,15 +86,15 @@ def _restore(task: RankTask, store: ObjectStore, link: AgentLink) -> tuple[int, 
     return 0, 1
 
 
-def _save(task: RankTask, link: AgentLink, step: int, value: int) -> None:
+def _save(task: RankTask, link: AgentLink, clock: ProgressClock, step: int, value: int) -> None:
     """One tensor, of which each rank writes one element. Steps of a drain differ between ranks: only a common one is committed."""
-    prefix = JobKeys(task.job_id).checkpoint(step, task.epoch, "double")
+    prefix, spent_s = JobKeys(task.job_id).checkpoint(step, task.epoch, "double"), clock.spent().by_phase_s
     slab = _wait_free(task)
     slab.content[:4] = value.to_bytes(4, "little")
     row = Row(name="w", role="param", dtype="float32", global_shape=(task.world_size,), start=task.rank, count=1, item_bytes=4)
     slab.describe(Staged(job_id=task.job_id, epoch=task.epoch, step=step, prefix=prefix, writer=task.rank, rows=(row,)))
     slab.state = SlabState.STAGED
-    extra = {"job_scalars": {"step": step, "value": value}} if task.rank == 0 else {}
+    extra = {"spent_s": spent_s, **({"job_scalars": {"step": step, "value": value}} if task.rank == 0 else {})}
     link.send("staged", step=step, checkpoint=prefix, writer=task.rank, slab=str(slab.path), num_bytes=ALIGN_BYTES, stage_s=0.0, **extra)
 
 

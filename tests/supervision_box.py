@@ -34,6 +34,8 @@ from orchestrator.spec import (
     WorkloadSpec,
 )  # fmt: skip
 from orchestrator.storage import ObjectStore, open_store
+from orchestrator.supervision.accounting import Bucket
+from orchestrator.supervision.ledger import Ledger
 
 TESTS = Path(__file__).parent
 ENTRY = "rank_double:main"
@@ -120,7 +122,7 @@ class Box:
         node = ray.nodes()[0]["NodeID"]
         placement = [(one, 1) for one in nodes] or [(node, spec.resources.num_workers)]
         wait_until(lambda: worker_group.reserve(job_id, spec, placement), "the place")
-        handle = supervisor.start_supervisor(job_id, run, spec, self.home, [workers for _, workers in placement], ENTRY, standby)
+        handle = supervisor.start_supervisor(job_id, run, spec, self.home, [workers for _, workers in placement], ENTRY, standby=standby)
         return Job(self, job_id, run, spec, handle, standby)
 
     def processes(self) -> list[psutil.Process]:
@@ -229,6 +231,13 @@ class Job:
 
         records = read_file(self.box.home.node(self.id) / "journal.jsonl")
         return [record["event"] for record in records if record["kind"] == "event"]
+
+    def ledger(self) -> Ledger:
+        """Of the supervisor, which has ended; it must close."""
+        ledger = Ledger.from_dict(self.status()["progress"]["ledger"])
+        assert abs(sum(ledger.seconds.values()) - ledger.worker_s) < 1e-3, ledger
+        assert ledger.seconds[Bucket.UNATTRIBUTED] <= 0.005 * ledger.worker_s, ledger
+        return ledger
 
     def stop(self, mode: str) -> None:
         import ray

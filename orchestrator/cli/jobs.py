@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from orchestrator.cli.screen import Screen, best_line, command, duration, state_line, table
+from orchestrator.cli.screen import Screen, best_line, command, duration, goodput_line, state_line, table
 from orchestrator.control.client import Client
 from orchestrator.errors import JobNotFound, UserError
 from orchestrator.job import Job, job_to_dict
 from orchestrator.paths import Home, JobKeys
 from orchestrator.storage import ObjectStore, open_store
+from orchestrator.supervision.ledger import as_of
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,15 +65,18 @@ def status_(arguments: list[str]) -> int:
     client = client_for(asked.home, asked.job)
     job = client.job(asked.job)
     events = client.events(job.id)
+    ledger = as_of(job, time.time())
     if asked.json:
         told = [{**dataclasses.asdict(event), "seq": number, "kind": event.kind.value} for number, event in events]
-        print(as_json({**job_to_dict(job), "events": told}))
+        print(as_json({**job_to_dict(job), "goodput": ledger.to_dict() if ledger else None, "events": told}))
         return 0
     print(f"{job.id}  {job.state.value}  {_words(job)}")
     for _, event in events:
         print(f"  {datetime.fromtimestamp(event.time_s):%Y-%m-%d %H:%M:%S}  {event.kind.value:<18} {_first_line(event.message)}")
     if job.progress.best_value is not None:
         print(best_line(job))
+    if ledger is not None and ledger.held_s:
+        print(goodput_line(ledger))
     if job.result and job.result.mlflow_run_id:
         print(f"MLflow run {job.result.mlflow_run_id}   ({command('dashboard', client.home)})")
     print(f"next: {command(f'resume {job.id}' if job.state.terminal else f'logs -f {job.id}', client.home)}")

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from orchestrator.job import Job, JobState, Progress
 from orchestrator.paths import Home
+from orchestrator.supervision.ledger import Ledger
 
 _PLAIN_INTERVAL_S = 5.0
 _BAR_INTERVAL_S = 0.1
 _BAR_WIDTH = 24
+_BUCKETS_SHOWN = 6
 
 
 class Screen:
@@ -133,6 +135,17 @@ def best_line(job: Job) -> str:
     """Of a job that keeps its best checkpoint and has one."""
     progress = job.progress
     return f"best checkpoint  step {progress.best_step}: {job.spec.training.best_metric} {progress.best_value:.6g}"
+
+
+def goodput_line(ledger: Ledger) -> str:
+    """How much of the time in which a job's workers had their place went into training steps, and where most of all their time went."""
+    parts = sorted(((seconds, bucket.value) for bucket, seconds in ledger.seconds.items() if seconds >= 0.05), reverse=True)
+    shown = ", ".join(f"{name} {_worker_time(seconds)}" for seconds, name in parts[:_BUCKETS_SHOWN])
+    return f"goodput {100 * ledger.goodput_share:.1f} % of {_worker_time(ledger.held_s)} of all workers: {shown}"
+
+
+def _worker_time(seconds: float) -> str:
+    return f"{seconds:.1f}s" if seconds < 60 else duration(seconds)
 
 
 def _figures(progress: Progress) -> str:

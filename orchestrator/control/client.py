@@ -142,7 +142,7 @@ def _carried_over(progress: Progress, spec: JobSpec) -> Progress:
     """What stays true while the job waits once more."""
     return Progress(
         step=progress.step, max_steps=spec.training.max_steps, committed_step=progress.committed_step, best_step=progress.best_step,
-        best_value=progress.best_value, epoch=progress.epoch,
+        best_value=progress.best_value, epoch=progress.epoch, ledger=progress.ledger,
     )  # fmt: skip
 
 

@@ -132,9 +132,8 @@ class Controller:
     def _admit(self, job: Job, placement: tuple[tuple[str, int], ...], now: float) -> None:
         where = ", ".join(f"{workers} on {node[:8]}" for node, workers in placement)
         event = Event(kind=EventKind.ADMITTED, job_id=job.id, time_s=now, message=f"workers: {where}")
-        started = now if job.started_s is None else job.started_s
         standby = self._groups.take_standby(job, placement)
-        self._store.update(job, [event], state=JobState.STARTING, placement=placement, standby=standby, started_s=started, reason="")
+        self._store.update(job, [event], state=JobState.STARTING, placement=placement, standby=standby, started_s=now, reason="")
         self._lives[job.id] = self._new_life(job, Phase.START)
         log.info("%s admitted: %s", job.id, where)
 

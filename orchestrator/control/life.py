@@ -262,7 +262,7 @@ def requeue(store: JobStore, job: Job, now: float, why: str) -> Job:
     """Back to the queue, at its old place in it; it goes on from its last commit."""
     message = f"{why}; queued again, goes on from its last commit"
     event = Event(kind=EventKind.SUPERVISOR_LOST, job_id=job.id, time_s=now, message=message)
-    progress = dataclasses.replace(job.progress, phase="")
+    progress = dataclasses.replace(job.progress, phase="", waits_since_s=now)
     return store.update(job, [event], state=JobState.QUEUED, reason=message, **_NO_PLACE, progress=progress)
 
 
@@ -276,6 +276,7 @@ def finish(store: JobStore, job: Job, end: JobResult, now: float) -> Job:
     if end.end_reason is EndReason.PREEMPTED and not job.stop_requested:
         often = preempted_too_often(job.spec.recovery, progress.preemptions)
         if not often:
+            progress = dataclasses.replace(progress, waits_since_s=now)
             return store.update(job, events, state=JobState.QUEUED, run=job.run + 1, reason=reason, **_NO_PLACE, progress=progress)
         state, reason = JobState.FAILED, f"{often}; the last time: {reason}"
     return store.update(job, events, state=state, ended_s=now, reason=reason, result=end, **_NO_PLACE, progress=progress)

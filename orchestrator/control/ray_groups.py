@@ -19,6 +19,7 @@ from orchestrator.job import Job, JobResult, JobState, progress_from_dict, resul
 from orchestrator.paths import Home, JobKeys
 from orchestrator.storage import ObjectStore, open_store
 from orchestrator.supervision import worker_group
+from orchestrator.supervision.ledger import Wait
 from orchestrator.supervision.standby import Standby
 from orchestrator.supervision.supervisor import find_supervisor, start_supervisor
 from orchestrator.supervision.worker_group import Placement
@@ -78,7 +79,7 @@ class RayGroups:
         if not worker_group.reserve(job.id, job.spec, job.placement):
             return False
         ranks = [workers for _, workers in job.placement]
-        start_supervisor(job.id, job.run, job.spec, self._home, ranks, standby=job.standby)
+        start_supervisor(job.id, job.run, job.spec, self._home, ranks, wait=Wait.of(job), standby=job.standby)
         return True
 
     def _result(self, job: Job) -> JobResult | None:

@@ -33,7 +33,7 @@ PEAK_FLOPS_PER_S = {
 """Dense bf16 and fp16 (NVIDIA's data sheets) by a part of the device's name; the first that fits counts."""
 
 _SHOWN = {Phase.DATA: "data", Phase.FORWARD: "forward", Phase.BACKWARD: "backward", Phase.OPTIMIZER: "optimizer"}
-_NOT_TRAINING = (Phase.START, Phase.CHECKPOINT, Phase.EVALUATION, Phase.END)
+_NOT_TRAINING = (Phase.START, Phase.RESTORE, Phase.CHECKPOINT, Phase.EVALUATION, Phase.END)
 _STATM = Path("/proc/self/statm")
 
 

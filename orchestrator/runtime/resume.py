@@ -34,7 +34,7 @@ def restore_newest(run: Training) -> None:
         return
     ranks = Ranks(run.engine.device)
     for key in run.task.commits:
-        run.clock.tick(0, Phase.CHECKPOINT)
+        run.clock.tick(0, Phase.RESTORE)
         try:
             _begin_attempt(run, ranks, key)
             manifest = _load(run, ranks, key)
@@ -70,7 +70,7 @@ def _load(run: Training, ranks: Ranks, key: str) -> Manifest:
     manifest = _manifest(run, ranks, key)
     _check_same_job(run, manifest)
     wanted = _held(manifest, run.engine.state.wanted_pieces())
-    tick = partial(run.clock.tick, 0, Phase.CHECKPOINT)
+    tick = partial(run.clock.tick, 0, Phase.RESTORE)
     restore(run.store, manifest, wanted, ranks, tick=tick, needless=(ema.ROLE,))
     return manifest
 

@@ -174,6 +174,7 @@ def save(run: Training) -> None:
     prefix = JobKeys(run.task.job_id).checkpoint(run.step, run.task.epoch, ulid)
     told = {"step": run.step, "checkpoint": prefix, "writer": run.task.rank, "zero_stage": run.layout.zero_stage}
     told |= {"world_size": run.task.world_size, **({"job_scalars": job_scalars(run)} if run.task.rank == 0 else {})}
+    told["spent_s"] = run.clock.spent().by_phase_s
 
     def done(slab: Path) -> None:
         cost = {"num_bytes": run.staging.num_bytes, "stage_s": time.monotonic() - began}

@@ -32,6 +32,7 @@ from orchestrator.supervision.uploader_child import UploaderChild
 from orchestrator.supervision.watch import Watch
 
 LOG_TAIL_BYTES = 4000
+CLOCKS_INTERVAL_S = 1.0
 SHARED_MEMORY = Path("/dev/shm")
 MEMORY_SHARE = 0.1
 CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
@@ -58,6 +59,8 @@ class Agent:
         self._folder = self._home.node(job_id)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._clocks: dict[int, ProgressClock] = {}
+        self._clocks_in_use = threading.Lock()
+        self._clocks_told_s = 0.0
         self._clock_paths: list[Path] = []
         self._out_of_memory = _kernel_kills()
         self._memory_folder = memory_folder(self._folder)
@@ -73,7 +76,7 @@ class Agent:
         name = f"agent-{bundle}.sock"
         self._socket = warm_client.short_folder(self._folder, name) / name
         raylet = os.getppid()
-        self._hub = RankHub(self._socket, lambda: warm_client.connect(self._home, entry, raylet), self._pass_on)
+        self._hub = RankHub(self._socket, lambda: warm_client.connect(self._home, entry, raylet), self._pass_on, self._exit_facts)
 
     def start_ranks(self, epoch: int, tasks: list[dict[str, Any]], env: dict[str, str], peer: Any = None) -> None:
         """Fork the ranks of `tasks` (RankTask as a dict, without its places on this node). Raises ClusterError.
@@ -196,12 +199,29 @@ class Agent:
             self._watch = None
 
     def _drop_clocks(self) -> None:
-        for clock in self._clocks.values():
-            clock.close()
-        for path in self._clock_paths:
-            path.unlink(missing_ok=True)
-        self._clocks.clear()
-        self._clock_paths.clear()
+        with self._clocks_in_use:
+            for clock in self._clocks.values():
+                clock.close()
+            for path in self._clock_paths:
+                path.unlink(missing_ok=True)
+            self._clocks.clear()
+            self._clock_paths.clear()
+
+    def _exit_facts(self, rank: int) -> Message:
+        """Of a rank that has just ended: its file is gone, the memory is still here."""
+        with self._clocks_in_use:
+            clock = self._clocks.get(rank)
+            return {} if clock is None else {"clock": clock.spent().to_dict(time.monotonic(), time.time())}
+
+    def _told_clocks(self) -> list[Message]:
+        """For the ledger of who looks on, and for what is known of these ranks if this process dies."""
+        now = time.monotonic()
+        if now - self._clocks_told_s < CLOCKS_INTERVAL_S:
+            return []
+        self._clocks_told_s, time_s = now, time.time()
+        with self._clocks_in_use:
+            clocks = {rank: clock.spent().to_dict(now, time_s) for rank, clock in list(self._clocks.items())}
+            return [{"type": "clocks", "rank": min(clocks, default=-1), "epoch": self._epoch, "time_s": time_s, "clocks": clocks}]
 
     def _pass_on(self, messages: list[Message]) -> None:
         """On the hub's thread."""
@@ -214,7 +234,7 @@ class Agent:
                     self._copier.take(message)
             elif self._uploader is not None:
                 self._uploader.heard(message)
-        self._supervisor.report.remote(self._bundle, messages)
+        self._supervisor.report.remote(self._bundle, [*messages, *self._told_clocks()])
 
     def _begin_uploads(self, epoch: int, spec: JobSpec, environ: Mapping[str, str]) -> None:
         if self._uploader is None:

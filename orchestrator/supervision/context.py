@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.paths import Home, JobKeys
 from orchestrator.runtime.task import RankTask
 from orchestrator.spec import JobSpec, to_dict
+from orchestrator.supervision.ledger import Wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class RunContext:
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Environment variables of the job's processes: S3 keys."""
 
+    wait: Wait = field(default_factory=Wait)
+    """What the run has waited for its place."""
     skipped: tuple[tuple[int, int], ...] = ()
     """Global positions of samples that are passed over: from, to."""
 

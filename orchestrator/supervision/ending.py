@@ -18,10 +18,13 @@ from orchestrator.job import EndReason, JobResult, result_to_dict
 from orchestrator.paths import JobKeys
 from orchestrator.spec import to_dict
 from orchestrator.storage import ObjectStore
+from orchestrator.supervision.accounting import Bucket
+from orchestrator.supervision.bookkeeper import Bookkeeper
 from orchestrator.supervision.chronicle import Chronicle
 from orchestrator.supervision.context import RunContext
+from orchestrator.supervision.ledger import Ledger
 from orchestrator.tracking.journal import Journal, evaluations, history
-from orchestrator.tracking.report import history_json, loss_plot
+from orchestrator.tracking.report import goodput_plot, history_json, loss_plot
 
 RESULT_TRIES = 5
 RESULT_RETRY_S = 2.0
@@ -44,7 +47,9 @@ def write_config(store: ObjectStore, context: RunContext) -> bool:
     return lived
 
 
-def close_books(context: RunContext, store: ObjectStore, chronicle: Chronicle, result: JobResult) -> JobResult | None:
+def close_books(
+    context: RunContext, store: ObjectStore, chronicle: Chronicle, result: JobResult, books: Bookkeeper
+) -> JobResult | None:  # fmt: skip
     """Write down how the run ended; what the store refuses is left out with a line in the log. Returns the result if it is left out.
 
     Not for a run that was fenced: that job is another supervisor's.
@@ -54,6 +59,8 @@ def close_books(context: RunContext, store: ObjectStore, chronicle: Chronicle, r
         journal.append("artifact", name=name)
     if context.spec.tracking.registered_model and result.end_reason is EndReason.COMPLETED:
         _try("the model's version", lambda: _register(store, context, journal))
+    for name in _goodput(store, context.keys, books.close()):
+        journal.append("artifact", name=name)
     first_line = result.message.split("\n", 1)[0]
     chronicle.tell(EventKind.ENDED, first_line or result.end_reason.label, reason=result.end_reason.name)
     facts = {"end_reason": result.end_reason.label, "end_message": result.message[:5000]}
@@ -92,6 +99,15 @@ def _artifacts(store: ObjectStore, keys: JobKeys, journal: Journal) -> list[str]
         makers["loss.png"] = lambda: loss_plot(trained, evaluated)
     written = [name for name, make in makers.items() if _try(name, lambda name=name, make=make: store.put(keys.artifact(name), make()))]  # type: ignore[misc]
     return ["config.json", *written]
+
+
+def _goodput(store: ObjectStore, keys: JobKeys, ledger: Ledger) -> list[str]:
+    """The ledger as JSON and as a plot. Returns the names that were written."""
+    makers: dict[str, Callable[[], bytes]] = {
+        "goodput.json": lambda: json.dumps(ledger.to_dict(), indent=2).encode(),
+        "goodput.png": lambda: goodput_plot({bucket.value: ledger.seconds.get(bucket, 0.0) for bucket in Bucket}, ledger.goodput_share),
+    }
+    return [name for name, make in makers.items() if _try(name, lambda name=name, make=make: store.put(keys.artifact(name), make()))]  # type: ignore[misc]
 
 
 def _register(store: ObjectStore, context: RunContext, journal: Journal) -> None:

@@ -19,6 +19,7 @@ from orchestrator.events import EventKind
 from orchestrator.job import EndReason, JobResult, JobState
 from orchestrator.runtime.link import Order
 from orchestrator.supervision.attempt import Attempt, SavedCheckpoint
+from orchestrator.supervision.bookkeeper import Bookkeeper
 from orchestrator.supervision.chronicle import Chronicle, past
 from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
@@ -53,6 +54,7 @@ class JobRun:
         self._committer = committer
         self._clock = clock
         self._past = past(chronicle.records(), context.run)
+        self.books = Bookkeeper(context, chronicle, clock)
         self._asked, self._faults, self._restarts = context.spec, self._past.faults, self._past.restarts
         if self._past.micro_batch_size:
             self._context = context.with_micro_batch_size(self._past.micro_batch_size)
@@ -63,6 +65,13 @@ class JobRun:
             chronicle.tell(EventKind.SUPERVISOR_LOST, "the supervisor was started again; the job goes on from its newest checkpoint")
 
     def run(self) -> JobResult:
+        result = self._end_of_life()
+        while (item := self._inbox.get(0.0)) is not None:
+            self._note(item)
+        self.books.left()
+        return result
+
+    def _end_of_life(self) -> JobResult:
         try:
             return self._live()
         except FencedError as error:
@@ -102,6 +111,7 @@ class JobRun:
         self._chronicle.best(self._committer.best)
         attempt = Attempt(epoch.number, self._context.world_size, base, self._clock())
         self._attempt = attempt
+        self.books.began(attempt)
         if epoch.number > 1:
             self._chronicle.rewind(base)
         workers = f"starting {attempt.world_size} worker{'s' if attempt.world_size > 1 else ''}"
@@ -149,6 +159,7 @@ class JobRun:
                 first_rank = self._context.first_rank(item.bundle)
                 attempt.heard_agent_loss(item.bundle, first_rank, item.why, self._clock())
             return
+        self._note(item)
         for message in item.messages:
             if message["type"] == "preempted":
                 grace_s = self._context.spec.recovery.preemption_grace_s
@@ -156,12 +167,19 @@ class JobRun:
             elif message["epoch"] == attempt.epoch:
                 self._hear_watch(attempt, item.bundle, message)
 
+    def _note(self, item: FromAgent | AgentDied | None) -> None:
+        """For the ledger: how ranks have ended counts, whoever waits for it."""
+        for message in item.messages if isinstance(item, FromAgent) else ():
+            self.books.heard(message)
+
     def _hear_watch(self, attempt: Attempt, bundle: int, message: Message) -> None:
         match message["type"]:
             case "hangs":
                 attempt.still.add(bundle)
             case "moves":
                 attempt.still.discard(bundle)
+            case "clocks":
+                pass  # for the books
             case _:
                 attempt.greeted.add(message["rank"])
                 self._hear_rank(attempt, message)
@@ -195,6 +213,7 @@ class JobRun:
 
     def _started(self, attempt: Attempt, message: Message) -> None:
         attempt.training = True
+        self.books.started()
         self._go_back_to(attempt, max(message["first_step"] - 1, 0))
         self._chronicle.started(message)
 
@@ -202,6 +221,7 @@ class JobRun:
         """Damaged commits were passed over: what was journalled after the one that was used is void."""
         if step < attempt.base_step:
             attempt.base_step = step
+            self.books.went_back(step)
             self._chronicle.rewind(step)
             self._committer.newest_step = self._committer.newest()
             self._board.show(committed_step=self._committer.newest_step)
@@ -216,6 +236,7 @@ class JobRun:
         self._chronicle.tell(EventKind.CORRUPT_CHECKPOINT, message["message"], commit=message["commit"])
 
     def _commit(self, attempt: Attempt, checkpoint: SavedCheckpoint) -> None:
+        self.books.record()
         try:
             ref = self._committer.commit(attempt.epoch, checkpoint)
         except CorruptObject as error:
@@ -240,6 +261,7 @@ class JobRun:
 
     def _recover(self, verdict: Verdict) -> JobResult | None:
         """Kill what is left. How the run ended, or None to begin again."""
+        self.books.failed(self._attempt.reports, hung=self._attempt.hang is not None)
         kinds = {EndReason.NODE_LOST: EventKind.AGENT_LOST, EndReason.PREEMPTED: EventKind.AGENT_LOST, EndReason.HANG: EventKind.HANG}
         kind = kinds.get(verdict.reason, EventKind.RANK_LOST)
         self._board.move(JobState.RECOVERING, f"recovering: {verdict.sentence}")
@@ -297,7 +319,7 @@ class JobRun:
         limit = self._clock() + delay_s
         while not self._inbox.stops and (left := limit - self._clock()) > 0:
             self._board.show(phase=f"restarts in {left:.0f} s")
-            self._inbox.get(min(left, 1.0))
+            self._note(self._inbox.get(min(left, 1.0)))
         return self._inbox.stops
 
     # end

@@ -66,11 +66,14 @@ class Living:
 
 class RankHub:
     """`deliver` is called on the hub's thread with messages, each of which carries its `epoch`: that of the
-    living ranks, unless it says itself which it speaks of."""
+    living ranks, unless it says itself which it speaks of. `facts(rank)` are added to the message of a rank's exit."""
 
-    def __init__(self, listen_at: Path, connect_warm: Callable[[], socket.socket], deliver: Deliver) -> None:
+    def __init__(
+        self, listen_at: Path, connect_warm: Callable[[], socket.socket], deliver: Deliver, facts: Callable[[int], Message]
+    ) -> None:  # fmt: skip
         self._connect_warm = connect_warm
         self._deliver = deliver
+        self._facts = facts
         self._warm: Line | None = None
         self._living = Living()
         self._changed = threading.Condition()
@@ -207,4 +210,5 @@ class RankHub:
 
     def _exit(self, rank: int, **how: Any) -> Message:
         greeted = rank in self._living.greeted
-        return {"type": "exit", "rank": rank, "time_s": time.time(), "epoch": self._living.epoch, "greeted": greeted, **how}
+        told = {"type": "exit", "rank": rank, "time_s": time.time(), "epoch": self._living.epoch, "greeted": greeted}
+        return {**told, **self._facts(rank), **how}

@@ -14,6 +14,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.ending import close_books, write_config, write_result
 from orchestrator.supervision.inbox import AgentDied, FromAgent, Inbox, Message
 from orchestrator.supervision.job_run import JobRun
+from orchestrator.supervision.ledger import Wait
 from orchestrator.supervision.preemption import notice
 from orchestrator.supervision.status_board import StatusBoard
 from orchestrator.supervision.tracking_child import TrackingChild
@@ -48,15 +50,16 @@ log = logging.getLogger("orchestrator.supervisor")
 
 def start_supervisor(
     job_id: str, run: int, spec: JobSpec, home: Home, ranks_per_bundle: Sequence[int], rank_entry: str = RANK_ENTRY,
-    standby: Sequence[str] = (),
+    wait: Wait | None = None, standby: Sequence[str] = (),
 ) -> Any:  # fmt: skip
     """The job's supervisor on the head node; its place must be reserved. Asking again returns the one there is.
 
-    `rank_entry` is what the ranks run; tests give a double. `standby`: see `Job.standby`.
+    `rank_entry` is what the ranks run; tests give a double. `wait`: what the run has behind it, for the ledger. `standby`: see
+    `Job.standby`.
     """
     handle = find_supervisor(job_id, standby) or create_supervisor(supervisor_name(job_id), home)
-    begun = handle.begin.remote(job_id, run, to_dict(spec), list(ranks_per_bundle), rank_entry, list(standby[1:]))
-    ray.get(begun, timeout=BEGIN_LIMIT_S)
+    given = {"job_id": job_id, "run": run, "spec": to_dict(spec), "ranks_per_bundle": list(ranks_per_bundle), "rank_entry": rank_entry}
+    ray.get(handle.begin.remote({**given, "wait": asdict(wait or Wait())}, list(standby[1:])), timeout=BEGIN_LIMIT_S)
     return handle
 
 
@@ -101,15 +104,16 @@ class Supervisor:
         ray.get(handle.ready.remote(), timeout=BEGIN_LIMIT_S)
         self._met.append(handle)
 
-    def begin(
-        self, job_id: str, run: int, spec: Mapping[str, Any], ranks_per_bundle: Sequence[int], rank_entry: str, standby: Sequence[str]
-    ) -> None:  # fmt: skip
-        """Start the job's run, once: asking again does no harm. Raises ClusterError if it has another one."""
+    def begin(self, job: Mapping[str, Any], standby: Sequence[str]) -> None:
+        """Start the job's run as `start_supervisor` says, once: asking again does no harm. `standby`: names of agents that are up.
+
+        Raises ClusterError if it has another one.
+        """
         if self._job is not None:
-            if (self._job["job_id"], self._job["run"]) != (job_id, run):
-                raise ClusterError(f"this supervisor has run {self._job['run']} of {self._job['job_id']}, not run {run} of {job_id}")
+            mine, other = [f"run {one['run']} of {one['job_id']}" for one in (self._job, job)]
+            if mine != other:
+                raise ClusterError(f"this supervisor has {mine}, not {other}")
             return
-        job = {"job_id": job_id, "run": run, "spec": spec, "ranks_per_bundle": list(ranks_per_bundle), "rank_entry": rank_entry}
         write_private(self._given, json.dumps({**job, "used": list(standby)}))
         self._take({**job, "standby": list(standby)})
 
@@ -117,7 +121,7 @@ class Supervisor:
         self._job = job
         self._context = RunContext(
             job_id=job["job_id"], run=job["run"], spec=from_dict(JobSpec, job["spec"]), home=self._home,
-            ranks_per_bundle=tuple(job["ranks_per_bundle"]),
+            ranks_per_bundle=tuple(job["ranks_per_bundle"]), wait=Wait(**job["wait"]),
         )  # fmt: skip
         self._entry: str = job["rank_entry"]
         self._board = StatusBoard(job["job_id"], self._context.spec.training.max_steps, source=uuid.uuid4().hex)
@@ -184,7 +188,8 @@ class Supervisor:
         tracking = TrackingChild(context, journal.path)
         chronicle = Chronicle(context.run, self._board, journal, tracking)
         committer = Committer(context, store, journal, self._pause)
-        result = JobRun(context, group, self._inbox, chronicle, committer, later_life).run()
+        job_run = JobRun(context, group, self._inbox, chronicle, committer, later_life)
+        result = job_run.run()
         log.info("%s ended: %s: %s", context.job_id, result.end_reason.name, result.message)
         self._board.show(phase="ending")
         group.kill_ranks()
@@ -192,7 +197,7 @@ class Supervisor:
         if result.end_reason is EndReason.FENCED:
             tracking.stop()
         else:
-            unwritten = close_books(context, store, chronicle, result)
+            unwritten = close_books(context, store, chronicle, result, job_run.books)
         journal.close()
         return unwritten
 

@@ -7,6 +7,7 @@ The supervisor appends; the tracking writer (`orchestrator.tracking.writer`) rea
     tags       values                 shown beside the run
     metrics    step, values           training metrics of a log step
     evaluated  step, values           figures of the validation split
+    ledger     step, values, ledger   the goodput ledger up to now; `step` is in seconds of wall time, `values` are for the tracking server
     event      event, message, ...    something worth remembering; `event` is an EventKind's value
     rewind     step                   training goes on from `step`: all rows of later steps written before are void
     artifact   name                   the object `artifacts/<name>` was written
@@ -41,6 +42,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
     "tags": frozenset({"values"}),
     "metrics": frozenset({"step", "values"}),
     "evaluated": frozenset({"step", "values"}),
+    "ledger": frozenset({"step", "values", "ledger"}),
     "event": frozenset({"event"}),
     "rewind": frozenset({"step"}),
     "artifact": frozenset({"name"}),
@@ -168,7 +170,7 @@ def _check(kind: str, fields: Mapping[str, Any]) -> None:
         raise ValueError(f"'{kind}' is no kind of journal record; known are {', '.join(FIELDS)}.{nearest(kind, FIELDS)}")
     if missing := FIELDS[kind] - set(fields):
         raise ValueError(f"a journal record of kind '{kind}' needs {', '.join(sorted(missing))}; given are {', '.join(fields) or 'none'}")
-    if kind in ("metrics", "evaluated"):
+    if kind in ("metrics", "evaluated", "ledger"):
         for name, value in fields["values"].items():
             if not isinstance(value, int | float):
                 raise ValueError(f"{kind}: {name}={value!r} is not possible: allowed is a number")

@@ -1,4 +1,4 @@
-"""The loss curve as a picture and the history as JSON, from the rows of `orchestrator.tracking.journal`."""
+"""The loss curve as a picture and the history as JSON, from the rows of `orchestrator.tracking.journal`; and the goodput ledger."""
 
 from __future__ import annotations
 
@@ -23,6 +23,25 @@ def loss_plot(history: Rows, evaluations: Rows) -> bytes:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    return content.getvalue()
+
+
+def goodput_plot(seconds: Mapping[str, float], goodput_share: float) -> bytes:
+    """A PNG of 900 x 500 pixels: a bar of worker-seconds for each bucket that has any, with its part of all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    total = sum(seconds.values())
+    shown = {name: spent_s for name, spent_s in seconds.items() if spent_s > 0}
+    figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
+    axes = figure.add_subplot(xlabel="worker-seconds", title=f"{total:.0f} worker-seconds, goodput {100 * goodput_share:.1f} %")
+    colors = ["tab:green" if name == "step" else "tab:gray" for name in shown]
+    bars = axes.barh(list(shown), list(shown.values()), color=colors)
+    axes.bar_label(bars, [f"{100 * spent_s / total:.1f} %" for spent_s in shown.values()], padding=3)
+    axes.margins(x=0.1)
+    axes.invert_yaxis()  # in the order of a job's life, from above
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content)
     return content.getvalue()

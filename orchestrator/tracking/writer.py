@@ -301,7 +301,7 @@ def _recovered(failures: int) -> int:
 
 
 def _is_metrics(record: Record) -> bool:
-    return record["kind"] in ("metrics", "evaluated")
+    return record["kind"] in ("metrics", "evaluated", "ledger")
 
 
 def _checksum(record: Record) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
 from harness import TINY, Sandbox
@@ -62,7 +63,13 @@ def test_one_run_over_a_kill_a_stop_and_a_resume_at_another_world_size(sandbox):
     assert [point.step for point in client.get_metric_history(run.info.run_id, "val_loss")] == [0, 150]
 
     names = {entry.path for entry in client.list_artifacts(run.info.run_id)}
-    assert {"config.json", "evaluation.json", "history.json", "loss.png"} <= names
+    assert {"config.json", "evaluation.json", "history.json", "loss.png", "goodput.json", "goodput.png"} <= names
+    ledger = json.loads(sandbox.store(job_id).get(f"jobs/{job_id}/artifacts/goodput.json"))
+    assert sum(ledger["seconds"].values()) == pytest.approx(ledger["worker_s"]), "over both runs"
+    assert {f"goodput/{bucket}_s": seconds for bucket, seconds in ledger["seconds"].items()}.items() <= run.data.metrics.items()
+    assert run.data.metrics["goodput/share"] == ledger["goodput_share"] > 0
+    code, shown = sandbox.run("status", job_id)
+    assert re.search(r"^goodput [\d.]+ % of \S+ of all workers: .*start [\dms.]+", shown, re.MULTILINE), shown
 
     (version,) = client.search_model_versions("name = 'tiny'")
     assert (version.run_id, version.tags["orchestrator.step"]) == (run.info.run_id, "150")

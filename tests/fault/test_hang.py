@@ -12,6 +12,7 @@ from harness import TINY, Sandbox
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
 from orchestrator.paths import JobKeys
+from orchestrator.supervision.accounting import Bucket
 
 SETTINGS = (*TINY, "training.max_steps=400", "training.log_interval_steps=1", "recovery.hang_timeout_s=4", "checkpoint.interval_steps=50")
 
@@ -41,6 +42,9 @@ def test_a_stopped_rank_and_one_that_keeps_its_lock_are_named_and_the_curve_is_t
     job = sandbox.wait_ended(job_id)
 
     assert (job.state, job.progress.restarts) == (JobState.SUCCEEDED, 2)
+    seconds = sandbox.ledger(job_id).seconds
+    assert seconds[Bucket.HANG] > 2 * 2 * 3.0 and seconds[Bucket.DETECTION] == 0, "both ranks stood still for 80 % of 4 s, twice"
+    assert sandbox.ledger(calm).seconds[Bucket.HANG] == 0
     assert sandbox.history(job_id) == sandbox.history(calm)
     assert sandbox.fingerprint(job_id) == sandbox.fingerprint(calm)
     stopped, holding = hangs(sandbox, job_id)

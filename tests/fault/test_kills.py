@@ -12,6 +12,7 @@ from harness import TINY, Sandbox
 
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
+from orchestrator.supervision.accounting import Bucket
 
 KINDS = ("rank", "rank", "agent", "supervisor", "controller", "warm", "uploader")
 LENGTH = ("training.max_steps=300",)
@@ -28,6 +29,9 @@ def sandbox():
 def calm(sandbox):
     job_id = sandbox.submit(*TINY, *LENGTH)
     assert sandbox.wait_ended(job_id).state is JobState.SUCCEEDED, sandbox.describe()
+    seconds = sandbox.ledger(job_id).seconds
+    assert not any(seconds[bucket] for bucket in (Bucket.LOST, Bucket.DETECTION, Bucket.RECOVERY, Bucket.HANG)), seconds
+    assert all(seconds[bucket] for bucket in (Bucket.PROVISION, Bucket.START, Bucket.STEP, Bucket.EVALUATION, Bucket.CHECKPOINT)), seconds
     return sandbox.history(job_id), sandbox.fingerprint(job_id)
 
 
@@ -42,8 +46,12 @@ def test_a_killed_run_equals_the_calm_one(sandbox, calm, number, kind):
     assert job.state is JobState.SUCCEEDED, sandbox.describe()
     assert sandbox.history(job_id) == calm[0]
     assert sandbox.fingerprint(job_id) == calm[1]
+    seconds = sandbox.ledger(job_id).seconds
+    assert seconds[Bucket.STEP] > 0
     if kind in ("rank", "agent", "warm"):
         assert job.progress.restarts >= 1
+    if job.progress.restarts:
+        assert seconds[Bucket.LOST] > 0 and seconds[Bucket.RECOVERY] > 0, seconds
 
 
 def test_a_rank_whose_memory_is_full_goes_on_in_half_the_micro_batch_on_the_same_curve(sandbox, calm):
@@ -72,6 +80,8 @@ def test_a_preempted_run_equals_the_calm_one(sandbox, calm):
     left = next(event.message for event in told if event.kind is EventKind.ENDED)
     assert left[7:] == f"got SIGTERM; stopped after step {first}; back to the queue, goes on from step {first}"
     assert 50 <= first < 300
+    seconds = sandbox.ledger(job_id).seconds
+    assert seconds[Bucket.QUEUE] > 0 and not seconds[Bucket.RECOVERY], seconds
     assert sandbox.history(job_id) == calm[0]
     assert sandbox.fingerprint(job_id) == calm[1]
 

@@ -11,6 +11,7 @@ from supervision_box import Box, calm_history, double_spec, wait_until
 
 from orchestrator.job import EndReason
 from orchestrator.spec import RecoverySpec
+from orchestrator.supervision.accounting import Bucket
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,8 @@ def test_a_calm_job_trains_commits_and_ends(box):
     assert (result.end_reason, result.step, result.committed_step) == (EndReason.COMPLETED, 40, 40), result.message
     assert job.history() == calm_history(40)
     assert job.events().count("committed") == 4
+    seconds = job.ledger().seconds
+    assert seconds[Bucket.STEP] > 0 and not seconds[Bucket.LOST] and not seconds[Bucket.RECOVERY], seconds
     status = job.status()
     assert status["progress"]["committed_step"] == 40
     assert [number for number, _ in status["events"]] == list(range(1, len(status["events"]) + 1))
@@ -58,6 +61,9 @@ def test_a_rank_that_fails_once_is_replaced_and_the_curve_is_the_calm_one(box, h
     assert job.history() == calm_history(40)
     assert job.status()["progress"]["restarts"] == 1
     assert "restored" in job.events()
+    seconds = job.ledger().seconds
+    assert all(seconds[bucket] > 0 for bucket in (Bucket.STEP, Bucket.LOST, Bucket.DETECTION, Bucket.RECOVERY)), seconds
+    assert seconds[Bucket.STEP] + seconds[Bucket.CHECKPOINT] >= 20 * 2 * 0.005, "what was done before the last save is kept"
     job.release()
 
 

@@ -16,6 +16,8 @@ from orchestrator.job import EndReason, Job, JobResult, JobState, Progress, job_
 from orchestrator.paths import Home, JobKeys
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, StorageSpec, TrainingSpec, WorkloadSpec
 from orchestrator.storage import ObjectStore, open_store
+from orchestrator.supervision.accounting import Bucket
+from orchestrator.supervision.ledger import Ledger
 
 SPEC = JobSpec(
     workload=WorkloadSpec(name="tiny", entrypoint="tiny:Tiny"),
@@ -138,6 +140,32 @@ def test_status_of_a_job_that_ended_offers_to_resume_it(jobs: JobStore, home: Ho
     lines = said(capsys, "status", "resnet").splitlines()  # the only one that begins so
     assert lines[0] == "resnet-failed  failed  no such column"
     assert lines[-2:] == [f"MLflow run f00d   ({command('dashboard', home)})", f"next: {command('resume resnet-failed', home)}"]
+
+
+def with_ledger(jobs: JobStore, **seconds: float) -> None:
+    """Written down for `resnet-failed` until five seconds before its end."""
+    buckets = {Bucket(name): spent_s for name, spent_s in seconds.items()}
+    ledger = Ledger(until_s=190.0, wall_s=90.0, worker_s=sum(buckets.values()), seconds=buckets, run=1, closed=True)
+    job = jobs.get("resnet-failed")
+    jobs.update(job, progress=dataclasses.replace(job.progress, ledger=ledger.to_dict()))
+
+
+def test_status_says_where_the_workers_time_went(jobs: JobStore, capsys: Capture) -> None:
+    with_ledger(jobs, queue=20.0, start=10.0, step=142.0, lost=8.0)
+    line = next(line for line in said(capsys, "status", "resnet").splitlines() if line.startswith("goodput"))
+    assert line == "goodput 83.5 % of 2m50s of all workers: step 2m22s, queue 20.0s, start 10.0s, idle 10.0s, lost 8.0s"
+    told = json.loads(said(capsys, "status", "resnet", "--json"))["goodput"]
+    assert told["seconds"] == {"queue": 20.0, "start": 10.0, "step": 142.0, "lost": 8.0, "idle": 10.0} | {
+        bucket.value: 0.0 for bucket in Bucket if bucket.value not in ("queue", "start", "step", "lost", "idle")
+    }
+    assert told["worker_s"] == sum(told["seconds"].values()) == 190.0
+
+
+def test_status_of_a_job_that_waits_counts_the_queue(jobs: JobStore, capsys: Capture) -> None:
+    assert "goodput" not in said(capsys, "status", "gpt-waits")
+    told = json.loads(said(capsys, "status", "gpt-waits", "--json"))["goodput"]
+    assert told["seconds"]["queue"] == told["worker_s"] > 0
+    assert json.loads(said(capsys, "status", "gpt-trains", "--json"))["goodput"] is None
 
 
 def test_status_as_json_holds_job_and_events(jobs: JobStore, capsys: Capture) -> None:

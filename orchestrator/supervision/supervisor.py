@@ -25,6 +25,7 @@ from orchestrator.paths import Home
 from orchestrator.runtime.notice import on_sigterm
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.storage import ObjectStore, open_store
+from orchestrator.supervision.chaos import chaos_of, store_for
 from orchestrator.supervision.chronicle import Chronicle
 from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
@@ -106,7 +107,7 @@ class Supervisor:
         """The result, if the store did not take it."""
         context = self._context = self._context.with_secrets()
         os.environ.update(context.secrets)
-        store = open_store(context.spec.storage)
+        store = store_for(context)
         if _has_result(store, context):
             return None
         group = WorkerGroup(context, self._me, lambda bundle, why: self._inbox.put(AgentDied(bundle, why)), self._entry)
@@ -123,7 +124,8 @@ class Supervisor:
         tracking = TrackingChild(context, journal.path)
         chronicle = Chronicle(context.run, self._board, journal, tracking)
         committer = Committer(context, store, journal, self._pause)
-        result = JobRun(context, group, self._inbox, chronicle, committer, later_life).run()
+        chaos = chaos_of(context, store, chronicle)
+        result = JobRun(context, group, self._inbox, chronicle, committer, later_life, chaos=chaos).run()
         log.info("%s ended: %s: %s", context.job_id, result.end_reason.name, result.message)
         self._board.show(phase="ending")
         group.kill_ranks()

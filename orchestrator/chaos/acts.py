@@ -41,9 +41,10 @@ def drop_connections() -> int:
         try:
             with socket.socket(fileno=os.dup(int(name))) as connection:
                 if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.type == socket.SOCK_STREAM:
+                    connection.getpeername()  # one that listens has none, and would end by a shutdown
                     connection.shutdown(socket.SHUT_RDWR)
                     count += 1
-        except OSError:  # no socket, one that listens, or none of a connection any more
+        except OSError:  # no socket, or none that is connected
             continue
     return count
 

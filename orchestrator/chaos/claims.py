@@ -32,3 +32,8 @@ class Claims:
         """Names of the faults that have been claimed. Raises StorageError."""
         keys = (info.key for info in self._store.list(self._keys.chaos))
         return {key.removeprefix(self._keys.chaos).removesuffix(".json") for key in keys}
+
+    def claimed(self, name: str) -> tuple[int, str]:
+        """(step, by) of a fault that has been claimed. Raises StorageError."""
+        found = json.loads(self._store.get(self._keys.fault(name)))
+        return found["done_at"], found["by"]

@@ -52,6 +52,7 @@ class Chaos:
     def hand_out(self, tasks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The ranks' tasks, with the faults that await each. For every epoch anew. Raises StorageError."""
         done = self._claims.done()
+        self._tell_of(done)
         left = [fault for fault in self._plan if fault.name not in done]
         self._warn(len(left))
         self._mine = [fault for fault in left if fault.kind.by_supervisor]
@@ -68,6 +69,13 @@ class Chaos:
             if self._claims.claim(fault, message["step"], "the supervisor"):
                 self._chronicle.tell(EventKind.CHAOS, str(fault), fault=fault.name, step=message["step"])
                 self._acts[fault.kind](fault)
+
+    def _tell_of(self, done: set[str]) -> None:
+        """Of those that took with them whoever was to tell."""
+        told = {record.get("fault") for record in self._chronicle.records() if record.get("event") == EventKind.CHAOS.value}
+        for name in sorted(done - told):
+            step, by = self._claims.claimed(name)
+            self._chronicle.tell(EventKind.CHAOS, f"{name} by {by} at step {step}", fault=name, step=step)
 
     def _warn(self, left: int) -> None:
         """Once in each life of the supervisor."""

@@ -53,8 +53,10 @@ def test_a_rank_is_handed_its_own_faults_until_they_are_done(tmp_path):
         name: rank for name, rank in ranks.items() if rank is not None
     }
     first = next(fault for fault in plan(world.context.spec, 4) if fault.rank is not None)
-    world.claims.claim(first, 3, "rank")
+    world.claims.claim(first, 3, "rank 7")
     assert all(first.name not in names for names in handed(world.life()))
+    handed(world.life())
+    assert world.events(EventKind.CHAOS) == [f"{first.name} by rank 7 at step 3"], "the rank could not tell of it"
     warnings = world.events(EventKind.WARNING)
     assert warnings[0] == "chaos is on: this job is broken on purpose, by 9 faults of seed 0, 9 of them still to come"
     assert warnings[1].endswith("8 of them still to come")

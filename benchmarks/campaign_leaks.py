@@ -36,7 +36,9 @@ STEPS = 150
 SETTINGS = (*TINY, f"training.max_steps={STEPS}", "training.log_interval_steps=1", "resources.max_workers_per_node=1")
 LATER_S = 10.0
 OF_A_JOB = ("ray::Agent", "ray::Supervisor", "orchestrator.supervision.uploader", "orchestrator.tracking.writer")
-OF_THE_CLUSTER = ("orchestrator.control.serve", "orchestrator.runtime.warm", "/ray/", "ray.scripts.scripts", "ray::IDLE", "cluster/local.sh")
+OF_THE_CLUSTER = (
+    "orchestrator.control.serve", "orchestrator.runtime.warm", "/ray/", "ray.scripts.scripts", "ray::IDLE", "cluster/local.sh",
+)  # fmt: skip
 KINDS = ("placement groups", "actors", "processes", "ports", "shared memory")
 
 

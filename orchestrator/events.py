@@ -23,6 +23,7 @@ class EventKind(enum.Enum):
     RESTARTED = "restarted"
     PREEMPTED = "preempted"  # told to leave; or the save is abandoned, with its figures
     CORRUPT_CHECKPOINT = "corrupt_checkpoint"  # named, and the commit before it is used
+    CHAOS = "chaos"  # a fault that the job was told to bring upon itself
     EVALUATED = "evaluated"
     STOP_REQUESTED = "stop_requested"
     RESUMED = "resumed"

@@ -15,6 +15,7 @@ In the object store (`JobKeys`, `DatasetKeys`):
         attempts/<epoch:08d>-<step:012d>.json        how often a commit was restored without a step since
         pins/<epoch:08d>-<step:012d>.json            create-only: a commit that retention never deletes
         tombstones/<step:012d>-<epoch:08d>-<ulid>.json  a checkpoint that is about to be deleted, and since when
+        chaos/<fault>.json                           create-only: a fault of the chaos mode that is about to be done
         journal/<first seq:012d>.jsonl               metrics and events, in segments
         logs/<epoch:08d>/<rank:05d>/<offset:012d>    a piece of a rank's output
         artifacts/<name>                             config, evaluation, sample, plots, history
@@ -138,6 +139,13 @@ class JobKeys:
     def entombed(self, tombstone: str) -> str:
         """The prefix of the checkpoint that the tombstone is of."""
         return f"{self.checkpoints}{tombstone.removeprefix(self.tombstones).removesuffix('.json')}/"
+
+    @property
+    def chaos(self) -> str:
+        return f"{self.root}chaos/"
+
+    def fault(self, name: str) -> str:
+        return f"{self.chaos}{safe_name(name)}.json"
 
     @property
     def journal(self) -> str:

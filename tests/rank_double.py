@@ -18,6 +18,7 @@ from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.slab import ALIGN_BYTES, Row, Slab, SlabState, Staged, slab_path
 from orchestrator.errors import ConfigError, CorruptObject
 from orchestrator.paths import JobKeys
+from orchestrator.runtime.chaos import progress_clock
 from orchestrator.runtime.link import AgentLink, Order, Phase, ProgressClock
 from orchestrator.runtime.notice import on_sigterm
 from orchestrator.runtime.task import RankTask
@@ -49,7 +50,7 @@ def main(task: RankTask) -> int:
 def _live(task: RankTask, link: AgentLink) -> None:
     spec: JobSpec = from_dict(JobSpec, task.spec)
     store = open_store(spec.storage)
-    clock = ProgressClock(Path(task.clock))
+    clock = progress_clock(task, spec, link)
     step, value = _restore(task, store, link)
     print(f"rank {task.rank} of epoch {task.epoch} begins at {step}")
     if task.rank == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+
+from orchestrator.chaos import acts
 
 RECORD = np.dtype([("point", "<f4", (16,)), ("label", "<i8")])
 
@@ -63,4 +64,4 @@ def hold_gil(order):
         order.rename(taken)
     except FileNotFoundError:
         return
-    ctypes.PyDLL(None).sleep(600)  # PyDLL: calls without letting go of the lock
+    acts.hold_gil()

@@ -13,6 +13,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from orchestrator import layout
+from orchestrator.chaos.plan import plan
 from orchestrator.cli.screen import Screen, command
 from orchestrator.config import combinations, conf_dir, job_spec, load_job_spec
 from orchestrator.errors import OrchestratorError
@@ -152,6 +153,8 @@ def _dry_run(spec: JobSpec) -> int:
         "legal_workers": worlds,
         "deepspeed": layout.deepspeed_config(spec, chosen, precision),
     }
+    if spec.chaos.on:
+        shown["chaos"] = [str(fault) for fault in plan(spec, chosen.world_size)]
     print(f"---\n{OmegaConf.to_yaml(OmegaConf.create(shown))}", end="")
     return 0
 

@@ -29,6 +29,7 @@ Messages, each a dict with `type` and `rank` (every rank sends them; the supervi
     *artifact  name                                     the object `artifacts/<name>` was written
     warning    message                                  for people; also of the agent, in a rank's name
     suspect    commit key, message                      bytes of a checkpoint were found damaged
+    chaos      fault, step, text                        a fault of the chaos mode, which it brings upon itself next
     preempted                                           it got SIGTERM; it goes on until it is ordered to stop
     done       step, stopped (bool), why                left the loop at `step`, because of an order or at the end; `why` of an early end
     error      end_reason (EndReason name), remedy (Remedy name), message, traceback, fingerprint, echo (bool)
@@ -187,6 +188,13 @@ class AgentLink:
         message = {"type": type_, "rank": self._rank, "time_s": time.time(), **fields}
         with self._lock:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    @property
+    def agent_pid(self) -> int:
+        """The process that listened when this side connected."""
+        credentials = struct.Struct("3i")  # ucred of unix(7): pid, uid, gid
+        pid, _, _ = credentials.unpack(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size))
+        return int(pid)
 
     def close(self) -> None:
         self._socket.close()

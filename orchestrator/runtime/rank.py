@@ -23,6 +23,7 @@ from orchestrator.layout import Layout, legal
 from orchestrator.runtime.accelerator import choose_device
 from orchestrator.runtime.artifacts import write_final
 from orchestrator.runtime.cadence import Cadence
+from orchestrator.runtime.chaos import progress_clock
 from orchestrator.runtime.collective import broadcast_text
 from orchestrator.runtime.disk import load_op, own_folder
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op
@@ -30,7 +31,7 @@ from orchestrator.runtime.entrypoint import load_workload, workload_file
 from orchestrator.runtime.failure import describe
 from orchestrator.runtime.guard import Guard
 from orchestrator.runtime.initialise import build_model
-from orchestrator.runtime.link import AgentLink, Phase, ProgressClock
+from orchestrator.runtime.link import AgentLink, Phase
 from orchestrator.runtime.metrics import Meter, device_name, flops_per_sample, measure_flops_per_s, peak_flops_per_s
 from orchestrator.runtime.notice import on_sigterm
 from orchestrator.runtime.rendezvous import await_store
@@ -70,7 +71,7 @@ def main(task: RankTask) -> int:
 
 
 def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
-    clock = ProgressClock(Path(task.clock))
+    clock = progress_clock(task, spec, link)
     clock.tick(0, Phase.START)
     layout = _layout(spec, task.world_size)
     device = _join_group(task, spec)

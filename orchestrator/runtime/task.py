@@ -35,6 +35,8 @@ class RankTask:
     """Keys of the commits to continue from, newest first; the ranks fall back along it together. Empty: from the start."""
     skipped: list[list[int]] = dataclasses.field(default_factory=list)
     """Global positions of samples that are passed over: [from, to]."""
+    faults: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Of the chaos mode (`chaos.plan.Fault` as a dict): what this rank is to bring upon itself."""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

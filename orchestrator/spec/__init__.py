@@ -6,9 +6,10 @@ of `conf/`; the attribute path is the command-line flag: `spec.training.max_step
     training.py      TrainingSpec, OptimizerSpec           job.py      WorkloadSpec, ModelSpec, DataSpec, JobSpec
     parallelism.py   ParallelismSpec                       convert.py  to_dict, from_dict
     operations.py    ResourcesSpec, CheckpointSpec, StorageSpec, TrackingSpec, RecoverySpec, ClusterSpec
-    guard.py         GuardSpec
+    guard.py         GuardSpec                             chaos.py    ChaosSpec
 """
 
+from orchestrator.spec.chaos import ChaosSpec
 from orchestrator.spec.checks import Options
 from orchestrator.spec.convert import from_dict, to_dict
 from orchestrator.spec.guard import GuardSpec, OnBadNumbers
@@ -32,6 +33,7 @@ __all__ = [
     "SIZES",
     "WHY_NO_OPTIMIZER",
     "ActivationCheckpointing",
+    "ChaosSpec",
     "CheckpointSpec",
     "ClusterSpec",
     "CompileBackend",

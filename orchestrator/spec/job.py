@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from orchestrator.spec.chaos import ChaosSpec, check_chaos
 from orchestrator.spec.checks import Options, require
 from orchestrator.spec.guard import GuardSpec
 from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
@@ -64,6 +65,7 @@ class JobSpec:
     tracking: TrackingSpec = field(default_factory=TrackingSpec)
     recovery: RecoverySpec = field(default_factory=RecoverySpec)
     guard: GuardSpec = field(default_factory=GuardSpec)
+    chaos: ChaosSpec = field(default_factory=ChaosSpec)
     cluster: ClusterSpec = field(default_factory=ClusterSpec)
 
     def __post_init__(self) -> None:
@@ -83,6 +85,7 @@ class JobSpec:
         require(not on_disk or self.training.ema_decay == 0, "training.ema_decay", self.training.ema_decay, allowed)
         self._check_float8()
         self._check_replicas()
+        check_chaos(self)
         if self.optimizer.schedule is Schedule.wsd:
             share = self.optimizer.decay_share
             allowed = f"at most {1 - warmup / steps:.3g}, what optimizer.warmup_steps={warmup} leaves of training.max_steps={steps}"

@@ -71,6 +71,11 @@ class FaultyStore:
         self._faults = tuple(faults)
         self._counting = threading.Lock()
 
+    def add(self, fault: Fault) -> None:
+        """One more; its `number` counts from the first call of all."""
+        with self._counting:
+            self._faults = (*self._faults, fault)
+
     def put(self, key: str, data: bytes | memoryview) -> None:
         with self._call("put", key) as kind:
             for _ in range(2 if kind == "duplicate" else 1):

@@ -48,6 +48,8 @@ class Chronicle:
                 self._evaluation(message)
             case "warning":
                 self.tell(EventKind.WARNING, message["message"])
+            case "chaos":
+                self.tell(EventKind.CHAOS, message["text"], fault=message["fault"], step=message["step"], rank=message["rank"])
             case "artifact":
                 self.journal.append("artifact", name=message["name"])
 

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from orchestrator.checkpoints.catalog import read_catalog
@@ -48,24 +49,27 @@ def write_config(store: ObjectStore, context: RunContext) -> bool:
 
 
 def close_books(
-    context: RunContext, store: ObjectStore, chronicle: Chronicle, result: JobResult, books: Bookkeeper
+    context: RunContext, store: ObjectStore, chronicle: Chronicle, result: JobResult, books: Bookkeeper,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> JobResult | None:  # fmt: skip
-    """Write down how the run ended; what the store refuses is left out with a line in the log. Returns the result if it is left out.
+    """Write down how the run ended. What the store refuses, or does not take in a few tries, is left out with a line in the log.
 
-    Not for a run that was fenced: that job is another supervisor's.
+    Returns the result if that is left out. Not for a run that was fenced: that job is another supervisor's.
     """
     journal, tracking = chronicle.journal, chronicle.tracking
-    for name in _artifacts(store, context.keys, journal):
+    hasty = result.end_reason in (EndReason.STORAGE, EndReason.PREEMPTED)
+    attempt = _Attempts(1 if hasty else RESULT_TRIES, sleep)
+    for name in _artifacts(store, context.keys, journal, attempt):
         journal.append("artifact", name=name)
     if context.spec.tracking.registered_model and result.end_reason is EndReason.COMPLETED:
-        _try("the model's version", lambda: _register(store, context, journal))
-    for name in _goodput(store, context.keys, books.close()):
+        attempt("the model's version", lambda: _register(store, context, journal))
+    for name in _goodput(store, context.keys, books.close(), attempt):
         journal.append("artifact", name=name)
     first_line = result.message.split("\n", 1)[0]
     chronicle.tell(EventKind.ENDED, first_line or result.end_reason.label, reason=result.end_reason.name)
     facts = {"end_reason": result.end_reason.label, "end_message": result.message[:5000]}
     journal.append("end", status=_STATUS.get(result.end_reason, "FAILED"), **facts)
-    _try("the journal", journal.ship)
+    attempt("the journal", journal.ship)
     if not tracking.finish(PREEMPTED_LIMIT_S if result.end_reason is EndReason.PREEMPTED else context.spec.tracking.drain_timeout_s):
         chronicle.board.event(EventKind.WARNING, f"the tracking server did not take all of it; the rest is kept in {journal.path}")
     return write_result(store, context, dataclasses.replace(result, mlflow_run_id=tracking.run_id))
@@ -90,24 +94,25 @@ def write_result(store: ObjectStore, context: RunContext, result: JobResult) -> 
     return result
 
 
-def _artifacts(store: ObjectStore, keys: JobKeys, journal: Journal) -> list[str]:
+def _artifacts(store: ObjectStore, keys: JobKeys, journal: Journal, attempt: _Attempts) -> list[str]:
     """History and plot of the whole job, over all its runs. Returns the names that were written."""
     records = list(journal.records(0))
     trained, evaluated = history(records), evaluations(records)
     makers: dict[str, Callable[[], bytes]] = {"history.json": lambda: history_json(trained, evaluated)}
     if trained:
         makers["loss.png"] = lambda: loss_plot(trained, evaluated)
-    written = [name for name, make in makers.items() if _try(name, lambda name=name, make=make: store.put(keys.artifact(name), make()))]  # type: ignore[misc]
+    made = {name: make() for name, make in makers.items()}
+    written = [name for name, content in made.items() if attempt(name, partial(store.put, keys.artifact(name), content))]
     return ["config.json", *written]
 
 
-def _goodput(store: ObjectStore, keys: JobKeys, ledger: Ledger) -> list[str]:
+def _goodput(store: ObjectStore, keys: JobKeys, ledger: Ledger, attempt: _Attempts) -> list[str]:
     """The ledger as JSON and as a plot. Returns the names that were written."""
     makers: dict[str, Callable[[], bytes]] = {
         "goodput.json": lambda: json.dumps(ledger.to_dict(), indent=2).encode(),
         "goodput.png": lambda: goodput_plot({bucket.value: ledger.seconds.get(bucket, 0.0) for bucket in Bucket}, ledger.goodput_share),
     }
-    return [name for name, make in makers.items() if _try(name, lambda name=name, make=make: store.put(keys.artifact(name), make()))]  # type: ignore[misc]
+    return [name for name, make in makers.items() if attempt(name, lambda name=name, make=make: store.put(keys.artifact(name), make()))]  # type: ignore[misc]
 
 
 def _register(store: ObjectStore, context: RunContext, journal: Journal) -> None:
@@ -124,10 +129,22 @@ def _register(store: ObjectStore, context: RunContext, journal: Journal) -> None
     journal.append("model", name=context.spec.tracking.registered_model, source=source, step=chosen.ref.step, job_id=context.job_id)
 
 
-def _try(what: str, call: Callable[[], Any]) -> bool:
-    try:
-        call()
-    except (StorageError, CheckpointError) as error:
-        log.warning("%s is not written: %s", what, error)
-        return False
-    return True
+class _Attempts:
+    """Calls to the store, each tried again while it is out of reach: together so many times, and then each only once."""
+
+    def __init__(self, count: int, sleep: Callable[[float], None]) -> None:
+        self._left = count
+        self._sleep = sleep
+
+    def __call__(self, what: str, call: Callable[[], Any]) -> bool:
+        """False, and a line in the log, if it did not succeed."""
+        while True:
+            try:
+                call()
+                return True
+            except (StorageError, CheckpointError) as error:
+                self._left -= isinstance(error, StorageUnavailable)
+                log.warning("%s is not written: %s", what, error)
+                if self._left <= 0 or not isinstance(error, StorageUnavailable):
+                    return False
+            self._sleep(RESULT_RETRY_S)

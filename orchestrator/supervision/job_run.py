@@ -20,6 +20,7 @@ from orchestrator.job import EndReason, JobResult, JobState
 from orchestrator.runtime.link import Order
 from orchestrator.supervision.attempt import Attempt, SavedCheckpoint
 from orchestrator.supervision.bookkeeper import Bookkeeper
+from orchestrator.supervision.chaos import Chaos
 from orchestrator.supervision.chronicle import Chronicle, past
 from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
@@ -43,9 +44,10 @@ class JobRun:
 
     def __init__(
         self, context: RunContext, group: Group, inbox: Inbox, chronicle: Chronicle, committer: Committer, later_life: bool = False,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.time, chaos: Chaos | None = None,
     ) -> None:  # fmt: skip
         """`later_life`: a supervisor of this run has lived before."""
+        self._chaos = chaos
         self._context = context
         self._group = group
         self._inbox = inbox
@@ -118,6 +120,7 @@ class JobRun:
         self._board.show(phase=workers, epoch=epoch.number, committed_step=self._committer.newest_step)
         self._board.show(restarts=self._restarts, preemptions=self._past.preemptions)
         tasks = self._context.rank_tasks(epoch.number, [ref.key for ref in epoch.commits])
+        tasks = self._chaos.hand_out(tasks) if self._chaos else tasks
         self._group.start(tasks, self._context.secrets, lambda: self._inbox.stops)
         return attempt
 
@@ -182,6 +185,8 @@ class JobRun:
                 pass  # for the books
             case _:
                 attempt.greeted.add(message["rank"])
+                if self._chaos:
+                    self._chaos.heard(message)
                 self._hear_rank(attempt, message)
 
     def _hear_rank(self, attempt: Attempt, message: Message) -> None:

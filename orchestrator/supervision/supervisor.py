@@ -27,6 +27,7 @@ from orchestrator.paths import Home, write_private
 from orchestrator.runtime.notice import on_sigterm
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.storage import ObjectStore, open_store
+from orchestrator.supervision.chaos import chaos_of, store_for
 from orchestrator.supervision.chronicle import Chronicle
 from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
@@ -167,7 +168,7 @@ class Supervisor:
         """The result, if the store did not take it."""
         context = self._context = self._context.with_secrets()
         os.environ.update(context.secrets)
-        store = open_store(context.spec.storage)
+        store = store_for(context)
         if _has_result(store, context):
             return None
         assert self._job is not None, "it has begun"
@@ -188,7 +189,8 @@ class Supervisor:
         tracking = TrackingChild(context, journal.path)
         chronicle = Chronicle(context.run, self._board, journal, tracking)
         committer = Committer(context, store, journal, self._pause)
-        job_run = JobRun(context, group, self._inbox, chronicle, committer, later_life)
+        chaos = chaos_of(context, store, chronicle)
+        job_run = JobRun(context, group, self._inbox, chronicle, committer, later_life, chaos=chaos)
         result = job_run.run()
         log.info("%s ended: %s: %s", context.job_id, result.end_reason.name, result.message)
         self._board.show(phase="ending")

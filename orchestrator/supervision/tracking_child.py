@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from orchestrator.spec import to_dict
@@ -13,6 +15,8 @@ from orchestrator.supervision.context import RunContext
 from orchestrator.tracking.delivery import load_delivered
 
 TERMINATE_LIMIT_S = 15.0
+NOBODY = "http://127.0.0.1:9"
+"""Where no server listens: the port of the discard protocol (RFC 863)."""
 
 log = logging.getLogger("orchestrator.supervisor")
 
@@ -25,6 +29,7 @@ class TrackingChild:
         self._spec = context.spec
         self._journal = journal
         self._process: subprocess.Popen[bytes] | None = None
+        self._hidden_until_s: float | None = None
 
     @property
     def run_id(self) -> str:
@@ -32,14 +37,22 @@ class TrackingChild:
 
     def ensure(self) -> None:
         """Start it, or start it again if it died; what it had delivered is not delivered twice."""
+        if self._hidden_until_s is not None and time.monotonic() > self._hidden_until_s:
+            self._show()
         if not self._spec.tracking.enabled or (self._process is not None and self._process.poll() is None):
             return
         if self._process is not None:
             log.warning("the tracking writer ended with exit code %d and is started again", self._process.returncode)
         self._process = self._start()
 
+    def hide(self, seconds: float) -> None:
+        """The writer is killed, and those that follow find no server for so long: for the chaos mode."""
+        self._hidden_until_s = time.monotonic() + seconds
+        self._kill()
+
     def finish(self, limit_s: float) -> bool:
         """Wait for the rest to be delivered, at most `limit_s`. False: something stays in the journal."""
+        self._show()
         self.ensure()
         if self._process is None:
             return True
@@ -57,13 +70,25 @@ class TrackingChild:
         try:
             self._process.wait(TERMINATE_LIMIT_S)
         except subprocess.TimeoutExpired:
+            self._kill()
+
+    def _kill(self) -> None:
+        if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def _show(self) -> None:
+        """The server is not hidden any more."""
+        if self._hidden_until_s is not None:
+            self._hidden_until_s = None
+            self._kill()
 
     def _start(self) -> subprocess.Popen[bytes]:
         context = self._context
         config = self._journal.with_name("tracking.json")
-        config.write_text(json.dumps({"job_id": context.job_id, "spec": to_dict(context.spec), "home": str(context.home.root)}))
+        tracking = context.spec.tracking if self._hidden_until_s is None else dataclasses.replace(context.spec.tracking, uri=NOBODY)
+        spec = dataclasses.replace(context.spec, tracking=tracking)
+        config.write_text(json.dumps({"job_id": context.job_id, "spec": to_dict(spec), "home": str(context.home.root)}))
         output = context.home.log(f"tracking-{context.job_id}")
         output.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "orchestrator.tracking.writer", "--journal", str(self._journal), "--config", str(config)]

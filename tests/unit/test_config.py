@@ -23,7 +23,9 @@ TRAINING = (
 )
 WORKLOADS = "bert, custom, gpt, resnet, seq2seq, text-classifier"
 OPTIMIZERS = "adafactor, adamw, bert, gpt, gpt-large, lion, muon, resnet, sgd, t5"
-GROUPS = "checkpoint, cluster, data, guard, model, optimizer, parallelism, recovery, resources, storage, tracking, training, workload"
+GROUPS = (
+    "chaos, checkpoint, cluster, data, guard, model, optimizer, parallelism, recovery, resources, storage, tracking, training, workload"
+)
 
 
 @pytest.fixture(autouse=True)

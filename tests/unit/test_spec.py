@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import ConfigError
 from orchestrator.spec import (
+    ChaosSpec,
     CheckpointSpec,
     ClusterSpec,
     DataSpec,
@@ -41,7 +42,8 @@ from orchestrator.spec import (
 PARTS = {
     "workload": WorkloadSpec, "model": ModelSpec, "data": DataSpec, "training": TrainingSpec, "resources": ResourcesSpec,
     "parallelism": ParallelismSpec, "optimizer": OptimizerSpec, "checkpoint": CheckpointSpec, "storage": StorageSpec,
-    "tracking": TrackingSpec, "recovery": RecoverySpec, "guard": GuardSpec, "cluster": ClusterSpec,
+    "tracking": TrackingSpec, "recovery": RecoverySpec, "guard": GuardSpec, "chaos": ChaosSpec,
+    "cluster": ClusterSpec,
 }  # fmt: skip
 SMALLEST: dict[str, dict[str, Any]] = {
     "workload": {"name": "w", "entrypoint": "m:C"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 
@@ -9,8 +10,10 @@ import psutil
 import pytest
 from supervision_box import Box, calm_history, double_spec, wait_until
 
+from orchestrator.chaos.claims import Claims
+from orchestrator.chaos.plan import SUPERVISOR_PHASES, plan
 from orchestrator.job import EndReason
-from orchestrator.spec import RecoverySpec
+from orchestrator.spec import ChaosSpec, RecoverySpec
 from orchestrator.supervision.accounting import Bucket
 
 
@@ -212,6 +215,20 @@ def test_max_restarts_bounds_even_kills(box):
     result = job.wait_ended()
     assert result.end_reason is EndReason.RANK_KILLED
     assert "SIGKILL" in result.message and "max_restarts=0" in result.message
+    job.release()
+
+
+def test_faults_that_are_planned_come_once_each_over_all_lives_and_the_curve_is_the_calm_one(box):
+    planned = ChaosSpec(seed=4, last_step=35, kill_rank=6, kill_agent=6, kill_uploader=6, kill_supervisor=2)
+    spec = dataclasses.replace(double_spec(box.url, step_s=0.01), chaos=planned)
+    due = {fault.name for fault in plan(spec, 2) if fault.phase in ("forward", *SUPERVISOR_PHASES)}  # a double knows no other phase
+    assert {name.partition("-")[0] for name in due} == {"kill_rank", "kill_agent", "kill_uploader", "kill_supervisor"}, "choose a seed"
+    job = box.start(spec)
+    result = job.wait_ended()
+    assert result.end_reason is EndReason.COMPLETED, result.message
+    assert job.history() == calm_history(40)
+    assert Claims(job.store, job.id).done() == due
+    assert job.events().count("chaos") == len(due)
     job.release()
 
 

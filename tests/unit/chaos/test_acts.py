@@ -1,0 +1,89 @@
+"""What faults do to real processes and connections."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+
+import psutil
+
+from orchestrator.chaos import acts
+from orchestrator.control.lock import ControllerLock
+from orchestrator.paths import Home
+
+
+def in_child(act):
+    """Wait status of a forked process that did `act()`; its exit code is what that returned."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(act() or 0)
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    return pid, status
+
+
+def test_dropped_connections_read_as_ended_on_both_sides_and_listeners_stay():
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as mine:
+        theirs, _ = server.accept()
+        pair = socket.socketpair()
+
+        def dropped():
+            count = acts.drop_connections()
+            pair[0].send(b"still there")  # of no TCP connection
+            return count if mine.recv(1) == b"" else 99
+
+        with theirs:
+            _, status = in_child(dropped)
+            theirs.settimeout(5)
+            assert os.waitstatus_to_exitcode(status) >= 2 and theirs.recv(1) == b""
+        assert pair[1].recv(20) == b"still there"
+        with socket.create_connection(server.getsockname()) as again:
+            assert again.getpeername() == server.getsockname()
+
+
+def test_a_stopped_process_is_stopped_and_a_killed_one_is_gone():
+    pid, status = in_child(acts.stop_self)
+    assert os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGSTOP
+    acts.kill(pid)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    acts.kill(pid)  # it is gone: no error
+
+
+def test_while_the_lock_is_held_no_other_thread_moves():
+    moved, stop = [], threading.Event()
+
+    def move():
+        while not stop.is_set():
+            moved.append(time.monotonic())
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    began = time.monotonic()
+    acts.hold_gil(1)
+    ended = time.monotonic()
+    stop.set()
+    thread.join()
+    assert ended - began >= 1.0
+    assert not [at for at in moved if began + 0.1 < at < ended - 0.1]
+
+
+def test_what_is_no_raylet_and_no_uploader_is_not_taken_for_one():
+    assert acts.raylet_of(os.getpid()) is None and acts.uploader_of(os.getpid()) is None
+    gone, _ = in_child(lambda: 0)
+    assert acts.raylet_of(gone) is None and acts.uploader_of(gone) is None
+
+
+def test_the_controller_is_the_living_holder_of_its_lock(tmp_path):
+    home = Home(tmp_path)
+    assert acts.controller_of(home) is None
+    lock = ControllerLock(home)
+    assert lock.acquire()
+    lock.publish("127.0.0.1:1", ready=True)
+    assert acts.controller_of(home) == os.getpid()
+    content = home.controller_lock.read_text().replace(f"{psutil.Process().create_time()}", "1.0")
+    home.controller_lock.write_text(content)
+    assert acts.controller_of(home) is None, "another process has that pid now"

@@ -119,7 +119,8 @@ def _culprits(views: Sequence[RankView], waits: Mapping[int, str], own: Set[int]
     least = min(view.place for view in views)
     behind = [view for view in views if view.place == least]
     idle = [view for view in views if not waits[view.rank]]
-    idle_behind = [view for view in behind if view in idle]
+    idle = [view for view in idle if view.stack] or idle  # of one that did not answer, what it does is not known
+    idle_behind = [view for view in behind if not waits[view.rank]]
     if len(behind) == len(views) or (idle and not idle_behind):
         return idle, "outside"
     if idle_behind:

@@ -130,6 +130,11 @@ def test_ranks_that_did_not_answer_are_blamed_by_how_far_they_are():
     assert explain([view(0), view(1, moves=1, phase="data", stack="")]).rank == 1
 
 
+def test_one_that_did_not_answer_does_not_cover_one_that_is_seen_outside_a_collective():
+    assert explain([view(0, stack=""), view(1, stack=BUSY), view(2)]).rank == 1
+    assert explain([view(0), view(1, stack="")]).rank == 1, "all that is known is that the other one waits"
+
+
 def test_several_culprits_are_named_together():
     verdict = explain([view(0), view(1, state="T"), view(2, state="T")])
     assert verdict.sentence == "ranks 1, 2 are stopped by a signal in backward of step 812; rank 0 waits in reduce_scatter"

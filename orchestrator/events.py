@@ -19,6 +19,7 @@ class EventKind(enum.Enum):
     RANK_LOST = "rank_lost"
     AGENT_LOST = "agent_lost"
     HANG = "hang"  # no rank moves; the event names who the others wait for, and where the stacks are
+    STRAGGLER = "straggler"  # a rank computes for longer than the others, or does not any more
     SUPERVISOR_LOST = "supervisor_lost"
     RESTARTED = "restarted"
     PREEMPTED = "preempted"  # told to leave; or the save is abandoned, with its figures
@@ -31,9 +32,25 @@ class EventKind(enum.Enum):
     WARNING = "warning"
 
 
+class IncidentKind(enum.Enum):
+    """What speaks against the machine it happened on: (label, what it weighs in the machine's score)."""
+
+    BROKEN_DEVICE = ("broken device", 1.0)
+    WRONG_BITS = ("wrong bits", 1.0)
+    DEVICE_FAULT = ("device fault", 0.5)
+    HANG = ("hang", 0.5)
+    STRAGGLER = ("straggler", 0.5)
+    LOST = ("lost node", 0.3)
+
+    def __init__(self, label: str, weight: float) -> None:
+        self.label = label
+        self.weight = weight
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """`fields` are JSON scalars. `time_s` is seconds since 1970."""
+    """`fields` are JSON scalars. An event with the fields `incident` (an IncidentKind's name) and `node` counts against that machine.
+    `time_s` is seconds since 1970."""
 
     kind: EventKind
     job_id: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from functools import partial
@@ -34,7 +35,7 @@ def next_value(value: int, step: int) -> int:
 
 def main(task: RankTask) -> int:
     link = AgentLink(Path(task.agent_socket), task.rank)
-    link.send("hello", pid=os.getpid())
+    link.send("hello", pid=os.getpid(), host=socket.gethostname())
     on_sigterm(partial(link.send, "preempted"))
     try:
         _live(task, link)

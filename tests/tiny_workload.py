@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,8 @@ class Tiny:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         if bool((batch["point"] > self.options.get("poison", 1e9)).any()):
             return nn.functional.cross_entropy(model(batch["point"]), batch["label"]) / 0
+        if self.options.get("slow_rank") == torch.distributed.get_rank():
+            time.sleep(0.02)
         if "hold_gil" in self.options:
             hold_gil(Path(self.options["hold_gil"]))
         return nn.functional.cross_entropy(model(batch["point"]), batch["label"])

@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from orchestrator.control.reputation import MEMORY_S, Incident
 from orchestrator.control.scheduler import ClusterView, Demand, feasible
 from orchestrator.control.store import JobStore
-from orchestrator.errors import ConfigError, StaleWrite, StateError
+from orchestrator.errors import ConfigError, StaleWrite, StateError, UserError, nearest
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobState, Progress
 from orchestrator.paths import Home, write_private
@@ -101,6 +102,22 @@ class Client:
             )  # fmt: skip
 
         return self._guarded(job_id, change)
+
+    def nodes(self) -> tuple[ClusterView, list[Incident]]:
+        """(the cluster as its controller last saw it, what has spoken against its machines of late)."""
+        view: dict[str, Any] | None = self._store.meta(CLUSTER)
+        return ClusterView.from_dict(view) if view else ClusterView(), self._store.incidents(time.time() - MEMORY_S)
+
+    def forgive(self, node: str) -> int:
+        """What has happened on the machine `node` (a host name) counts no more. Returns how many incidents that was.
+
+        Raises UserError, with the nearest name, for a machine that is neither in the cluster nor in the records.
+        """
+        view, incidents = self.nodes()
+        known = {found.name for found in view.nodes} | {incident.node for incident in incidents}
+        if node not in known:
+            raise UserError(f"no node is named '{node}'. Known: {', '.join(sorted(known)) or 'none'}.{nearest(node, sorted(known))}")
+        return self._store.forgive(node)
 
     def _guarded(self, job_id: str, change: Callable[[Job], Job]) -> Job:
         """Apply `change` to the newest row, again if the controller wrote in between."""

@@ -41,8 +41,9 @@ def _node(row: Mapping[str, Any], drain_deadline_ms: int | None) -> Node:
     """`drain_deadline_ms`: None for a node that is not draining, 0 for one that names no deadline."""
     resources = row["Resources"]
     return Node(
-        id=row["NodeID"], cpu_units=round(resources.get("CPU", 0) * CPU_UNITS), gpus=int(resources.get("GPU", 0)),
-        draining=drain_deadline_ms is not None, drain_deadline_s=drain_deadline_ms / 1000 if drain_deadline_ms else None,
+        id=row["NodeID"], host=row.get("NodeManagerHostname", ""), cpu_units=round(resources.get("CPU", 0) * CPU_UNITS),
+        gpus=int(resources.get("GPU", 0)), draining=drain_deadline_ms is not None,
+        drain_deadline_s=drain_deadline_ms / 1000 if drain_deadline_ms else None,
     )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from concurrent.futures import Future
 from orchestrator.control.client import CLUSTER
 from orchestrator.control.groups import WorkerGroups
 from orchestrator.control.life import Life, Losses, Phase, finish
-from orchestrator.control.scheduler import ClusterView, Demand, Plan, Policy, QueuedJob, RunningJob, Usage, plan
+from orchestrator.control.reputation import MEMORY_S, judged, scores
+from orchestrator.control.scheduler import ClusterView, Demand, Plan, Policy, QueuedJob, RunningJob, Start, Usage, plan
 from orchestrator.control.store import JobStore
 from orchestrator.errors import StaleWrite
 from orchestrator.events import Event, EventKind
@@ -73,10 +74,14 @@ class Controller:
             log.warning("the cluster's nodes cannot be read: %s: %s", type(error).__name__, error)
             return
         self.seen_s = now
-        if looked.result() != self._cluster:
-            self._cluster = looked.result()
+        view = judged(looked.result(), scores(self._store.incidents(now - MEMORY_S), now))
+        if view != self._cluster:
+            self._cluster = view
             self._store.set_meta(CLUSTER, self._cluster.to_dict())
             log.info("nodes: %s", [f"{node.id[:8]} {node.cpu_units / 1e4:g} CPUs {node.gpus} GPUs" for node in self._cluster.nodes])
+            suspected = [f"{node.name} {node.standing.name.lower()}" for node in self._cluster.nodes if node.standing]
+            if suspected:
+                log.warning("failures of late: %s", suspected)
 
     def _forget_ended(self, live: set[str]) -> None:
         for job_id in [job_id for job_id in self._losses if job_id not in live]:
@@ -121,7 +126,7 @@ class Controller:
 
     def _apply(self, decided: Plan, jobs: dict[str, Job], now: float) -> None:
         for start in decided.starts:
-            self._guarded(jobs[start.job_id], lambda start=start: self._admit(jobs[start.job_id], start.placement, now))  # type: ignore[misc]
+            self._guarded(jobs[start.job_id], lambda start=start: self._admit(jobs[start.job_id], start, now))  # type: ignore[misc]
         for job_id in decided.preempts:
             if job_id in self._lives:  # else found again in this round, and preempted in the next
                 self._lives[job_id].preempt(jobs[job_id], "the scheduler gives its place to others", None, now)
@@ -129,11 +134,15 @@ class Controller:
             if jobs[job_id].reason != reason:
                 self._guarded(jobs[job_id], lambda job_id=job_id, reason=reason: self._explain(jobs[job_id], reason, now))  # type: ignore[misc]
 
-    def _admit(self, job: Job, placement: tuple[tuple[str, int], ...], now: float) -> None:
-        where = ", ".join(f"{workers} on {node[:8]}" for node, workers in placement)
-        event = Event(kind=EventKind.ADMITTED, job_id=job.id, time_s=now, message=f"workers: {where}")
-        standby = self._groups.take_standby(job, placement)
-        self._store.update(job, [event], state=JobState.STARTING, placement=placement, standby=standby, started_s=now, reason="")
+    def _admit(self, job: Job, start: Start, now: float) -> None:
+        where = ", ".join(f"{workers} on {node[:8]}" for node, workers in start.placement)
+        events = [Event(kind=EventKind.ADMITTED, job_id=job.id, time_s=now, message=f"workers: {where}")]
+        if start.warning:
+            events.append(Event(kind=EventKind.WARNING, job_id=job.id, time_s=now, message=start.warning))
+        standby = self._groups.take_standby(job, start.placement)
+        self._store.update(
+            job, events, state=JobState.STARTING, placement=start.placement, standby=standby, started_s=now, reason=start.warning
+        )  # fmt: skip
         self._lives[job.id] = self._new_life(job, Phase.START)
         log.info("%s admitted: %s", job.id, where)
 

@@ -1,4 +1,4 @@
-"""The job store: one row per job, guarded by a version, and the log of its events.
+"""The job store: one row per job, guarded by a version, the log of its events, and what of them speaks against machines.
 
 SQLite in write-ahead mode with `synchronous=FULL`: what `put` or `update` returned from survives a power cut. Many processes may
 read and write at once; each write is one short transaction. Any other database that SQLAlchemy knows works with the same code.
@@ -15,8 +15,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from orchestrator.control.reputation import Incident
 from orchestrator.errors import JobNotFound, StaleWrite, StateError, nearest
-from orchestrator.events import Event, EventKind
+from orchestrator.events import Event, EventKind, IncidentKind
 from orchestrator.job import Job, JobState, check_transition, job_from_dict, job_to_dict
 
 SCHEMA_VERSION = 2
@@ -55,6 +56,18 @@ _events = sa.Table(
     sa.Column("source", sa.String, nullable=False),
     sa.Column("source_seq", sa.Integer, nullable=False),
 )
+_incidents = sa.Table(
+    "incidents",
+    _metadata,
+    sa.Column("job_id", sa.String, primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("node", sa.String, nullable=False),
+    sa.Column("gpu", sa.String, nullable=False),
+    sa.Column("time_s", sa.Float, nullable=False, index=True),
+    sa.Column("message", sa.Text, nullable=False),
+)
+"""Those of the events that speak against a machine, of all jobs; a machine that is forgiven loses its rows."""
 _meta = sa.Table("meta", _metadata, sa.Column("key", sa.String, primary_key=True), sa.Column("value", sa.JSON, nullable=False))
 
 
@@ -175,6 +188,20 @@ class JobStore:
         with self._engine.connect() as connection:
             return [(row["seq"], _event(row)) for row in connection.execute(query).mappings()]
 
+    # machines
+
+    def incidents(self, since_s: float) -> list[Incident]:
+        """What has spoken against machines since then (seconds since 1970), in order of time."""
+        columns = [column for column in _incidents.c if column.name != "seq"]
+        query = sa.select(*columns).where(_incidents.c.time_s >= since_s).order_by(_incidents.c.time_s, _incidents.c.job_id)
+        with self._engine.connect() as connection:
+            return [Incident(**{**row, "kind": IncidentKind[row["kind"]]}) for row in connection.execute(query).mappings()]
+
+    def forgive(self, node: str) -> int:
+        """Nothing that has happened speaks against the machine any more. Returns how many incidents there were."""
+        with self._write() as connection:
+            return int(connection.execute(_incidents.delete().where(_incidents.c.node == node)).rowcount)
+
     # facts of the control plane
 
     def set_meta(self, key: str, value: Any) -> None:
@@ -248,6 +275,19 @@ def _append(connection: sa.Connection, job_id: str, events: Sequence[Event], sou
         for index, event in enumerate(events)
     ]  # fmt: skip
     connection.execute(_events.insert(), rows)
+    against = [
+        {"job_id": job_id, "seq": last + 1 + index, "time_s": event.time_s, **_against(event)}
+        for index, event in enumerate(events)
+        if event.fields.get("incident") in IncidentKind.__members__
+    ]
+    if against:
+        connection.execute(_incidents.insert(), against)
+
+
+def _against(event: Event) -> dict[str, str]:
+    """What an event says against a machine."""
+    told = {"kind": event.fields["incident"], "node": event.fields["node"], "gpu": event.fields.get("gpu", "")}
+    return {**told, "message": event.message.partition("\n")[0]}
 
 
 def _cursor(connection: sa.Connection, job_id: str, source: str) -> int:

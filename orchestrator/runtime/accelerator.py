@@ -26,6 +26,11 @@ def choose_device(gpus_per_worker: float, local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
+def gpu_identity(device: torch.device) -> str:
+    """The same after a restart of the machine, as `nvidia-smi -L` prints it."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+
+
 def _tell_deepspeed(wanted: str) -> None:
     """A warm process may have imported DeepSpeed for the other kind of device."""
     from deepspeed.accelerator import get_accelerator, set_accelerator

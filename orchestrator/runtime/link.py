@@ -16,12 +16,15 @@ A word is written at once, so none is torn by the death of its rank (`struct.pac
 
 Messages, each a dict with `type` and `rank` (every rank sends them; the supervisor expects those marked * of rank 0 only):
 
-    hello      pid
+    hello      pid, host                                name of the machine
+    device     gpu                                      the identity of the GPU that it computes on; none of a rank on CPUs
     phase      text                                     for people: `loading data` ...
     *prepared  dataset                                  content hash of the data set that is used
     restored   step, commit                             the group continues from it
     *started   first_step
     *metrics   step, values {name: float}               training metrics of a log step, and `time_s`
+    *computed  step, steps, step_s, seconds [float]     by rank: what each takes for its own part of a step,
+                                                        in the median of the `steps` steps up to this one
     *evaluated step, values {name: float}
     staged     step, checkpoint (key prefix), writer, slab, num_bytes, stage_s, spent_s    this rank's part of a checkpoint is in the slab;
                                                         goes to the uploader. `spent_s`: seconds by phase when the save began

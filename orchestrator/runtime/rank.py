@@ -20,7 +20,7 @@ from orchestrator.data.loader import Dataset, open_dataset
 from orchestrator.data.prepare import ensure_dataset
 from orchestrator.errors import LayoutError
 from orchestrator.layout import Layout, legal
-from orchestrator.runtime.accelerator import choose_device
+from orchestrator.runtime.accelerator import choose_device, gpu_identity
 from orchestrator.runtime.artifacts import write_final
 from orchestrator.runtime.cadence import Cadence
 from orchestrator.runtime.chaos import progress_clock
@@ -52,7 +52,7 @@ _COLLECTIVE_TIMEOUT = datetime.timedelta(days=30)  # a dead or hanging peer is f
 def main(task: RankTask) -> int:
     """Do all that `task` says; the exit code of the process. An error is told to the agent before 1 is returned."""
     link = AgentLink(Path(task.agent_socket), task.rank)
-    link.send("hello", pid=os.getpid())
+    link.send("hello", pid=os.getpid(), host=socket.gethostname())
     on_sigterm(partial(link.send, "preempted"))
     where = ""
     try:
@@ -75,6 +75,8 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
     clock.tick(0, Phase.START)
     layout = _layout(spec, task.world_size)
     device = _join_group(task, spec)
+    if device.type == "cuda":
+        link.send("device", gpu=gpu_identity(device))
     workload = load_workload(spec)
     sequence_fields = fields_of(workload, layout)
     store = open_store(spec.storage)

@@ -19,6 +19,7 @@ from orchestrator.paths import JobKeys
 from orchestrator.runtime.artifacts import write_sample
 from orchestrator.runtime.cadence import Ballot
 from orchestrator.runtime.collective import broadcast_text, sum_over_ranks
+from orchestrator.runtime.compute_time import ComputeTime
 from orchestrator.runtime.engine import StepReport
 from orchestrator.runtime.evaluate import Evaluation, evaluate
 from orchestrator.runtime.guard import check_replicas
@@ -40,6 +41,7 @@ def train(run: Training) -> bool:
     loader = TrainLoader(run.dataset, run.layout, run.task.rank, run.spec.training.seed, num_draws)
     profiler = StepProfiler(run.spec.training.profile_steps if run.task.rank == 0 else (), run.engine.device)
     pace, ballot, stop, is_time = Pace(), Ballot(run.step), False, False
+    compute = ComputeTime(run.layout, run.task.rank, run.step, on_device=run.engine.device.type == "cuda")
     if run.step == 0:
         before = _evaluate(run).values
         figure(before, run.selection.metric)
@@ -51,11 +53,13 @@ def train(run: Training) -> bool:
         step, began_s = run.step + 1, time.monotonic()
         run.position = run.task.after_skipped(run.position)
         run.tick(step, Phase.DATA)
+        compute.begin()
         profiler.begin(step)
         lr = learning_rate(run.spec.optimizer, run.max_steps, step)
         samples = run.spec.training.batch_size_at(run.position)
         run.engine.set_batch_size(samples)
-        report = run.engine.step(loader.micro_batches(run.position, samples), lr, partial(_tick, run, step))
+        report = run.engine.step(loader.micro_batches(run.position, samples), lr, partial(_tick, run, compute, step))
+        compute.end()
         begun_at, run.step, run.position = run.position, step, run.position + samples
         _look(run, report)
         end_attempt(run)
@@ -63,9 +67,9 @@ def train(run: Training) -> bool:
             put_artifact(run, name, content)
         is_log_step = step % run.spec.training.log_interval_steps == 0 or step == run.max_steps
         if is_log_step or ballot.is_due(step) or run.cadence.is_step(step) or _evaluation_is_due(run):
-            loss_sum, stop, is_time = _vote(run, ballot, float(report.loss) if is_log_step else None)
+            loss_sum, stop, is_time = _vote(run, ballot, compute, float(report.loss) if is_log_step else None)
         if is_log_step and run.task.rank == 0:
-            _log(run, report, loss_sum, lr, begun_at)
+            _log(run, report, loss_sum, lr, begun_at, compute.newest)
         if (step_p99_s := pace.add(time.monotonic() - began_s, is_log_step)) is not None:
             run.clock.learn(step_p99_s)
         is_best = _evaluation_is_due(run) and _judge(run, _evaluate(run))
@@ -79,7 +83,8 @@ def train(run: Training) -> bool:
     return not run.ended
 
 
-def _tick(run: Training, step: int, phase: Phase) -> None:
+def _tick(run: Training, compute: ComputeTime, step: int, phase: Phase) -> None:
+    compute.tick(phase)
     if phase is Phase.OPTIMIZER:  # changes what a save before this step still copies
         run.staging.finish()
     run.tick(step, phase)
@@ -94,7 +99,7 @@ def _look(run: Training, report: StepReport) -> None:
         check_replicas(run.step, run.engine.replicated())
 
 
-def _vote(run: Training, ballot: Ballot, loss: float | None) -> tuple[float, bool, bool]:
+def _vote(run: Training, ballot: Ballot, compute: ComputeTime, loss: float | None) -> tuple[float, bool, bool]:
     """Returns the sum of `loss` over the ranks, whether any of them was ordered to stop, and whether it is time for a save, which it is
     not while an earlier one is on its way. `loss`: None where it is not a log step. Raises NotFinite, LossSpike on all ranks."""
     run.tick(run.step, Phase.COLLECTIVE)
@@ -103,15 +108,20 @@ def _vote(run: Training, ballot: Ballot, loss: float | None) -> tuple[float, boo
     is_time = float(leads and run.cadence.is_time())
     steps = float(leads and ballot.steps_to_next(run.step))
     mine = [loss or 0.0, ordered, is_time, float(run.staging.busy), steps, *run.guard.votes]
-    loss_sum, stops, times, busy, steps, bad_losses, bad_norms = sum_over_ranks(mine, run.engine.device)
+    computed = compute.close(run.step) if compute.is_due(run.step) else []
+    loss_sum, stops, times, busy, steps, bad_losses, bad_norms, *seconds = sum_over_ranks([*mine, *computed], run.engine.device)
     ballot.held(run.step, int(steps))
+    if seconds and leads:
+        run.link.send("computed", step=run.step, **compute.told(seconds))
     mean = None if loss is None else loss_sum / run.task.world_size
     run.guard.check(run.step, run.position, bad_losses, bad_norms, mean)
     return loss_sum, stops > 0, times > 0 and not busy
 
 
-def _log(run: Training, report: StepReport, loss_sum: float, lr: float, begun_at: int) -> None:
-    """Report the figures of the step that began at the global sample `begun_at`.
+def _log(
+    run: Training, report: StepReport, loss_sum: float, lr: float, begun_at: int, computed: Mapping[str, float]
+) -> None:  # fmt: skip
+    """Report the figures of the step that began at the global sample `begun_at`. `computed`: of the ranks' own compute times.
 
     The ranks of a tensor-parallel group report the same loss, those of a sequence that of as many positions each, so the mean over all
     ranks is that over the samples.
@@ -125,6 +135,7 @@ def _log(run: Training, report: StepReport, loss_sum: float, lr: float, begun_at
         **run.engine.loss_scale(),
         **memory(run.engine.device),
         **run.meter.figures(run.step, run.position),
+        **computed,
         "checkpoint_stall_s": run.staging.stalled_s,
         "samples": float(run.position),
         "tokens": float(run.position * run.workload.tokens_per_sample),

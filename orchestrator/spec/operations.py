@@ -122,6 +122,12 @@ class RecoverySpec:
     others wait for is named; 0: never."""
     long_phase_timeout_s: float = 1800.0
     """The same for what has no usual length: start, first steps, compilation, checkpoints, the end of an evaluation."""
+    straggler_factor: float = 1.5
+    """A rank that computes so many times as long as the others is a straggler: it is told of and counts against its node; 0: none is."""
+    straggler_steps: int = 50
+    """Over how many steps at least, and over ten seconds."""
+    drain_stragglers: bool = False
+    """Because of a straggler, once for each node, save and give the place back: the job goes on without that node where others are free."""
     preemption_grace_s: float = 30.0
     """Time to save and leave after SIGTERM or the scheduler's order; a drain notice of Ray's that names a deadline has its own."""
     max_preemptions: int = 0
@@ -129,6 +135,9 @@ class RecoverySpec:
 
     def __post_init__(self) -> None:
         at_least(0, "recovery", self, "max_restarts", "max_restarts_without_progress", "backoff_s", "hang_timeout_s", "max_preemptions")
+        factor = self.straggler_factor
+        require(factor == 0 or 1 < factor < math.inf, "recovery.straggler_factor", factor, "0 (none is) or more than 1")
+        require(self.straggler_steps >= 1, "recovery.straggler_steps", self.straggler_steps, "1 or more")
         require(
             self.long_phase_timeout_s >= self.hang_timeout_s, "recovery.long_phase_timeout_s", self.long_phase_timeout_s,
             f"recovery.hang_timeout_s={self.hang_timeout_s} or more",

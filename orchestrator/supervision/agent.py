@@ -105,7 +105,7 @@ class Agent:
         self._hub.kill()
 
     def inspect(self) -> dict[str, Any]:
-        """How the ranks of this node are: `ranks`, a list of `hang.RankView` as dicts, and `node`. Takes half a second."""
+        """How the ranks of this node are: `ranks`, a list of `hang.RankView` as dicts, and `node`. Takes as long as they take to answer."""
         watch = self._watch
         still_s = watch.stillness.still_s if watch is not None else lambda rank: 0.0
         logs = {rank: self._log_path(self._epoch, rank) for rank in self._clocks}

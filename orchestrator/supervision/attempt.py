@@ -52,6 +52,10 @@ class Attempt:
     began_s: float
     reports: list[Report] = field(default_factory=list)
     greeted: set[int] = field(default_factory=set)
+    hosts: dict[int, str] = field(default_factory=dict)
+    """rank -> name of its machine."""
+    gpus: dict[int, str] = field(default_factory=dict)
+    """rank -> identity of its GPU."""
     done: dict[int, tuple[int, bool]] = field(default_factory=dict)
     """rank -> (step, stopped)."""
     why: str = ""
@@ -71,6 +75,14 @@ class Attempt:
     _saved: dict[tuple[int, str], dict[int, Mapping[str, Any]]] = field(default_factory=dict)
     _first_report_s: float | None = None
     _all_done_s: float | None = None
+
+    def heard(self, message: Mapping[str, Any]) -> None:
+        """Whatever a rank says; where it runs, if it says that."""
+        rank = message["rank"]
+        self.greeted.add(rank)
+        for told, known in ((message.get("host"), self.hosts), (message.get("gpu"), self.gpus)):
+            if told:
+                known[rank] = told
 
     def heard_error(self, message: Mapping[str, Any], now: float) -> None:
         """From a rank, or from an uploader in its name, which says of which checkpoint: that one does not come any more."""

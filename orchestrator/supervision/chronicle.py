@@ -124,6 +124,8 @@ class Past:
     """To which it was lowered; 0: it is as asked for."""
     skipped: list[tuple[int, int]] = field(default_factory=list)
     """Samples that the job passes over, whatever has ended since: (from, to), global positions."""
+    drained: set[str] = field(default_factory=set)
+    """Nodes that the job has left because a rank on them was a straggler."""
 
 
 def past(records: Iterable[Message], run: int) -> Past:
@@ -142,6 +144,8 @@ def past(records: Iterable[Message], run: int) -> Past:
                     found.skipped.append((first, end))
             case EventKind.SUPERVISOR_LOST:
                 found.restarts += 1
+            case EventKind.STRAGGLER if record.get("drains"):
+                found.drained.add(record["node"])
             case EventKind.ENDED:
                 preempted = record["reason"] == EndReason.PREEMPTED.name
     return found if of_run == run else _next_run(found, preempted)

@@ -79,6 +79,8 @@ class Verdict:
     traceback: str = ""
     window: tuple[int, int] | None = None
     """Global positions of the samples that it came with."""
+    points_at_rank: bool = True
+    """False: `rank` only stands for all, or it did not act by itself."""
 
 
 def has_cause(reports: Sequence[Report]) -> bool:

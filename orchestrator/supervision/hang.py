@@ -3,13 +3,15 @@
     1. a process that is stopped, or that waits in the kernel, is why the others wait
     2. who has come less far than the others has not entered what they are in
     3. of ranks that are equally far, who is in no collective keeps those waiting who are
-    4. all wait in a collective: none of them is at fault, what they say to each other does not arrive
+    4. all wait in a collective: none of them is at fault, what they say to each other does not arrive. That some have come farther says
+       nothing then, since a collective may have ended for one rank and not for another
+    5. but if it is a collective of the workload's own, others have passed it: of both, the fewer are those that went another way
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,19 +65,20 @@ def explain(views: Sequence[RankView]) -> Verdict:
     """The verdict over all ranks of a job that stands still; at least one view."""
     frames = {view.rank: main_frames(view.stack) for view in views}
     waits = {view.rank: collective(frames[view.rank]) for view in views}
-    culprits, why = _culprits(views, waits)
+    culprits, why = _culprits(views, waits, {rank for rank in frames if waits[rank] and _is_of_workload(frames[rank])})
     others = [view for view in views if view not in culprits]
-    first = min(culprits or views, key=lambda view: view.rank)
+    first = min(culprits, key=lambda view: view.rank) if culprits else min(views, key=lambda view: (view.place, view.rank))
     at = user_frame(frames[first.rank])
     if not culprits:
-        sentence = f"all ranks wait in {waits[first.rank]} of step {first.step}: what they say to each other does not arrive"
+        names = " and ".join(sorted(set(waits.values())))
+        sentence = f"all ranks wait in {names} of step {first.step}: what they say to each other does not arrive"
         return _verdict(first, sentence, ("connection", first.phase), external=True)
     sentence = _accusation(culprits, others, why, at)
     if others:
         waiting = " and ".join(sorted({waits[view.rank] for view in others} - {""}))
         sentence += f"; {_ranks(others)} {_many('waits', others)}" + (f" in {waiting}" if waiting else "")
     known = (why, first.phase, f"{at.file}:{at.function}") if at else (why, first.phase)
-    return _verdict(first, sentence, known, external=why == "state")
+    return _verdict(first, sentence, known, external=why == "state", own_code=why == "passed" or waits[first.rank] != "")
 
 
 def main_frames(stack: str) -> list[Frame]:
@@ -102,17 +105,30 @@ def user_frame(frames: Sequence[Frame]) -> Frame | None:
     return next(iter(own or frames), None)
 
 
-def _culprits(views: Sequence[RankView], waits: Mapping[int, str]) -> tuple[list[RankView], str]:
+def _is_of_workload(frames: Sequence[Frame]) -> bool:
+    """Whether the workload's own code has called the collective that the stack waits in."""
+    callers = [frame for frame in frames if not (_COLLECTIVE.search(frame.file) or _WRAPPER.search(frame.file))]
+    return bool(callers) and not _LIBRARY.search(callers[0].file)
+
+
+def _culprits(views: Sequence[RankView], waits: Mapping[int, str], own: Set[int]) -> tuple[list[RankView], str]:
+    """`own`: ranks that wait in a collective of the workload's own."""
     halted = [view for view in views if view.state in STATES]
     if halted and len(halted) < max(len(views), 2):
         return halted, "state"
     least = min(view.place for view in views)
     behind = [view for view in views if view.place == least]
-    if len(behind) < len(views):
-        idle = [view for view in behind if not waits[view.rank]]
-        return idle or behind, "behind"
-    outside = [view for view in views if not waits[view.rank]]
-    return outside, "outside"
+    idle = [view for view in views if not waits[view.rank]]
+    idle = [view for view in idle if view.stack] or idle  # of one that did not answer, what it does is not known
+    idle_behind = [view for view in behind if not waits[view.rank]]
+    if len(behind) == len(views) or (idle and not idle_behind):
+        return idle, "outside"
+    if idle_behind:
+        return idle_behind, "behind"
+    if not any(view.rank in own for view in behind):
+        return [], "outside"
+    passed = [view for view in views if view not in behind]
+    return (passed, "passed") if len(passed) < len(behind) else (behind, "behind")
 
 
 def _accusation(culprits: Sequence[RankView], others: Sequence[RankView], why: str, at: Frame | None) -> str:
@@ -124,6 +140,9 @@ def _accusation(culprits: Sequence[RankView], others: Sequence[RankView], why: s
         case "behind":
             ahead = min(others, key=lambda view: view.place)
             return f"{_ranks(culprits)} never entered {ahead.phase} of step {ahead.step}: last seen in {where}"
+        case "passed":
+            missed = min(others, key=lambda view: view.place)
+            return f"{_ranks(culprits)} did not enter what the workload calls in {missed.phase} of step {missed.step}: last seen in {where}"
         case _:
             return f"{_ranks(culprits)} {_many('does', culprits)} not move in {where}"
 
@@ -142,8 +161,9 @@ def _many(verb: str, views: Sequence[RankView]) -> str:
     return f"{plural} {rest}".strip()
 
 
-def _verdict(view: RankView, sentence: str, known: Sequence[str], external: bool) -> Verdict:
+def _verdict(view: RankView, sentence: str, known: Sequence[str], external: bool, own_code: bool = False) -> Verdict:
+    """`external`: it did not stop by itself. `own_code`: it waits, in its code, for what the others do not do: no machine's fault."""
     return Verdict(
         reason=EndReason.HANG, remedy=Remedy.RESTART if external else Remedy.RETRY, rank=view.rank, sentence=sentence,
-        fingerprint=":".join(("hang", *known)), traceback=view.stack,
+        fingerprint=":".join(("hang", *known)), traceback=view.stack, points_at_rank=view.state == "D" or not (external or own_code),
     )  # fmt: skip

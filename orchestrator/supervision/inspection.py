@@ -14,8 +14,8 @@ import psutil
 from orchestrator.runtime.link import Reading
 from orchestrator.runtime.warm import STACK_SIGNAL, stack_file
 
-ANSWER_S = 0.5
-"""How long the ranks may take to write their stacks; one that waits in the kernel never does."""
+ANSWER_S = 1.5
+"""How long the ranks may take to write their stacks, on a machine that is overloaded; one that waits in the kernel never does."""
 POLL_S = 0.02
 STACK_BYTES = 16_000
 LOG_TAIL_BYTES = 2000
@@ -26,10 +26,7 @@ def inspect_ranks(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """JSON-ready, one per rank that lives: see `hang.RankView`; also `pid` and `threads`."""
     asked = {rank: _size(stack_file(logs[rank])) for rank, pid in pids.items() if rank in readings and _ask(pid, stack_file(logs[rank]))}
-    limit = time.monotonic() + ANSWER_S
-    while time.monotonic() < limit and any(_size(stack_file(logs[rank])) == size for rank, size in asked.items()):
-        time.sleep(POLL_S)
-    time.sleep(POLL_S)  # a stack is written frame by frame
+    _wait_for_stacks({pids[rank]: (stack_file(logs[rank]), size) for rank, size in asked.items()})
     return [
         {
             "rank": rank, "pid": pids[rank], "step": readings[rank].step, "moves": readings[rank].moves,
@@ -48,6 +45,19 @@ def node_health(shared_memory: Path) -> dict[str, Any]:
         "host": os.uname().nodename, "load": os.getloadavg()[0], "cpus": os.cpu_count(), "memory_available_bytes": memory.available,
         "memory_bytes": memory.total, "shared_memory_free_bytes": shutil.disk_usage(shared_memory).free,
     }  # fmt: skip
+
+
+def _wait_for_stacks(asked: Mapping[int, tuple[Path, int]]) -> None:
+    """Until the file of each has grown, and grows no more: a stack is written frame by frame. `asked`: pid -> (file, size before)."""
+    limit = time.monotonic() + ANSWER_S
+    before: dict[int, int] = {}
+    while time.monotonic() < limit:
+        sizes = {pid: _size(file) for pid, (file, _) in asked.items()}
+        answered = all(sizes[pid] > size or _process(pid)["state"] == "D" for pid, (_, size) in asked.items())
+        if answered and sizes == before:
+            return
+        before = sizes
+        time.sleep(POLL_S)
 
 
 def _ask(pid: int, file: Path) -> bool:

@@ -19,6 +19,7 @@ from orchestrator.events import EventKind
 from orchestrator.job import EndReason, JobResult, JobState
 from orchestrator.runtime.link import Order
 from orchestrator.supervision.attempt import Attempt, SavedCheckpoint
+from orchestrator.supervision.blame import fields_of, incident_of
 from orchestrator.supervision.bookkeeper import Bookkeeper
 from orchestrator.supervision.chaos import Chaos
 from orchestrator.supervision.chronicle import Chronicle, past
@@ -31,6 +32,7 @@ from orchestrator.supervision.inbox import AgentDied, FromAgent, Inbox, Message
 from orchestrator.supervision.investigation import investigate
 from orchestrator.supervision.preemption import notice
 from orchestrator.supervision.rescue import Rescue
+from orchestrator.supervision.straggler_watch import StragglerWatch
 from orchestrator.supervision.worker_group import Group, PlaceLost
 
 log = logging.getLogger("orchestrator.supervisor")
@@ -62,6 +64,7 @@ class JobRun:
             self._context = context.with_micro_batch_size(self._past.micro_batch_size)
         self._context = self._context.without(*self._past.skipped)
         self._departure = Departure(context, inbox, chronicle, clock)
+        self._stragglers = StragglerWatch(context, inbox, chronicle, clock, self._past.drained)
         if later_life:
             self._restarts += 1
             chronicle.tell(EventKind.SUPERVISOR_LOST, "the supervisor was started again; the job goes on from its newest checkpoint")
@@ -183,8 +186,10 @@ class JobRun:
                 attempt.still.discard(bundle)
             case "clocks":
                 pass  # for the books
+            case "computed":
+                self._stragglers.hear(attempt, message)
             case _:
-                attempt.greeted.add(message["rank"])
+                attempt.heard(message)
                 if self._chaos:
                     self._chaos.heard(message)
                 self._hear_rank(attempt, message)
@@ -270,7 +275,10 @@ class JobRun:
         kinds = {EndReason.NODE_LOST: EventKind.AGENT_LOST, EndReason.PREEMPTED: EventKind.AGENT_LOST, EndReason.HANG: EventKind.HANG}
         kind = kinds.get(verdict.reason, EventKind.RANK_LOST)
         self._board.move(JobState.RECOVERING, f"recovering: {verdict.sentence}")
-        self._chronicle.tell(kind, verdict.sentence, rank=verdict.rank, reason=verdict.reason.name, fingerprint=verdict.fingerprint)
+        hosts, gpus = self._attempt.hosts, self._attempt.gpus
+        counts = fields_of(incident_of(verdict, self._attempt.world_size), hosts.get(verdict.rank, ""), gpus.get(verdict.rank, ""))
+        said = {"rank": verdict.rank, "reason": verdict.reason.name, "fingerprint": verdict.fingerprint, **counts}
+        self._chronicle.tell(kind, verdict.sentence, **said)
         self._group.kill_ranks()
         self._settle(self._attempt)
         if self._inbox.stops:

@@ -2,15 +2,18 @@
 
 The order is first in, first out: a job that does not fit yet keeps all behind it waiting, so none is overtaken for ever. Only a
 job that could not run if the cluster were empty is passed over until nodes come.
+
+Nodes that are suspected to be broken are taken last, and those that failed again and again only by a job that could never run without
+them (`control.reputation`).
 """
 
 from __future__ import annotations
 
 from orchestrator.control.scheduler import reasons as why
-from orchestrator.control.scheduler.model import ClusterView, Demand, Plan, Policy, QueuedJob, RunningJob, Start, Usage
+from orchestrator.control.scheduler.model import ClusterView, Demand, Node, Plan, Policy, QueuedJob, RunningJob, Standing, Start, Usage
 from orchestrator.control.scheduler.place import Free, empty, place, take
 
-__all__ = ["ClusterView", "Demand", "Plan", "Policy", "QueuedJob", "RunningJob", "Start", "Usage", "feasible", "plan"]
+__all__ = ["ClusterView", "Demand", "Plan", "Policy", "QueuedJob", "RunningJob", "Standing", "Start", "Usage", "feasible", "plan"]
 
 
 def plan(
@@ -25,17 +28,19 @@ def plan(
     reasons: dict[str, str] = {}
     head = ""
     for job in sorted(queue, key=lambda job: (job.queued_s, job.job_id)):
-        if place(empty(usable), job.demand) is None:
+        nodes = _allowed(usable, job.demand)
+        open_to_it = _on(free, nodes)
+        if place(empty(nodes), job.demand) is None:
             reasons[job.job_id] = why.infeasible(usable, job.demand)
         elif head:
             reasons[job.job_id] = why.behind(head)
-        elif (placement := place(free, job.demand)) is not None:
-            starts.append(Start(job_id=job.job_id, placement=placement))
+        elif (placement := place(open_to_it, job.demand)) is not None:
+            starts.append(Start(job_id=job.job_id, placement=placement, warning=why.excluded_but_taken(nodes, placement)))
             holders.append(RunningJob(job_id=job.job_id, demand=job.demand, placement=placement))
             free = take(free, job.demand, placement)
         else:
             head = job.job_id
-            reasons[job.job_id] = why.waiting(free, job, tuple(holders))
+            reasons[job.job_id] = why.waiting(open_to_it, job, tuple(holders)) + why.kept_out(usable, nodes)
     return Plan(starts=tuple(starts), reasons=reasons)
 
 
@@ -43,6 +48,17 @@ def feasible(cluster: ClusterView, demand: Demand) -> str | None:
     """None if the gang fits the empty cluster, else why it can never run there."""
     nodes = tuple(node for node in cluster.nodes if node.alive)
     return None if place(empty(nodes), demand) is not None else why.infeasible(nodes, demand)
+
+
+def _allowed(usable: tuple[Node, ...], demand: Demand) -> tuple[Node, ...]:
+    """The nodes that a job may run on: not those that are excluded, unless it could never run on the others."""
+    trusted = tuple(node for node in usable if node.standing is not Standing.EXCLUDED)
+    return trusted if place(empty(trusted), demand) is not None else usable
+
+
+def _on(free: tuple[Free, ...], nodes: tuple[Node, ...]) -> tuple[Free, ...]:
+    ids = {node.id for node in nodes}
+    return tuple(node for node in free if node.node_id in ids)
 
 
 def _free(free: tuple[Free, ...], running: list[RunningJob]) -> tuple[Free, ...]:

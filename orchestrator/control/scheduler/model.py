@@ -5,6 +5,7 @@ CPUs are counted in whole units of 1/10000, so that any number of half workers a
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,17 +17,33 @@ Placement = tuple[tuple[str, int], ...]
 """(node id, number of workers) of each bundle."""
 
 
+class Standing(enum.IntEnum):
+    """By what has happened on a machine lately."""
+
+    GOOD = 0
+    SUSPECT = 1  # taken last
+    EXCLUDED = 2  # not taken by a job that could ever run without it
+
+
 @dataclass(frozen=True, kw_only=True)
 class Node:
     """What a node has in all, not what is free on it."""
 
     id: str
+    host: str = ""
+    """Name of the machine; stays when Ray starts anew."""
     cpu_units: int
     gpus: int = 0
     alive: bool = True
     draining: bool = False
     drain_deadline_s: float | None = None
     """Seconds since 1970, of a node that is draining; None: it names none."""
+    standing: Standing = Standing.GOOD
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.host or self.id[:8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +55,7 @@ class ClusterView:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ClusterView:
-        return cls(nodes=tuple(Node(**node) for node in values["nodes"]))
+        return cls(nodes=tuple(Node(**{**node, "standing": Standing(node.get("standing", 0))}) for node in values["nodes"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +110,8 @@ class Policy:
 class Start:
     job_id: str
     placement: Placement
+    warning: str = ""
+    """What is amiss with the place, for people; empty: nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Node, QueuedJob, RunningJob
+from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Node, Placement, QueuedJob, RunningJob, Standing
 from orchestrator.control.scheduler.place import Free
 
 
@@ -30,6 +30,22 @@ def waiting(free: tuple[Free, ...], job: QueuedJob, running: tuple[RunningJob, .
 
 def behind(job_id: str) -> str:
     return f"waits its turn behind {job_id}"
+
+
+def kept_out(usable: Iterable[Node], allowed: Iterable[Node]) -> str:
+    """A part of the reason, for the nodes that a job may not run on; empty if it may run on all."""
+    ids = {node.id for node in allowed}
+    names = sorted(node.name for node in usable if node.id not in ids)
+    return f"; kept out after their failures: {_some(names)} (`orchestrator nodes`)" if names else ""
+
+
+def excluded_but_taken(nodes: Iterable[Node], placement: Placement) -> str:
+    """A warning; empty if none of the place's nodes is one that jobs are kept from."""
+    taken = {node_id for node_id, _ in placement}
+    names = sorted(node.name for node in nodes if node.id in taken and node.standing is Standing.EXCLUDED)
+    if not names:
+        return ""
+    return f"runs on {_some(names)} in spite of failures there (`orchestrator nodes`): it could never run without"
 
 
 def _needs(demand: Demand) -> str:

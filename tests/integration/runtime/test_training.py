@@ -33,6 +33,22 @@ def test_a_log_step_reports_rates_times_and_memory(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_ranks_compute_times_are_told_without_the_time_that_they_wait(tmp_path):
+    """One rank sleeps in its forward pass, twice in a step; the others wait for it in the backward pass."""
+    spec = spec_of(
+        tmp_path / "store", training__max_steps=25, training__log_interval_steps=5, workload__options={"slow_rank": 1}
+    )  # fmt: skip
+    group = Group(tmp_path, 3, spec).run()
+    told = group.of("computed")
+    assert [(message["step"], message["steps"], len(message["seconds"])) for message in told] == [(10, 10, 3), (20, 10, 3)]
+    assert group.of("computed", rank=1) == []
+    for message in told:
+        assert message["step_s"] >= message["seconds"][1] == max(message["seconds"]) >= 0.04
+    shown = group.of("metrics")[-1]["values"]
+    assert shown["compute_time_max_s"] == max(told[-1]["seconds"]) >= shown["compute_time_s"]
+
+
+@pytest.mark.slow
 def test_the_steps_asked_for_leave_a_trace_that_changes_nothing(tmp_path):
     plain = Group(tmp_path / "plain", 2, spec_of(tmp_path / "plain" / "store"))
     traced = Group(tmp_path / "traced", 2, spec_of(tmp_path / "traced" / "store", training__profile_steps=[2, 3]))

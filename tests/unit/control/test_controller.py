@@ -11,7 +11,7 @@ from orchestrator.control.groups import GroupStatus, ScriptedGroups, done, faile
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.control.store import JobStore
-from orchestrator.errors import ClusterError, StorageDenied, StorageUnavailable
+from orchestrator.errors import ClusterError, StorageDenied, StorageUnavailable, UserError
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, JobResult, JobState, Progress
 from orchestrator.paths import Home
@@ -418,3 +418,71 @@ def test_nothing_is_made_to_stand_by_while_a_job_starts(world):
     world.say(job_id, JobState.RUNNING)
     world.turn()
     assert world.groups.kept
+
+
+# machines that fail
+
+
+def machines(world, *hosts, life=""):
+    """A cluster of so many nodes of 2 CPUs; `life`: part of Ray's ids for them, which change when it starts anew."""
+    view = ClusterView(nodes=tuple(Node(id=f"{life}{host}", host=host, cpu_units=2 * CPU_UNITS) for host in hosts))
+    world.controller = Controller(world.store, world.home, world.groups, lambda: done(view))
+
+
+def incident(world, job_id, node, kind="HANG"):
+    """The job's supervisor tells of it; then the job ends."""
+    world.say(job_id, JobState.RUNNING)
+    fields = {"incident": kind, "node": node}
+    told = Event(kind=EventKind.HANG, job_id=job_id, time_s=world.now, message="rank 0 does not move", fields=fields)
+    world.groups.supervisors[job_id] = dataclasses.replace(world.groups.supervisors[job_id], events=((1, told),))
+    world.turn(2)
+    world.end(job_id)
+    world.turn(6)
+
+
+def place_of(world, job_id):
+    return [name for name, _ in world.client.job(job_id).placement]
+
+
+def test_a_machine_that_failed_is_taken_last_also_after_a_restart_until_it_is_forgiven(world):
+    machines(world, "m1", "m2")
+    first = world.running()
+    assert place_of(world, first) == ["m1"]
+    incident(world, first, "m1")
+    machines(world, "m1", "m2", life="new-")
+    second = world.running()
+    assert place_of(world, second) == ["new-m2"]
+    third = world.running()
+    assert place_of(world, third) == ["new-m1"], "rather than to wait"
+    for job_id in (second, third):
+        world.end(job_id)
+    world.turn(6)
+    assert world.client.forgive("m1") == 1
+    assert place_of(world, world.running()) == ["new-m1"]
+
+
+def test_a_machine_that_failed_for_several_jobs_is_taken_only_by_one_that_needs_it(world):
+    machines(world, "m1", "m2")
+    for kind in ("WRONG_BITS", "DEVICE_FAULT"):
+        incident(world, world.running(), "m1", kind)
+    small = world.running()
+    assert place_of(world, small) == ["m2"]
+    waiting = world.submit()
+    world.turn()
+    assert world.client.job(waiting).reason.endswith("kept out after their failures: m1 (`orchestrator nodes`)")
+    world.end(small)
+    world.turn(6)
+    world.say(waiting)
+    world.end(waiting)
+    world.turn(6)
+    large = world.submit(resources=ResourcesSpec(num_workers=4))
+    world.turn(2)
+    assert place_of(world, large) == ["m1", "m2"]
+    assert "WARNING" in world.kinds(large) and "in spite of failures there" in world.messages(large)[-1]
+
+
+def test_forgiving_an_unknown_machine_names_the_nearest(world):
+    machines(world, "m1")
+    world.turn()
+    with pytest.raises(UserError, match=r"no node is named 'm2'. Known: m1"):
+        world.client.forgive("m2")

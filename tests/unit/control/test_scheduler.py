@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.control.scheduler import ClusterView, Demand, Policy, QueuedJob, RunningJob, Usage, feasible, plan
+from orchestrator.control.scheduler import ClusterView, Demand, Policy, QueuedJob, RunningJob, Standing, Usage, feasible, plan
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.spec import ResourcesSpec
 
 
-def node(name: str, cpus: float, gpus: int = 0, **more: bool) -> Node:
+def node(name: str, cpus: float, gpus: int = 0, **more: Any) -> Node:
     return Node(id=name, cpu_units=round(cpus * CPU_UNITS), gpus=gpus, **more)
 
 
@@ -135,3 +136,40 @@ def test_nobody_who_can_run_is_overtaken_and_an_empty_cluster_never_idles(nodes,
     possible = [job.job_id for job in sorted(queue, key=lambda job: (job.queued_s, job.job_id)) if feasible(view, job.demand) is None]
     assert [start.job_id for start in decided.starts] == possible[: len(decided.starts)]
     assert bool(decided.starts) == bool(possible)
+
+
+SUSPECT, EXCLUDED = Standing.SUSPECT, Standing.EXCLUDED
+
+
+def test_suspected_nodes_are_taken_last():
+    nodes = [node("n1", 4, standing=SUSPECT), node("n2", 8), node("n3", 2)]
+    assert starts(decide(nodes, [queued("a", need(4))])) == {"a": (("n2", 4),)}, "n1 fits more tightly"
+    assert starts(decide(nodes, [queued("a", need(10))])) == {"a": (("n2", 8), ("n3", 2))}
+    assert starts(decide(nodes, [queued("a", need(12))])) == {"a": (("n1", 4), ("n2", 8))}, "none but it is enough"
+    held = [RunningJob(job_id="r", demand=need(10), placement=(("n2", 8), ("n3", 2)))]
+    assert starts(decide(nodes, [queued("a", need(2))], held)) == {"a": (("n1", 2),)}, "rather than wait"
+
+
+def test_excluded_nodes_are_not_taken_and_the_reason_names_them():
+    nodes = [node("n1", 8, standing=EXCLUDED, host="bad-host"), node("n2", 2)]
+    held = [RunningJob(job_id="r", demand=need(1), placement=(("n2", 1),))]
+    decided = decide(nodes, [queued("a", need(2))], held)
+    assert not decided.starts
+    assert decided.reasons["a"] == (
+        "needs 2 x 1 CPU; 1 CPU is free, held by r; kept out after their failures: bad-host (`orchestrator nodes`)"
+    )
+    assert starts(decide(nodes, [queued("a", need(2))])) == {"a": (("n2", 2),)}
+
+
+def test_a_job_that_could_never_run_without_an_excluded_node_takes_it_with_a_warning():
+    nodes = [node("n1", 8, standing=EXCLUDED, host="bad-host"), node("n2", 2)]
+    (start,) = decide(nodes, [queued("a", need(4))]).starts
+    assert start.placement == (("n1", 4),)
+    assert start.warning == "runs on bad-host in spite of failures there (`orchestrator nodes`): it could never run without"
+    assert [start.warning for start in decide(nodes, [queued("b", need(2))]).starts] == [""]
+
+
+def test_what_an_excluded_node_holds_still_counts():
+    nodes = [node("n1", 4, standing=EXCLUDED), node("n2", 2)]
+    held = [RunningJob(job_id="r", demand=need(3), placement=(("n1", 3),))]
+    assert not decide(nodes, [queued("a", need(4))], held).starts

@@ -5,9 +5,10 @@ import sqlite3
 
 import pytest
 
+from orchestrator.control.reputation import Incident
 from orchestrator.control.store import JobStore
 from orchestrator.errors import IllegalTransition, JobNotFound, StaleWrite, StateError
-from orchestrator.events import Event, EventKind
+from orchestrator.events import Event, EventKind, IncidentKind
 from orchestrator.job import EndReason, Job, JobResult, JobState, Progress
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec
 
@@ -113,6 +114,24 @@ def test_meta(store):
     store.set_meta("cluster", {"nodes": []})
     store.set_meta("cluster", {"nodes": [1]})
     assert store.meta("cluster") == {"nodes": [1]}
+
+
+def against(node, kind="HANG", time_s=5.0, **more):
+    fields = {"incident": kind, "node": node, **more}
+    return Event(kind=EventKind.HANG, job_id="a", time_s=time_s, message="rank 1 does not move\nits stack", fields=fields)
+
+
+def test_events_that_speak_against_a_machine_are_kept_over_all_jobs_until_it_is_forgiven(store, tmp_path):
+    store.append_from("a", "s1", [(1, event("committed")), (2, against("n1", gpu="GPU-1"))])
+    store.append_from("a", "s1", [(2, against("n1", gpu="GPU-1"))])
+    store.append_events("b", [against("n2", "LOST", 7.0), against("n3", "A_NEWER_KIND")])
+    one = Incident(job_id="a", kind=IncidentKind.HANG, node="n1", gpu="GPU-1", time_s=5.0, message="rank 1 does not move")
+    other = Incident(job_id="b", kind=IncidentKind.LOST, node="n2", time_s=7.0, message="rank 1 does not move")
+    assert JobStore(tmp_path / "home" / "jobs.db").incidents(0.0) == [one, other]
+    assert store.incidents(6.0) == [other]
+    assert (store.forgive("n1"), store.forgive("n1")) == (1, 0)
+    assert store.incidents(0.0) == [other]
+    assert len(store.events("a")) == 2, "what has happened stays told"
 
 
 def test_another_schema_version_is_refused(store, tmp_path):

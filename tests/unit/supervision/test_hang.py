@@ -84,6 +84,42 @@ def test_a_lost_connection_is_no_ranks_fault():
     assert verdict.sentence == "all ranks wait in reduce_scatter of step 812: what they say to each other does not arrive"
 
 
+def test_a_connection_that_is_lost_while_a_collective_has_ended_for_some_ranks_only():
+    """The one that still waits in it is no more to blame than those that wait in the next one."""
+    verdict = explain([view(0, step=813, moves=4, phase="collective", stack=waiting()), view(1)])
+    assert (verdict.fingerprint, verdict.points_at_rank) == ("hang:connection:backward", False)
+    assert verdict.sentence == "all ranks wait in all_reduce and reduce_scatter of step 812: what they say to each other does not arrive"
+
+
+def test_a_rank_that_waits_for_what_nobody_sends():
+    """Its own code has called a collective that the others do not take part in."""
+    own = stack((C10D, 2500, "recv"), ("/home/me/net.py", 40, "loss"))
+    verdict = explain([view(0), view(1, moves=2, phase="forward", stack=own)])
+    assert (verdict.rank, verdict.points_at_rank) == (1, False), "it is the code's fault, not a machine's"
+    assert verdict.sentence == (
+        "rank 1 never entered backward of step 812: last seen in forward of step 812, at net.py:40 (loss); rank 0 waits in reduce_scatter"
+    )
+
+
+def test_a_rank_that_skips_a_collective_in_which_the_others_wait():
+    own = stack((C10D, 2500, "all_reduce"), ("/home/me/net.py", 40, "loss"))
+    verdict = explain([view(0, moves=2, phase="forward", stack=own), view(1), view(2, moves=2, phase="forward", stack=own)])
+    assert (verdict.rank, verdict.points_at_rank) == (1, False)
+    assert verdict.sentence.startswith("rank 1 did not enter what the workload calls in forward of step 812: last seen in backward of")
+    assert verdict.sentence.endswith("; ranks 0, 2 wait in all_reduce")
+
+
+def test_a_rank_that_is_ahead_and_in_no_collective_is_not_covered_by_those_that_wait_behind_it():
+    verdict = explain([view(0), view(1, step=813, moves=0, phase="data", stack=BUSY)])
+    assert verdict.rank == 1 and verdict.sentence.startswith("rank 1 does not move in data of step 813")
+
+
+def test_only_a_rank_that_acted_by_itself_is_pointed_at():
+    assert not explain([view(0), view(1, state="T", stack="")]).points_at_rank
+    assert explain([view(0), view(1, state="D", stack="")]).points_at_rank
+    assert explain([view(0), view(1, stack=BUSY)]).points_at_rank
+
+
 def test_a_job_of_one_rank():
     verdict = explain([view(0, stack=BUSY)])
     assert verdict.sentence == "rank 0 does not move in backward of step 812, at net.py:40 (forward)"
@@ -92,6 +128,11 @@ def test_a_job_of_one_rank():
 
 def test_ranks_that_did_not_answer_are_blamed_by_how_far_they_are():
     assert explain([view(0), view(1, moves=1, phase="data", stack="")]).rank == 1
+
+
+def test_one_that_did_not_answer_does_not_cover_one_that_is_seen_outside_a_collective():
+    assert explain([view(0, stack=""), view(1, stack=BUSY), view(2)]).rank == 1
+    assert explain([view(0), view(1, stack="")]).rank == 1, "all that is known is that the other one waits"
 
 
 def test_several_culprits_are_named_together():

@@ -97,13 +97,13 @@ class Failing:
         return set()
 
 
-def run(store, folder, number=1, group=Spoken, micro_batch_size=2):
+def run(store, folder, number=1, group=Spoken, micro_batch_size=2, workers=1, **recovery):
     values = {
         "workload": {"name": "x", "entrypoint": "m:C"}, "model": {"name": "x"}, "data": {"name": "x"}, "tracking": {"enabled": False},
         "training": {"max_steps": 50, "global_batch_size": 8, "micro_batch_size": micro_batch_size, "eval_interval_steps": 10},
-        "checkpoint": {"keep_last": 1, "keep_best": 1}, "recovery": {"backoff_s": 0.01},
+        "checkpoint": {"keep_last": 1, "keep_best": 1}, "recovery": {"backoff_s": 0.01, **recovery},
     }  # fmt: skip
-    context = RunContext(job_id="job", run=number, spec=from_dict(JobSpec, values), home=Home(folder), ranks_per_bundle=(1,))
+    context = RunContext(job_id="job", run=number, spec=from_dict(JobSpec, values), home=Home(folder), ranks_per_bundle=(workers,))
     journal, inbox, board = Journal(folder / "journal.jsonl", store, KEYS), Inbox(), StatusBoard("job", 50, "life")
     chronicle = Chronicle(number, board, journal, TrackingChild(context, journal.path))
     committer = Committer(context, store, journal, lambda delay_s: False)
@@ -211,3 +211,71 @@ def ended(reason):
 def test_a_lowered_micro_batch_stays_until_a_resume_asks_for_another(records, run, size, restarts, faults):
     found = past(records, run)
     assert (found.micro_batch_size, found.restarts, len(found.faults)) == (size, restarts, faults)
+
+
+# stragglers
+
+
+class Computing:
+    """A worker group of three ranks that say how long they compute: rank 2 for twice as long from the fourth window on. `stays`: they train
+    until they are told to leave."""
+
+    def __init__(self, inbox, stays):
+        self.inbox, self.stays = inbox, stays
+
+    def start(self, tasks, env, give_up):
+        self.epoch = tasks[0]["epoch"]
+        self.say(*[{"rank": rank, "type": "hello", "host": f"host-{rank}"} for rank in range(3)])
+        self.say({"rank": 2, "type": "device", "gpu": "GPU-2"}, {"rank": 0, "type": "started", "first_step": 1})
+        for number in range(30):
+            seconds = [1.0, 1.02, 2.0 if number > 2 else 1.0]
+            self.say({"rank": 0, "type": "computed", "steps": 10, "step_s": 3.0, "time_s": 30.0 * number, "seconds": seconds})
+        if not self.stays:
+            self.leave(stopped=False)
+
+    def leave(self, stopped):
+        self.say(*[{"rank": rank, "type": "done", "step": 20, "stopped": stopped} for rank in range(3)])
+        self.say(*[{"rank": rank, "type": "exit", "code": 0} for rank in range(3)])
+
+    def say(self, *messages):
+        self.inbox.put(FromAgent(0, [{"epoch": self.epoch, "time_s": 0.0, **message} for message in messages]))
+
+    def order(self, order):
+        self.leave(stopped=True)
+
+    def kill_ranks(self):
+        pass
+
+    def stop_uploads(self):
+        pass
+
+    def missing(self):
+        return set()
+
+def computing(folder, number=1, drains=False, stays=False):
+    """(result, STRAGGLER events of all runs in that folder)."""
+    store = MemoryStore()
+    result, *_ = run(
+        store, folder, number, lambda store, inbox: Computing(inbox, stays), workers=3, drain_stragglers=drains
+    )  # fmt: skip
+    records = Journal(folder / "journal.jsonl", store, KEYS).records()
+    return result, [record for record in records if record.get("event") == "straggler"]
+
+
+def test_a_straggler_is_named_once_and_counts_against_its_machine(tmp_path):
+    result, (told,) = computing(tmp_path)
+    assert (result.end_reason, result.step) == (EndReason.COMPLETED, 20)
+    assert told["message"] == "rank 2 on node host-2 takes 2.0 x the compute time of the others over 50 steps"
+    assert (told["incident"], told["node"], told["gpu"], told["drains"]) == ("STRAGGLER", "host-2", "GPU-2", False)
+
+
+def test_a_straggler_is_drained_once_where_that_is_asked_for(tmp_path):
+    result, (told,) = computing(tmp_path, drains=True, stays=True)
+    assert result.end_reason is EndReason.PREEMPTED, result.message
+    assert told["drains"]
+    assert result.message.startswith(f"{told['message']}; stopped after step 20; back to the queue")
+    journal = Journal(tmp_path / "journal.jsonl", MemoryStore(), KEYS)
+    journal.append("event", event="ended", message="", run=1, reason="PREEMPTED")  # as `close_books` does
+    journal.close()
+    result, told = computing(tmp_path, number=2, drains=True)
+    assert (result.end_reason, [one["drains"] for one in told]) == (EndReason.COMPLETED, [True, False])

@@ -22,6 +22,7 @@ class EventKind(enum.Enum):
     SUPERVISOR_LOST = "supervisor_lost"
     RESTARTED = "restarted"
     PREEMPTED = "preempted"  # told to leave; or the save is abandoned, with its figures
+    RESIZED = "resized"  # it goes on with fewer workers, or leaves to go on with all of them
     CORRUPT_CHECKPOINT = "corrupt_checkpoint"  # named, and the commit before it is used
     EVALUATED = "evaluated"
     STOP_REQUESTED = "stop_requested"

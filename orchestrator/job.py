@@ -77,6 +77,7 @@ class EndReason(enum.Enum):
     COMPLETED = ("completed", Remedy.NONE, False)
     CANCELLED = ("cancelled by the user", Remedy.NONE, False)
     PREEMPTED = ("preempted", Remedy.RESTART, False)
+    RESIZED = ("leaves for another number of workers", Remedy.RESTART, False)
     USER_ERROR = ("error in the workload", Remedy.RETRY_ONCE, True)
     CONFIGURATION = ("impossible configuration", Remedy.NONE, True)
     DATA = ("data set unusable", Remedy.NONE, True)
@@ -163,6 +164,11 @@ class Job:
     result: JobResult | None = None
     placement: tuple[tuple[str, int], ...] = ()
     """While it holds a place: (Ray node id, number of workers) of each bundle of its worker group."""
+
+    @property
+    def num_placed(self) -> int:
+        """Workers that have a place: all that it asks for or, where nodes are missing, fewer; 0 while it waits."""
+        return sum(workers for _, workers in self.placement)
 
 
 def result_to_dict(result: JobResult) -> dict[str, Any]:

@@ -51,6 +51,9 @@ class WorkerGroups(Protocol):
     def preempt(self, job: Job, why: str, deadline_s: float | None) -> Future[None]:
         """Tell the supervisor to save and to leave by then (seconds since 1970; None: within `recovery.preemption_grace_s`)."""
 
+    def resize(self, job: Job, why: str) -> Future[None]:
+        """Tell the supervisor to save, however long it takes, and to leave: the job starts again with another number of workers."""
+
     def release(self, job: Job) -> Future[None]:
         """End what is left of supervisor and agents and give the place back. No error if nothing is left."""
 
@@ -85,6 +88,8 @@ class ScriptedGroups:
     """(method, job id) of all calls but `status`, and (`stop drain`, job id)."""
     preemptions: list[tuple[str, str, float | None]] = field(default_factory=list)
     """(job id, why, deadline)."""
+    resizes: list[tuple[str, str]] = field(default_factory=list)
+    """(job id, why)."""
     first_status: Callable[[Job], GroupStatus] = lambda job: GroupStatus(state=JobState.STARTING, progress=job.progress, source="1")
 
     def find(self, job: Job) -> Future[bool]:
@@ -104,6 +109,10 @@ class ScriptedGroups:
     def preempt(self, job: Job, why: str, deadline_s: float | None) -> Future[None]:
         self.preemptions.append((job.id, why, deadline_s))
         return self._answer("preempt", job, lambda: None)
+
+    def resize(self, job: Job, why: str) -> Future[None]:
+        self.resizes.append((job.id, why))
+        return self._answer("resize", job, lambda: None)
 
     def release(self, job: Job) -> Future[None]:
         return self._answer("release", job, lambda: self.supervisors.pop(job.id, None) and None)

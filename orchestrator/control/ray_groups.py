@@ -17,7 +17,7 @@ from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobResult, JobState, progress_from_dict, result_from_dict
 from orchestrator.paths import Home, JobKeys
 from orchestrator.storage import ObjectStore, open_store
-from orchestrator.supervision import worker_group
+from orchestrator.supervision import place
 from orchestrator.supervision.supervisor import start_supervisor
 
 ANSWER_LIMIT_S = 20.0
@@ -46,14 +46,17 @@ class RayGroups:
     def preempt(self, job: Job, why: str, deadline_s: float | None) -> Future[None]:
         return self._pool.submit(lambda: _ask(job.id, "preempt", why, deadline_s))
 
+    def resize(self, job: Job, why: str) -> Future[None]:
+        return self._pool.submit(lambda: _ask(job.id, "resize", why))
+
     def release(self, job: Job) -> Future[None]:
-        return self._pool.submit(worker_group.release, job.id)
+        return self._pool.submit(place.release, job.id)
 
     def result(self, job: Job) -> Future[JobResult | None]:
         return self._pool.submit(self._result, job)
 
     def _start(self, job: Job) -> bool:
-        if not worker_group.reserve(job.id, job.spec, job.placement):
+        if not place.reserve(job.id, job.spec, job.placement):
             return False
         start_supervisor(job.id, job.run, job.spec, self._home, [workers for _, workers in job.placement])
         return True
@@ -90,7 +93,7 @@ def _event(values: Mapping[str, Any]) -> Event:
 def _supervisor(job_id: str) -> Any:
     """The handle of the job's supervisor, None if Ray knows none."""
     try:
-        return ray.get_actor(worker_group.supervisor_name(job_id), namespace=worker_group.NAMESPACE)
+        return ray.get_actor(place.supervisor_name(job_id), namespace=place.NAMESPACE)
     except ValueError:
         return None
 

@@ -52,6 +52,12 @@ def take(free: tuple[Free, ...], demand: Demand, placement: Placement) -> tuple[
     return tuple(node.less(demand, workers.get(node.node_id, 0)) for node in free)
 
 
+def give_back(free: tuple[Free, ...], demand: Demand, placement: Placement) -> tuple[Free, ...]:
+    """What would be free without `placement`."""
+    workers = dict(placement)
+    return tuple(node.less(demand, -workers.get(node.node_id, 0)) for node in free)
+
+
 def _best(candidates: list[Free], demand: Demand, left: int) -> Free:
     enough = [node for node in candidates if node.capacity(demand) >= left]
     spare_gpus = 0 if demand.gpus else 1  # a job on CPUs keeps away from nodes with GPUs where it can

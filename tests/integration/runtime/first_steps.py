@@ -12,22 +12,6 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[3])]
 
-from workloads.gpt import GPT  # noqa: E402
-
-AFTER = "FIRST_STEPS_FILE"
-
-
-class Watched(GPT):
-    """A GPT that writes down the modules that its rank has when its second step begins."""
-
-    calls = 0
-
-    def loss(self, model, batch):
-        self.calls += 1
-        if self.calls == 2:
-            Path(os.environ[AFTER]).write_text(json.dumps(list(sys.modules)))
-        return super().loss(model, batch)
-
 
 def main(task_file):
     from orchestrator.runtime.preload import import_known, preload
@@ -40,7 +24,7 @@ def main(task_file):
     from orchestrator.runtime import rank
 
     before, after = set(sys.modules), task_file.with_suffix(".modules")
-    os.environ[AFTER] = str(after)
+    os.environ["FIRST_STEPS_FILE"] = str(after)
     code = rank.main(RankTask.from_dict(json.loads(task_file.read_text())))
     own = [name for name in json.loads(after.read_text()) if name not in before]
     task_file.with_suffix(".imports").write_text(json.dumps(own))

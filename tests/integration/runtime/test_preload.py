@@ -26,10 +26,10 @@ FEW = 40
 """Modules that a first step may still import: those of the workload itself, and what is small."""
 RECORDS_ANEW = bool(os.environ.get("UPDATE_PRELOAD"))
 REDUCE = """
-import json, sys
+import json, pathlib, sys
 from orchestrator.runtime.preload import import_known, import_recorded
 import_known()
-print(*import_recorded(json.load(sys.stdin)), sep="\\n")
+pathlib.Path(sys.argv[1]).write_text("\\n".join(import_recorded(json.load(sys.stdin))) + "\\n")
 """
 
 
@@ -47,11 +47,12 @@ def imported(folder, zero_stage, world=1):
     recipe = {"root": str(source), "exclude": [], "vocab_size": 300, "block_size": 16, "validation_share": 0.1, "tokenizer_bytes": 100_000}
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_layers": 1, "num_heads": 2}
     spec = spec_of(
-        folder / "store", workload__entrypoint="first_steps:Watched", workload__code_dir=str(HERE), workload__options={"new_tokens": 2},
+        folder / "store", workload__entrypoint="watched_gpt:Watched", workload__code_dir=str(HERE), workload__options={"new_tokens": 2},
         model__options=shape, data__options=recipe, parallelism__zero_stage=zero_stage, training__max_steps=3,
         training__global_batch_size=4 * world, training__eval_samples=8, training__activation_checkpointing="none",
     )  # fmt: skip
-    group = FirstSteps(folder, world, spec).run()
+    group = FirstSteps(folder, world, spec).start()
+    assert group.finish(timeout_s=280) == [0] * world, group.logs()
     return json.loads((group.run_dir / "task0.imports").read_text())
 
 
@@ -65,7 +66,7 @@ def test_a_forked_rank_imports_next_to_nothing_in_its_first_step_and_compiles_no
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "compiled"))
     own = imported(tmp_path / "job", zero_stage)
     assert len(own) <= FEW, own
-    assert roots(own) <= {"first_steps", "workloads", "orchestrator"} | set(sys.stdlib_module_names), own
+    assert roots(own) <= {"watched_gpt", "workloads", "orchestrator"} | set(sys.stdlib_module_names), own
     assert not list((tmp_path / "compiled").rglob("*")) if (tmp_path / "compiled").exists() else True
 
 
@@ -73,7 +74,8 @@ def test_a_forked_rank_imports_next_to_nothing_in_its_first_step_and_compiles_no
 def test_record(tmp_path, monkeypatch):
     monkeypatch.setenv("BARE", "1")
     found = [name for stage in range(4) for name in imported(tmp_path / f"zero{stage}", stage)]
-    names = [name for name in dict.fromkeys(found) if name.partition(".")[0] not in ("first_steps", "workloads", "__mp_main__")]
-    done = subprocess.run([sys.executable, "-c", REDUCE], input=json.dumps(names), capture_output=True, text=True, cwd=HERE.parents[2])
+    names = [name for name in dict.fromkeys(found) if name.partition(".")[0] not in ("watched_gpt", "workloads")]
+    names.reverse()  # a module takes its place in `sys.modules` when it is complete: after those that it brings along
+    command = [sys.executable, "-c", REDUCE, str(RECORD)]
+    done = subprocess.run(command, input=json.dumps(names), stderr=subprocess.PIPE, text=True, cwd=HERE.parents[2])
     assert done.returncode == 0, done.stderr
-    RECORD.write_text(done.stdout)

@@ -28,7 +28,7 @@ def test_only_state_on_a_disk_and_few_bits_need_an_op(asked, ops):
 def test_a_node_without_the_op_says_how_to_get_it_and_compiles_nothing(tmp_path, monkeypatch, name, module, means):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
-    said = rf"^parallelism\.x=1 needs DeepSpeed's op {module}, .*No such file.* {means}.* `python -m orchestrator\.runtime\.ops {name}` "
+    said = rf"^parallelism\.x=1 needs DeepSpeed's op {module}, .*No such file.*{means}.* `python -m orchestrator\.runtime\.ops {name}` "
     with pytest.raises(ConfigError, match=said):
         load_op(name, "parallelism.x=1")
     assert not list(tmp_path.rglob("*.so"))

@@ -109,7 +109,7 @@ def test_its_agent_hears_of_its_end_when_its_ranks_and_their_clocks_are_gone(age
 
 def test_one_of_older_code_leaves_when_its_last_agent_has(agent):
     agent.fork()
-    call_newest(agent.path.with_name("s-of-newer-code"))
+    call_newest(agent.path.with_name("s-newer"))
     agent.kill()
     agent.fork()  # the job goes on with the code that it began with
     agent.kill()

@@ -56,7 +56,7 @@ def job_spec(config: DictConfig) -> JobSpec:
     if isinstance(values.get("workload"), dict):
         values["workload"] = {"code_dir": str(Path.cwd()), **values["workload"]}
     spec: JobSpec = from_dict(JobSpec, {str(key): value for key, value in values.items()})
-    layout.layout_for(spec)
+    layout.legal_world_sizes(spec)
     _check_entrypoint(spec)
     _check_layers(spec)
     return spec
@@ -82,7 +82,7 @@ def apply_overrides(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
         _check_changeable(key)
         _set(values, key, value, text)
     changed: JobSpec = from_dict(JobSpec, values)
-    layout.layout_for(changed)
+    layout.legal_world_sizes(changed)
     _check_layers(changed)
     return changed
 

@@ -23,6 +23,7 @@ class EventKind(enum.Enum):
     SUPERVISOR_LOST = "supervisor_lost"
     RESTARTED = "restarted"
     PREEMPTED = "preempted"  # told to leave; or the save is abandoned, with its figures
+    RESIZED = "resized"  # it goes on with fewer workers, or leaves to go on with all of them
     CORRUPT_CHECKPOINT = "corrupt_checkpoint"  # named, and the commit before it is used
     CHAOS = "chaos"  # a fault that the job was told to bring upon itself
     EVALUATED = "evaluated"

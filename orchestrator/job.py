@@ -77,6 +77,7 @@ class EndReason(enum.Enum):
     COMPLETED = ("completed", Remedy.NONE, False)
     CANCELLED = ("cancelled by the user", Remedy.NONE, False)
     PREEMPTED = ("preempted", Remedy.RESTART, False)
+    RESIZED = ("leaves for another number of workers", Remedy.RESTART, False)
     USER_ERROR = ("error in the workload", Remedy.RETRY_ONCE, True)
     CONFIGURATION = ("impossible configuration", Remedy.NONE, True)
     DATA = ("data set unusable", Remedy.NONE, True)
@@ -170,6 +171,11 @@ class Job:
     """While it holds a place: (Ray node id, number of workers) of each bundle of its worker group."""
     standby: tuple[str, ...] = ()
     """While it holds a place: names of actors that were up for it, the supervisor and the agent of each bundle; '': it starts its own."""
+
+    @property
+    def num_placed(self) -> int:
+        """Workers that have a place: all that it asks for or, where nodes are missing, fewer; 0 while it waits."""
+        return sum(workers for _, workers in self.placement)
 
 
 def result_to_dict(result: JobResult) -> dict[str, Any]:

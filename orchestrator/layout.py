@@ -106,6 +106,25 @@ def layout_for(spec: JobSpec) -> Layout:
     raise LayoutError(_unshared(spec, [layout.world_size for layout in layouts]))
 
 
+def legal_world_sizes(spec: JobSpec) -> tuple[int, ...]:
+    """World sizes that the job may have, ascending: those from `resources.min_workers` to `resources.num_workers` that can share its
+    batches; `resources.num_workers` alone of a job that does not shrink.
+
+    Any of them continues any checkpoint. Raises LayoutError naming the possible ones, also where `min_workers` leaves none to shrink to.
+    """
+    full, least = layout_for(spec).world_size, spec.resources.min_workers
+    if least in (0, full):
+        return (full,)
+    smaller = [layout.world_size for layout in legal(spec) if layout.world_size < full]
+    if not any(size >= least for size in smaller):
+        possible = f"of the smaller numbers {_some(smaller)} are legal" if smaller else "no smaller number is legal"
+        choice = f"at most {smaller[-1]}, or 0 (all or none)" if smaller else "0 (all or none)"
+        raise LayoutError(
+            f"resources.min_workers={least} leaves nothing to shrink to from resources.num_workers={full}: {possible}. Choose {choice}."
+        )
+    return (*(size for size in smaller if size >= least), full)
+
+
 def smaller_micro_batch(spec: JobSpec) -> JobSpec | None:
     """`spec` with half the micro batch (or the next smaller part that divides it) and the same global batch, so that each rank does twice
     as many of them in a step; None if there is no such spec for its number of workers."""

@@ -40,6 +40,11 @@ from orchestrator.supervision.ledger import Ledger
 TESTS = Path(__file__).parent
 ENTRY = "rank_double:main"
 MARK = "SUPERVISION_BOX"
+QUICK_HEALTH_CHECKS = {
+    "RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
+}  # fmt: skip
+"""Of a head, for its nodes."""
 
 
 def double_spec(
@@ -74,8 +79,9 @@ class Box:
         self._join()
 
     def _start_head(self) -> subprocess.Popen[bytes]:
+        """It misses a node that is gone within seconds, where Ray's own settings take a dozen."""
         command = head_command(self.address, f"{self.root}/ray", num_cpus=4)
-        environment = {**os.environ, "PYTHONPATH": str(TESTS), MARK: str(self.root)}
+        environment = {**os.environ, **QUICK_HEALTH_CHECKS, "PYTHONPATH": str(TESTS), MARK: str(self.root)}
         environment.pop("RAY_ADDRESS")
         with (self.root / "head.log").open("wb") as log:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -114,14 +120,14 @@ class Box:
         """On the first node, or with one worker for each of `nodes` (Ray's ids); by the actors `standby`, if there are any."""
         import ray
 
-        from orchestrator.supervision import supervisor, worker_group
+        from orchestrator.supervision import place, supervisor
 
         if not job_id:
             self.jobs += 1
             job_id = f"job-{self.jobs}"
         node = ray.nodes()[0]["NodeID"]
         placement = [(one, 1) for one in nodes] or [(node, spec.resources.num_workers)]
-        wait_until(lambda: worker_group.reserve(job_id, spec, placement), "the place")
+        wait_until(lambda: place.reserve(job_id, spec, placement), "the place")
         handle = supervisor.start_supervisor(job_id, run, spec, self.home, [workers for _, workers in placement], ENTRY, standby=standby)
         return Job(self, job_id, run, spec, handle, standby)
 
@@ -273,9 +279,9 @@ class Job:
         return b"".join(pieces).decode()
 
     def release(self) -> None:
-        from orchestrator.supervision import worker_group
+        from orchestrator.supervision import place
 
-        worker_group.release(self.id, self.box.home, self.standby)
+        place.release(self.id, self.box.home, self.standby)
 
 
 def calm_history(max_steps: int) -> list[tuple[int, float]]:

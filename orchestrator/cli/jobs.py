@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from orchestrator.cli.screen import Screen, best_line, command, duration, goodput_line, state_line, table
+from orchestrator.cli.screen import Screen, best_line, command, duration, goodput_line, state_line, table, workers
 from orchestrator.control.client import Client
 from orchestrator.errors import JobNotFound, UserError
 from orchestrator.job import Job, job_to_dict
@@ -50,7 +50,7 @@ def list_(arguments: list[str]) -> int:
     if asked.json:
         print(as_json([job_to_dict(job) for job in jobs]))
     elif jobs:
-        rows = [(job.id, job.state.value, _share(job), str(job.spec.resources.num_workers), _age(job), _words(job)) for job in jobs]
+        rows = [(job.id, job.state.value, _share(job), workers(job), _age(job), _words(job)) for job in jobs]
         print(table(("JOB", "STATE", "DONE", "WORKERS", "AGE", "NOW"), rows))
     else:
         print(f"no jobs in {home.root}; `orchestrator train` starts one")

@@ -125,9 +125,9 @@ def state_line(job: Job) -> str:
     if job.state is JobState.QUEUED:
         return f"waiting: {job.reason or 'for the controller'}"
     if job.state is JobState.RUNNING and progress.loss is not None and progress.phase in ("", "training"):
-        return _figures(progress)
+        return _figures(progress) + _fewer(job)
     if progress.step and progress.loss is not None:
-        return f"{_figures(progress)}  {progress.phase}"
+        return f"{_figures(progress)}{_fewer(job)}  {progress.phase}"
     return progress.phase or job.state.value
 
 
@@ -146,6 +146,16 @@ def goodput_line(ledger: Ledger) -> str:
 
 def _worker_time(seconds: float) -> str:
     return f"{seconds:.1f}s" if seconds < 60 else duration(seconds)
+
+
+def workers(job: Job) -> str:
+    """`4`, or `2 of 4` while it runs with fewer than it asks for."""
+    placed, asked = job.num_placed, job.spec.resources.num_workers
+    return f"{placed} of {asked}" if 0 < placed < asked else str(asked)
+
+
+def _fewer(job: Job) -> str:
+    return f"  workers {workers(job)}" if 0 < job.num_placed < job.spec.resources.num_workers else ""
 
 
 def _figures(progress: Progress) -> str:

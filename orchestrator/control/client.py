@@ -16,6 +16,7 @@ from orchestrator.control.store import JobStore
 from orchestrator.errors import ConfigError, StaleWrite, StateError, UserError, nearest
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobState, Progress
+from orchestrator.layout import legal_world_sizes
 from orchestrator.paths import Home, write_private
 from orchestrator.spec import JobSpec
 
@@ -138,10 +139,13 @@ class Client:
 
     def _check_feasible(self, spec: JobSpec) -> None:
         view: dict[str, Any] | None = self._store.meta(CLUSTER)
-        why = feasible(ClusterView.from_dict(view), Demand.of(spec.resources)) if view else None
+        least = legal_world_sizes(spec)[0] if spec.resources.min_workers else spec.resources.num_workers
+        demand = dataclasses.replace(Demand.of(spec.resources), num_workers=least)
+        why = feasible(ClusterView.from_dict(view), demand) if view else None
         if why:
+            name = "num_workers" if least == spec.resources.num_workers else "min_workers"
             raise ConfigError(
-                f"resources.num_workers={spec.resources.num_workers} is more than the cluster can ever have: the job {why}. "
+                f"resources.{name}={least} is more than the cluster can ever have: the job {why}. "
                 "Ask for fewer workers, or less for each (resources.cpus_per_worker)."
             )
 

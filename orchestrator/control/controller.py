@@ -11,14 +11,16 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from orchestrator.control.client import CLUSTER
+from orchestrator.control.closing import finish
 from orchestrator.control.groups import WorkerGroups
-from orchestrator.control.life import Life, Losses, Phase, finish
+from orchestrator.control.life import Life, Losses, Phase
 from orchestrator.control.reputation import MEMORY_S, judged, scores
 from orchestrator.control.scheduler import ClusterView, Demand, Plan, Policy, QueuedJob, RunningJob, Start, Usage, plan
 from orchestrator.control.store import JobStore
 from orchestrator.errors import StaleWrite
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, Job, JobResult, JobState
+from orchestrator.layout import legal_world_sizes
 from orchestrator.paths import Home
 
 VIEW_INTERVAL_S = 1.0
@@ -43,6 +45,8 @@ class Controller:
         self._lives: dict[str, Life] = {}
         self._losses: dict[str, Losses] = {}
         self._settled_s = 0.0
+        self._short_since: dict[str, float] = {}
+        """Since when nodes have been missing for a job that waits."""
         self.live_jobs = 0
         """Jobs that have not ended, as of the last round."""
         self.seen_s: float | None = None
@@ -101,15 +105,26 @@ class Controller:
     # plan
 
     def _plan(self, cluster: ClusterView, jobs: list[Job], now: float) -> Plan:
-        queue = tuple(
-            QueuedJob(job_id=job.id, queued_s=job.queued_s, demand=Demand.of(job.spec.resources))
-            for job in jobs
-            if job.state is JobState.QUEUED
-        )
-        running = tuple(
-            RunningJob(job_id=job.id, demand=Demand.of(job.spec.resources), placement=job.placement) for job in jobs if job.state.active
-        )
-        return plan(cluster, queue, running, Usage(), now, Policy())
+        queue = tuple(self._queued(job) for job in jobs if job.state is JobState.QUEUED)
+        running = tuple(self._running(job, now) for job in jobs if job.state.active)
+        decided = plan(cluster, queue, running, Usage(), now, Policy())
+        self._short_since = {job_id: self._short_since.get(job_id, now) for job_id in decided.short}
+        return decided
+
+    def _queued(self, job: Job) -> QueuedJob:
+        return QueuedJob(
+            job_id=job.id, queued_s=job.queued_s, demand=Demand.of(job.spec.resources),
+            smaller=legal_world_sizes(job.spec)[:-1] if job.spec.resources.min_workers else (),
+            shrink_after_s=job.spec.recovery.shrink_after_s, short_since_s=self._short_since.get(job.id),
+        )  # fmt: skip
+
+    def _running(self, job: Job, now: float) -> RunningJob:
+        life, is_short = self._lives.get(job.id), job.num_placed < job.spec.resources.num_workers
+        may_grow = life is not None and is_short and life.may_grow(job, now)
+        growing = life is not None and life.growing
+        return RunningJob(
+            job_id=job.id, demand=Demand.of(job.spec.resources), placement=job.placement, may_grow=may_grow, growing=growing
+        )  # fmt: skip
 
     # apply
 
@@ -130,6 +145,8 @@ class Controller:
         for job_id in decided.preempts:
             if job_id in self._lives:  # else found again in this round, and preempted in the next
                 self._lives[job_id].preempt(jobs[job_id], "the scheduler gives its place to others", None, now)
+        for job_id, workers in decided.resizes:
+            self._lives[job_id].resize(jobs[job_id], f"all {workers} workers have a place again", now)
         for job_id, reason in decided.reasons.items():
             if jobs[job_id].reason != reason:
                 self._guarded(jobs[job_id], lambda job_id=job_id, reason=reason: self._explain(jobs[job_id], reason, now))  # type: ignore[misc]
@@ -139,11 +156,15 @@ class Controller:
         events = [Event(kind=EventKind.ADMITTED, job_id=job.id, time_s=now, message=f"workers: {where}")]
         if start.warning:
             events.append(Event(kind=EventKind.WARNING, job_id=job.id, time_s=now, message=start.warning))
+        given, asked = sum(workers for _, workers in start.placement), job.spec.resources.num_workers
+        if given < asked:
+            message = f"{given} of {asked} workers, because nodes are missing"
+            events.append(Event(kind=EventKind.RESIZED, job_id=job.id, time_s=now, message=message, fields={"workers": given}))
         standby = self._groups.take_standby(job, start.placement)
         self._store.update(
             job, events, state=JobState.STARTING, placement=start.placement, standby=standby, started_s=now, reason=start.warning
         )  # fmt: skip
-        self._lives[job.id] = self._new_life(job, Phase.START)
+        self._lives[job.id] = self._new_life(job, Phase.START, now)
         log.info("%s admitted: %s", job.id, where)
 
     def _explain(self, job: Job, reason: str, now: float) -> None:
@@ -152,9 +173,15 @@ class Controller:
         log.info("%s waits: %s", job.id, reason)
 
     def _advance(self, job: Job, now: float) -> None:
-        life = self._lives.setdefault(job.id, self._new_life(job, Phase.FIND))
+        life = self._lives.setdefault(job.id, self._new_life(job, Phase.FIND, now))
+        life.gone_nodes = self._gone_nodes(job)
         self._preempt_drained(job, now)
         self._guarded(job, lambda: self._moved(job, life.advance(job, now)))
+
+    def _gone_nodes(self, job: Job) -> list[str]:
+        """Those of its place that Ray does not know as living any more. They were there when the place was chosen."""
+        known = {node.id for node in self._cluster.nodes} if self._cluster is not None else None
+        return [node_id for node_id, _ in job.placement if known is not None and node_id not in known]
 
     def _preempt_drained(self, job: Job, now: float) -> None:
         """Ray is going to take a node of the job's: the earliest deadline counts."""
@@ -179,9 +206,9 @@ class Controller:
         self._home.secrets(job.id).unlink(missing_ok=True)
         log.info("%s ended: %s, %s", job.id, job.state.value, job.reason)
 
-    def _new_life(self, job: Job, phase: Phase) -> Life:
+    def _new_life(self, job: Job, phase: Phase, now: float) -> Life:
         losses = self._losses.setdefault(job.id, Losses())
-        return Life(store=self._store, groups=self._groups, phase=phase, losses=losses)
+        return Life(store=self._store, groups=self._groups, phase=phase, losses=losses, began_s=now)
 
     @staticmethod
     def _guarded(job: Job, act: Callable[[], None]) -> None:

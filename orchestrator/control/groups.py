@@ -60,6 +60,9 @@ class WorkerGroups(Protocol):
     def preempt(self, job: Job, why: str, deadline_s: float | None) -> Future[None]:
         """Tell the supervisor to save and to leave by then (seconds since 1970; None: within `recovery.preemption_grace_s`)."""
 
+    def resize(self, job: Job, why: str) -> Future[None]:
+        """Tell the supervisor to save, however long it takes, and to leave: the job starts again with another number of workers."""
+
     def release(self, job: Job) -> Future[None]:
         """End what is left of supervisor and agents and give the place back. No error if nothing is left."""
 
@@ -98,6 +101,8 @@ class ScriptedGroups:
     """What the next job gets."""
     kept: list[tuple[str, ...]] = field(default_factory=list)
     """The nodes of each call of `keep_standby`."""
+    resizes: list[tuple[str, str]] = field(default_factory=list)
+    """(job id, why)."""
     first_status: Callable[[Job], GroupStatus] = lambda job: GroupStatus(state=JobState.STARTING, progress=job.progress, source="1")
 
     def take_standby(self, job: Job, placement: Placement) -> tuple[str, ...]:
@@ -124,6 +129,10 @@ class ScriptedGroups:
     def preempt(self, job: Job, why: str, deadline_s: float | None) -> Future[None]:
         self.preemptions.append((job.id, why, deadline_s))
         return self._answer("preempt", job, lambda: None)
+
+    def resize(self, job: Job, why: str) -> Future[None]:
+        self.resizes.append((job.id, why))
+        return self._answer("resize", job, lambda: None)
 
     def release(self, job: Job) -> Future[None]:
         return self._answer("release", job, lambda: self.supervisors.pop(job.id, None) and None)

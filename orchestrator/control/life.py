@@ -12,19 +12,18 @@ One question is in flight at a time; `advance` never waits.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.control.closing import cancelled, ended, finish, requeue
 from orchestrator.control.groups import GroupStatus, SupervisorGone, WorkerGroups
 from orchestrator.control.store import JobStore
 from orchestrator.errors import StorageError, StorageUnavailable
-from orchestrator.events import Event, EventKind
 from orchestrator.job import TRANSITIONS, EndReason, Job, JobResult, JobState
-from orchestrator.supervision.failures import preempted_too_often
 
 START_LIMIT_S = 180.0
 """How long Ray may take to reserve a place that the plan found free."""
@@ -36,9 +35,6 @@ PROGRESS_INTERVAL_S = 0.3
 RETRY_S = 1.0
 MAX_LOSSES = 5
 """How often a worker group may be lost with no step trained in between before the job fails."""
-
-_LAST_STATES = {EndReason.COMPLETED: JobState.SUCCEEDED, EndReason.CANCELLED: JobState.CANCELLED, EndReason.PREEMPTED: JobState.CANCELLED}
-_NO_PLACE: dict[str, Any] = {"placement": (), "standby": ()}
 
 log = logging.getLogger("controller")
 
@@ -80,9 +76,13 @@ class Life:
     written_s: float = 0.0
     stop_sent: str = ""
     stop_now_s: float | None = None
-    preempted_life: str = ""
-    """The supervisor's life that was told of a preemption."""
-    notice: Future[Any] | None = None
+    began_s: float = 0.0
+    """When the job was given its place or, after a restart of the controller, found again."""
+    gone_nodes: list[str] = field(default_factory=list)
+    """Of its place, by the newest look at the cluster."""
+    told: dict[str, str] = field(default_factory=dict)
+    """Order to leave -> the supervisor's life that got it."""
+    notices: dict[str, Future[Any]] = field(default_factory=dict)
     why_lost: str = ""
     unwritten: JobResult | None = None
     """What the supervisor says it could not write."""
@@ -134,14 +134,35 @@ class Life:
                 return self._released(job, now)
 
     def preempt(self, job: Job, why: str, deadline_s: float | None, now: float) -> None:
-        """Tell the job's supervisor, each of its lives once, again if it was not reached. For every round in which the reason holds."""
-        if self.notice is not None and self.notice.done():
-            if self.notice.exception() is not None:
-                log.warning("preemption of %s failed: %s", job.id, self.notice.exception())
-                self.preempted_life = ""
-            self.notice = None
-        if self.phase is Phase.WATCH and self.preempted_life != self.source and now >= self.not_before_s:
-            self.preempted_life, self.notice = self.source, self.groups.preempt(job, why, deadline_s)
+        """Its place is taken away. For every round in which the reason holds."""
+        self._order_to_leave("preempt", job, lambda: self.groups.preempt(job, why, deadline_s), now)
+
+    def may_grow(self, job: Job, now: float) -> bool:
+        """Whether the job may be told to leave for a larger place."""
+        settled = self.phase is Phase.WATCH and job.state is JobState.RUNNING and not job.stop_requested
+        return settled and now - self.began_s >= job.spec.recovery.grow_interval_s
+
+    @property
+    def growing(self) -> bool:
+        """Its supervisor, as it lives now, was told to leave for a larger place."""
+        notice = self.notices.get("resize")
+        failed = notice is not None and notice.done() and notice.exception() is not None
+        return self.told.get("resize") == self.source and not failed
+
+    def resize(self, job: Job, why: str, now: float) -> None:
+        """It is to leave, and to start again with another number of workers."""
+        self._order_to_leave("resize", job, lambda: self.groups.resize(job, why), now)
+
+    def _order_to_leave(self, order: str, job: Job, send: Callable[[], Future[Any]], now: float) -> None:
+        """Tell the job's supervisor, each of its lives once, again if it was not reached."""
+        notice = self.notices.get(order)
+        if notice is not None and notice.done():
+            if notice.exception() is not None:
+                log.warning("%s of %s failed: %s", order, job.id, notice.exception())
+                self.told.pop(order, None)
+            del self.notices[order]
+        if self.phase is Phase.WATCH and self.told.get(order, "") != self.source and now >= self.not_before_s:
+            self.told[order], self.notices[order] = self.source, send()
 
     # answers
 
@@ -153,6 +174,8 @@ class Life:
     def _started(self, job: Job, ready: bool, now: float) -> Job:
         if ready:
             self._enter(Phase.WATCH, now)
+        elif self.gone_nodes:
+            self._lose(f"node {self.gone_nodes[0][:8]} was lost before it started", now)
         elif now - self.since_s > START_LIMIT_S:
             self._lose(f"Ray did not reserve its place within {START_LIMIT_S:.0f} s", now)
         return job
@@ -185,10 +208,10 @@ class Life:
         if result is not None:
             self._release(result, now)
         elif job.stop_requested:
-            self._release(_cancelled(job), now)
+            self._release(cancelled(job), now)
         elif self.losses.add(job.progress.committed_step or 0) > MAX_LOSSES:
             message = f"its worker group was lost {MAX_LOSSES + 1} times without progress; the last time because {self.why_lost}"
-            self._release(_end(job, EndReason.INTERNAL, message), now)
+            self._release(ended(job, EndReason.INTERNAL, message), now)
         else:
             self._release(None, now)
         return job
@@ -212,7 +235,7 @@ class Life:
         elif self.phase is Phase.RESULT and self.unwritten is not None:
             self._release(self.unwritten, now)
         elif self.phase is Phase.RESULT and isinstance(error, StorageError) and self._is_final(error, now):
-            self._release(_end(job, EndReason.STORAGE, f"its result cannot be read: {error}"), now)
+            self._release(ended(job, EndReason.STORAGE, f"its result cannot be read: {error}"), now)
         return job
 
     def _is_final(self, error: StorageError, now: float) -> bool:
@@ -237,11 +260,11 @@ class Life:
         if not job.stop_requested or self.phase is Phase.RELEASE:
             return None
         if self.phase is Phase.START:
-            return _cancelled(job)
+            return cancelled(job)
         if job.stop_requested == "now" and self.phase is Phase.WATCH:
             self.stop_now_s = now if self.stop_now_s is None else self.stop_now_s
             if now - self.stop_now_s > STOP_NOW_LIMIT_S:
-                return _cancelled(job)
+                return cancelled(job)
         return None
 
     def _pass_stop_on(self, job: Job, now: float) -> Job:
@@ -256,38 +279,3 @@ class Life:
         if job.stop_requested == "drain" and JobState.DRAINING in TRANSITIONS[job.state]:
             return self.store.update(job, state=JobState.DRAINING)
         return job
-
-
-def requeue(store: JobStore, job: Job, now: float, why: str) -> Job:
-    """Back to the queue, at its old place in it; it goes on from its last commit."""
-    message = f"{why}; queued again, goes on from its last commit"
-    event = Event(kind=EventKind.SUPERVISOR_LOST, job_id=job.id, time_s=now, message=message)
-    progress = dataclasses.replace(job.progress, phase="", waits_since_s=now)
-    return store.update(job, [event], state=JobState.QUEUED, reason=message, **_NO_PLACE, progress=progress)
-
-
-def finish(store: JobStore, job: Job, end: JobResult, now: float) -> Job:
-    """Write the end of a job. One that was preempted is queued for its next run."""
-    known = store.events(job.id)[-1:]
-    told = bool(known) and known[0][1].kind is EventKind.ENDED
-    events = [] if told else [Event(kind=EventKind.ENDED, job_id=job.id, time_s=now, message=end.message or end.end_reason.label)]
-    progress = dataclasses.replace(job.progress, phase="")
-    state, reason = _LAST_STATES.get(end.end_reason, JobState.FAILED), end.message or end.end_reason.label
-    if end.end_reason is EndReason.PREEMPTED and not job.stop_requested:
-        often = preempted_too_often(job.spec.recovery, progress.preemptions)
-        if not often:
-            progress = dataclasses.replace(progress, waits_since_s=now)
-            return store.update(job, events, state=JobState.QUEUED, run=job.run + 1, reason=reason, **_NO_PLACE, progress=progress)
-        state, reason = JobState.FAILED, f"{often}; the last time: {reason}"
-    return store.update(job, events, state=state, ended_s=now, reason=reason, result=end, **_NO_PLACE, progress=progress)
-
-
-def _cancelled(job: Job) -> JobResult:
-    return _end(job, EndReason.CANCELLED, EndReason.CANCELLED.label)
-
-
-def _end(job: Job, reason: EndReason, message: str) -> JobResult:
-    committed = job.progress.committed_step
-    return JobResult(
-        end_reason=reason, message=message, step=job.progress.step, committed_step=committed, resumable=committed is not None
-    )

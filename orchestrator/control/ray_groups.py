@@ -18,11 +18,11 @@ from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobResult, JobState, progress_from_dict, result_from_dict
 from orchestrator.paths import Home, JobKeys
 from orchestrator.storage import ObjectStore, open_store
-from orchestrator.supervision import worker_group
+from orchestrator.supervision import place
 from orchestrator.supervision.ledger import Wait
+from orchestrator.supervision.place import Placement
 from orchestrator.supervision.standby import Standby
 from orchestrator.supervision.supervisor import find_supervisor, start_supervisor
-from orchestrator.supervision.worker_group import Placement
 
 ANSWER_LIMIT_S = 20.0
 """How long an answer of a supervisor is waited for; Ray may be bringing it back meanwhile."""
@@ -69,14 +69,17 @@ class RayGroups:
     def preempt(self, job: Job, why: str, deadline_s: float | None) -> Future[None]:
         return self._pool.submit(lambda: _ask(job, "preempt", why, deadline_s))
 
+    def resize(self, job: Job, why: str) -> Future[None]:
+        return self._pool.submit(lambda: _ask(job, "resize", why))
+
     def release(self, job: Job) -> Future[None]:
-        return self._pool.submit(worker_group.release, job.id, self._home, job.standby)
+        return self._pool.submit(place.release, job.id, self._home, job.standby)
 
     def result(self, job: Job) -> Future[JobResult | None]:
         return self._pool.submit(self._result, job)
 
     def _start(self, job: Job) -> bool:
-        if not worker_group.reserve(job.id, job.spec, job.placement):
+        if not place.reserve(job.id, job.spec, job.placement):
             return False
         ranks = [workers for _, workers in job.placement]
         start_supervisor(job.id, job.run, job.spec, self._home, ranks, wait=Wait.of(job), standby=job.standby)

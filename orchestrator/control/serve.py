@@ -143,7 +143,7 @@ def _join(address: str, wait_s: float) -> None:
     wait_for_ray(address, wait_s)
     import ray
 
-    from orchestrator.supervision.worker_group import NAMESPACE
+    from orchestrator.supervision.place import NAMESPACE
 
     ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
 

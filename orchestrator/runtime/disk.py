@@ -1,20 +1,15 @@
-"""A rank's folder on a disk of its node, for state that DeepSpeed keeps there (`parallelism.offload_optimizer=nvme`).
-
-`python -m orchestrator.runtime.disk` compiles the op that reads and writes it: at set-up, for it takes minutes (docs/parallelism.md).
-"""
+"""A rank's folder on a disk of its node, for state that DeepSpeed keeps there (`parallelism.offload_optimizer=nvme`)."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.util
 import os
 import resource
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from orchestrator.errors import ConfigError
@@ -116,48 +111,3 @@ def _check_lockable(needed: int) -> None:
             f"{_FLAG} needs {needed / 1e6:.0f} MB of locked memory per worker, and the limit on this node is {hard / 1e6:.0f} MB. "
             "Raise it for whoever starts the workers (`ulimit -l unlimited`, or memlock in /etc/security/limits.conf)."
         )
-
-
-def load_op() -> None:
-    """Give DeepSpeed its op as it was compiled at set-up. Raises ConfigError where it was not.
-
-    DeepSpeed's own loader asks the compiler each time, compiles for minutes what is not there, and waits for ever behind the lock of a
-    rank that was killed in it.
-    """
-    from deepspeed.git_version_info import installed_ops
-    from deepspeed.ops.op_builder import PinMemoryBuilder
-    from deepspeed.ops.op_builder.builder import OpBuilder
-
-    if installed_ops.get("async_io", False) or "async_io" in OpBuilder._loaded_ops:
-        return
-    OpBuilder._loaded_ops["pin_memory"] = _compiled("pin_memory")
-    PinMemoryBuilder().load()  # makes its symbols known to the other
-    OpBuilder._loaded_ops["async_io"] = _compiled("async_io")
-
-
-def _compiled(name: str) -> ModuleType:
-    from torch.utils.cpp_extension import _get_build_directory
-
-    path = Path(_get_build_directory(name, False)) / f"{name}.so"
-    try:
-        found = importlib.util.spec_from_file_location(name, path)
-        if found is None or found.loader is None:
-            raise ImportError(f"{path} cannot be loaded")
-        module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"{_FLAG} needs DeepSpeed's op {name}, which is not compiled on this node ({error}). Install libaio's headers (Debian: "
-            "libaio-dev), a C++ compiler and ninja, then run `python -m orchestrator.runtime.disk` once, in the environment of the workers."
-        ) from error
-    return module
-
-
-def compile_op() -> None:
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    AsyncIOBuilder().load(verbose=True)
-
-
-if __name__ == "__main__":
-    compile_op()

@@ -1,7 +1,9 @@
 """Import, once per node, what a first training step needs; the ranks that are forked afterwards start in tenths of a second.
 
-DeepSpeed and torch import 1,500 modules lazily, inside the first step. `_LAZY` are those of them that pull in the others: recorded
-from a real rank at ZeRO 1 and 3 (the difference of `sys.modules`, in reverse order of completion, without what is implied).
+DeepSpeed and torch import 1,500 modules lazily, inside the first step. Which ones is not guessed: `recorded_imports.txt` lists what real
+ranks have imported up to their second step, without what these imports bring along. After a change of packages, record it anew:
+
+    UPDATE_PRELOAD=1 .venv/bin/python -m pytest tests/integration/runtime/test_preload.py
 """
 
 from __future__ import annotations
@@ -9,21 +11,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+RECORD = Path(__file__).with_name("recorded_imports.txt")
 _FIRST = ("numpy", "torch")
-_LAZY = (
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-    "deepspeed.runtime.superoffload.superoffload_stage3",
-    "deepspeed.module_inject.auto_ep_layer",
-    "deepspeed.comm.mori",
-    "deepspeed.ops.op_builder.all_ops",
-    "torch._subclasses.schema_check_mode",
-    "torch.distributed.optim",
-)
-_MODELS = (
+_MODELS = (  # of the shipped workloads
     "transformers.models.llama.modeling_llama",
     "transformers.models.bert.modeling_bert",
     "transformers.models.mixtral.modeling_mixtral",
@@ -38,23 +32,41 @@ _OURS = ("orchestrator.runtime.rank", "orchestrator.storage.s3")
 
 
 def preload() -> None:
-    """Import all that a rank needs. Raises RuntimeError if a thread was started: then the process must not fork.
+    """Import all that a rank needs, also what it would import in its first step. Raises RuntimeError if a thread was started: then the
+    process must not fork.
 
     No CUDA call is made. DeepSpeed is imported for the CPU; a rank that has a GPU tells it so (`accelerator.choose_device`).
     """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")  # pyarrow's allocator starts a thread at import
-    _import_all(_FIRST)
-    with _hidden("mlflow"):  # DeepSpeed's tuner takes it if it can: half a second and 100 MB for nothing
-        _import_all(("deepspeed", *_LAZY))
-    with _hidden("torchao"):  # transformers takes it if it can: a second; jobs in fp8 import it themselves
-        _import_all((*_OURS, *_MODELS))
+    import_known()
+    import_recorded(RECORD.read_text().split())
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads != 1:
         raise RuntimeError(f"the process has {threads} threads after its imports, so it must not fork.")
 
 
-def _import_all(names: tuple[str, ...]) -> None:
+def import_known() -> None:
+    """What a rank asks for by name, before it has a job."""
+    _import_all(_FIRST)
+    with _hidden("mlflow"):  # DeepSpeed's tuner takes it if it can: half a second and 100 MB for nothing
+        _import_all(("deepspeed",))
+    with _hidden("torchao"):  # transformers takes it if it can: a second; jobs in fp8 import it themselves
+        _import_all((*_OURS, *_MODELS))
+
+
+def import_recorded(names: Iterable[str]) -> list[str]:
+    """Those of `names` that were not there yet, nor brought along by the ones before."""
+    found = []
+    with _hidden("mlflow"), _hidden("torchao"):
+        for name in names:
+            if name not in sys.modules:
+                importlib.import_module(name)
+                found.append(name)
+    return found
+
+
+def _import_all(names: Iterable[str]) -> None:
     for name in names:
         importlib.import_module(name)
 

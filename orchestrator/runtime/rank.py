@@ -25,7 +25,7 @@ from orchestrator.runtime.artifacts import write_final
 from orchestrator.runtime.cadence import Cadence
 from orchestrator.runtime.chaos import progress_clock
 from orchestrator.runtime.collective import broadcast_text
-from orchestrator.runtime.disk import load_op, own_folder
+from orchestrator.runtime.disk import own_folder
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op
 from orchestrator.runtime.entrypoint import load_workload, workload_file
 from orchestrator.runtime.failure import describe
@@ -34,6 +34,7 @@ from orchestrator.runtime.initialise import build_model
 from orchestrator.runtime.link import AgentLink, Phase
 from orchestrator.runtime.metrics import Meter, device_name, flops_per_sample, measure_flops_per_s, peak_flops_per_s
 from orchestrator.runtime.notice import on_sigterm
+from orchestrator.runtime.ops import load_op, needed
 from orchestrator.runtime.rendezvous import await_store
 from orchestrator.runtime.resume import restore_newest
 from orchestrator.runtime.seeding import seed_rank
@@ -80,6 +81,8 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
     workload = load_workload(spec)
     sequence_fields = fields_of(workload, layout)
     store = open_store(spec.storage)
+    for op, flag in needed(spec.parallelism).items():
+        load_op(op, flag)
     with _disk(task, spec) as disk:
         dataset = _dataset(task, spec, workload, store, link, device)
         engine, meter = _engine(workload, dataset, spec, layout, device, sequence_fields, disk, link)
@@ -137,7 +140,6 @@ def _disk(task: RankTask, spec: JobSpec) -> AbstractContextManager[Path | None]:
     """This rank's folder for state that lies in files; None for a job without."""
     if spec.parallelism.offload_optimizer is not Offload.nvme:
         return nullcontext()
-    load_op()
     return own_folder(Path(spec.parallelism.nvme_path), f"{task.job_id}-{task.rank}")
 
 

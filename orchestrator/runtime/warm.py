@@ -11,15 +11,18 @@ locks of others would stay locked for ever) and makes no CUDA call. Each connect
     a child ended                                                     ->  {"op": "exit", "rank", "pid", "code", "signal"}
 
 A connection that closes takes its ranks with it, and so does the end of this process: the watched pid is gone, or SIGTERM, which it passes
-on to the ranks that it has, and leaves when they have.
+on to the ranks that it has, and leaves when they have. It leaves by itself
+
+    once no agent is connected, if agents have begun to ask for a process of other code or packages (`warm_place`)
+    once it has no ranks, if it has grown by `--max-growth-mb` since it was ready
+
+First it takes its socket away: who comes then starts another. Who had asked for ranks and got no answer asks the next one (`RankHub`).
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import faulthandler
-import fcntl
 import gc
 import importlib
 import json
@@ -34,16 +37,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from orchestrator.runtime.child import ONE_THREAD, die_with_parent, has_ended, kill_tree, redirect_output, set_threads, start_time
 from orchestrator.runtime.task import RankTask
+from orchestrator.runtime.warm_place import hold_lock, is_newest, listen
 
 DEFAULT_ENTRY = "orchestrator.runtime.rank:main"
 PRELOAD = "orchestrator.runtime.preload:preload"
 POLL_S = 1.0
 SEND_LIMIT_S = 5.0
-PR_SET_PDEATHSIG = 1
+MAX_GROWTH_MB = 256
 STACK_SIGNAL = signal.SIGUSR2
 """A rank that gets it appends the stacks of its threads to `stack_file`, whatever it is doing, and goes on."""
-ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Entry = Callable[[RankTask], int]
 Request = dict[str, Any]
@@ -66,23 +70,29 @@ class Agent:
 
 
 class Warm:
-    def __init__(self, listener: socket.socket, entry: Entry, watch_pid: int, lock: int) -> None:
+    def __init__(self, listener: socket.socket, entry: Entry, watch_pid: int, lock: int, max_growth_bytes: int) -> None:
         self._listener = listener
+        self._path = Path(listener.getsockname())
+        self._max_bytes = own_bytes() + max_growth_bytes
         self._entry = entry
         self._watch = (watch_pid, start_time(watch_pid))
         self._lock = lock
         self._agents: list[Agent] = []
         self._leaving = self._passed_on = False
+        self._has_forked = self._is_idle = False
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
 
     def serve(self) -> None:
-        """Until the watched process is gone, or SIGTERM came and no rank is left; then all ranks are dead and reaped."""
+        """Until it may leave, or the watched process is gone; then all ranks are dead and reaped."""
         self._hear_signals()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
         while not self._may_leave() and start_time(self._watch[0]) == self._watch[1] is not None:
-            self._round([key.fileobj for key, _ in self._selector.select(POLL_S)])
+            ready = [key.fileobj for key, _ in self._selector.select(POLL_S)]
+            self._is_idle = not ready
+            self._round(ready)
+        self._path.unlink(missing_ok=True)
         for agent in list(self._agents):
             self._drop(agent)
 
@@ -98,7 +108,12 @@ class Warm:
         self._leaving = True
 
     def _may_leave(self) -> bool:
-        return self._leaving and not any(agent.ranks for agent in self._agents)
+        """Not while somebody waits for an answer."""
+        if any(agent.ranks for agent in self._agents):
+            return False
+        if self._leaving or not self._is_idle:
+            return self._leaving
+        return (not self._agents and not is_newest(self._path)) or (self._has_forked and own_bytes() > self._max_bytes)
 
     def _round(self, ready: list[Any]) -> None:
         """Connections that closed come first: their ranks hold memory and ports that a request may need."""
@@ -173,6 +188,7 @@ class Warm:
         pid = os.fork()
         if pid == 0:
             self._be_rank(request, parent)
+        self._has_forked = True
         agent.ranks[number] = Rank(number, pid, request["task"].get("clock", ""))
         self._tell(agent, op="started", rank=number, pid=pid)
 
@@ -234,41 +250,10 @@ class Warm:
         return (0, os.WTERMSIG(status)) if os.WIFSIGNALED(status) else (os.WEXITSTATUS(status), 0)
 
 
-def start_time(pid: int) -> int | None:
-    """Of a living process, in clock ticks since boot: tells it from a later one with its pid. None: it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def has_ended(pid: int) -> bool:
-    """Whether a child of this process is a zombie; leaves it one."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def kill_tree(pid: int, number: signal.Signals) -> None:
-    """The process and what else is in its session's group."""
-    for kill in (os.killpg, os.kill):
-        try:
-            kill(pid, number)
-        except ProcessLookupError:
-            continue  # the group does not exist until the child has called setsid
-
-
-def die_with_parent(parent: int) -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the call
-        os._exit(1)
-
-
-def redirect_output(log: Path) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
-        os.dup2(descriptor, number)
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    os.close(descriptor)
+def own_bytes() -> int:
+    """Of this process's memory, what is no file's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
 
 def stack_file(log: Path) -> Path:
@@ -282,16 +267,6 @@ def show_stacks_in(path: Path) -> None:
     faulthandler.register(STACK_SIGNAL, file=descriptor, all_threads=True, chain=False)
 
 
-def set_threads(task: RankTask) -> None:
-    """Kernels' threads of a rank; the parent had to do with one."""
-    threads = int(task.spec["resources"]["threads_per_worker"])
-    for name in ONE_THREAD:
-        os.environ[name] = str(threads)
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(threads)
-
-
 def load(name: str) -> Callable[..., Any]:
     module, function = name.split(":")
     loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
@@ -303,29 +278,6 @@ def _detach() -> None:
     if os.fork():
         os._exit(0)
     os.setsid()
-
-
-def _hold_lock(path: Path) -> int | None:
-    """The descriptor of the lock, or None if a warm process holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _listen(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(before)
-    listener.listen(64)
-    return listener
 
 
 def _entry(name: str) -> Entry:
@@ -342,19 +294,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--watch-pid", type=int, required=True, help="leave when this process (the node's raylet) is gone")
     parser.add_argument("--entry", default=DEFAULT_ENTRY, help="what a rank runs")
+    parser.add_argument("--max-growth-mb", type=int, default=MAX_GROWTH_MB, help="leave when it has grown by so much and has no ranks")
     parser.add_argument("--detach", action="store_true", help="go on in a process that has no parent")
     options = parser.parse_args(arguments)
     if options.detach:
         _detach()
-    lock = _hold_lock(options.socket.with_name(options.socket.name + ".lock"))
+    lock = hold_lock(options.socket.with_name(options.socket.name + ".lock"))
     if lock is None:
         return 0
     for name in ONE_THREAD:
         os.environ[name] = "1"
-    with _listen(options.socket) as listener:  # open before the imports: agents that connect meanwhile wait in its queue
-        warm = Warm(listener, _entry(options.entry), options.watch_pid, lock)
+    with listen(options.socket) as listener:  # open before the imports: agents that connect meanwhile wait in its queue
+        entry = _entry(options.entry)
         gc.freeze()
-        warm.serve()
+        Warm(listener, entry, options.watch_pid, lock, options.max_growth_mb * 1024 * 1024).serve()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # taking torch apart would take a second, and there is nothing left to be done

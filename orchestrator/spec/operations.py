@@ -14,6 +14,8 @@ class ResourcesSpec:
     """What each of the job's workers needs; a worker is one rank, one OS process."""
 
     num_workers: int = 1
+    min_workers: int = 0
+    """Where nodes are lost, the job goes on with fewer workers, with so many at least (`recovery.shrink_after_s`); 0: with all or none."""
     gpus_per_worker: float = 0
     """Whole numbers, or 0 for a job on CPUs."""
     cpus_per_worker: float = 1.0
@@ -24,6 +26,8 @@ class ResourcesSpec:
 
     def __post_init__(self) -> None:
         require(self.num_workers >= 1, "resources.num_workers", self.num_workers, "a whole number of at least 1")
+        allowed = f"0 (all or none) to resources.num_workers={self.num_workers}"
+        require(0 <= self.min_workers <= self.num_workers, "resources.min_workers", self.min_workers, allowed)
         require(self.cpus_per_worker > 0, "resources.cpus_per_worker", self.cpus_per_worker, "more than 0")
         require(
             self.gpus_per_worker in (0, 1),
@@ -133,11 +137,17 @@ class RecoverySpec:
     max_preemptions: int = 0
     """Preemptions after which the job fails; 0: any number. They never count as restarts."""
 
+    shrink_after_s: float = 30.0
+    """A job that may run on fewer workers (`resources.min_workers`) waits so long for nodes to come before it does."""
+    grow_interval_s: float = 300.0
+    """It trains so long on fewer workers at least before it goes back to all of them."""
+
     def __post_init__(self) -> None:
         at_least(0, "recovery", self, "max_restarts", "max_restarts_without_progress", "backoff_s", "hang_timeout_s", "max_preemptions")
         factor = self.straggler_factor
         require(factor == 0 or 1 < factor < math.inf, "recovery.straggler_factor", factor, "0 (none is) or more than 1")
         require(self.straggler_steps >= 1, "recovery.straggler_steps", self.straggler_steps, "1 or more")
+        at_least(0, "recovery", self, "shrink_after_s", "grow_interval_s")
         require(
             self.long_phase_timeout_s >= self.hang_timeout_s, "recovery.long_phase_timeout_s", self.long_phase_timeout_s,
             f"recovery.hang_timeout_s={self.hang_timeout_s} or more",

@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.checkpoints.commit import CommitRef
 from orchestrator.events import EventKind
 from orchestrator.job import EndReason, JobState
+from orchestrator.spec import ResourcesSpec
 from orchestrator.supervision.failures import Fault
 from orchestrator.supervision.status_board import StatusBoard
 from orchestrator.supervision.tracking_child import TrackingChild
@@ -34,6 +35,11 @@ class Chronicle:
         self.board.event(kind, message, **fields)
         self.journal.append("event", event=kind.value, message=message, run=self._run, **fields)
         log.info("%s: %s", kind.value, message)
+
+    def workers(self, workers: int, resources: ResourcesSpec) -> None:
+        """How many an attempt has, of a job that may have fewer than it asks for."""
+        if resources.min_workers:
+            self.journal.append("tags", values={"workers": f"{workers} of {resources.num_workers}"})
 
     def hear(self, message: Message) -> None:
         """What a rank tells for people and for the journal. A type that only a newer rank knows is passed over."""
@@ -114,7 +120,7 @@ class Chronicle:
 
 @dataclass
 class Past:
-    """What counts against the budgets of a run from earlier lives of its supervisor, and from the runs before that were preempted."""
+    """What counts against the budgets of a run from earlier lives of its supervisor, and from the runs before it that it goes on from."""
 
     faults: list[Fault] = field(default_factory=list)
     """Those that were answered by a restart."""
@@ -129,11 +135,11 @@ class Past:
 
 
 def past(records: Iterable[Message], run: int) -> Past:
-    """A run that was preempted goes on in the next one; one that the user resumes begins with nothing against it."""
-    found, of_run, preempted = Past(), 0, False
+    """A run that was preempted or resized goes on in the next one; one that the user resumes begins with nothing against it."""
+    found, of_run, ended = Past(), 0, ""
     for record in (record for record in records if record["kind"] == "event"):
         if record["run"] != of_run:
-            found, of_run, preempted = _next_run(found, preempted), record["run"], False
+            found, of_run, ended = _next_run(found, ended), record["run"], ""
         match EventKind(record["event"]):
             case EventKind.RESTARTED:
                 found.faults.append(Fault.from_dict(record["fault"]))
@@ -147,9 +153,12 @@ def past(records: Iterable[Message], run: int) -> Past:
             case EventKind.STRAGGLER if record.get("drains"):
                 found.drained.add(record["node"])
             case EventKind.ENDED:
-                preempted = record["reason"] == EndReason.PREEMPTED.name
-    return found if of_run == run else _next_run(found, preempted)
+                ended = record["reason"]
+    return found if of_run == run else _next_run(found, ended)
 
 
-def _next_run(found: Past, preempted: bool) -> Past:
-    return replace(found, preemptions=found.preemptions + 1) if preempted else Past(skipped=found.skipped)
+def _next_run(found: Past, ended: str) -> Past:
+    """`ended`: the end reason's name of the run before."""
+    if ended == EndReason.RESIZED.name:
+        return found
+    return replace(found, preemptions=found.preemptions + 1) if ended == EndReason.PREEMPTED.name else Past(skipped=found.skipped)

@@ -30,6 +30,7 @@ class Committer:
     ) -> None:  # fmt: skip
         self._keys = context.keys
         self._spec = context.spec
+        self._world_size = context.world_size
         self._store = store
         self._journal = journal
         self._pause = pause
@@ -58,9 +59,8 @@ class Committer:
         now = self._clock()  # once: a second try commits the same
         ref = self.persist(
             lambda: self._commits.commit(
-                epoch=epoch, step=checkpoint.step, prefix=checkpoint.prefix, num_writers=self._spec.resources.num_workers,
-                world_size=self._spec.resources.num_workers, zero_stage=self._spec.parallelism.zero_stage,
-                job_scalars=checkpoint.job_scalars, time_s=now,
+                epoch=epoch, step=checkpoint.step, prefix=checkpoint.prefix, num_writers=self._world_size, world_size=self._world_size,
+                zero_stage=self._spec.parallelism.zero_stage, job_scalars=checkpoint.job_scalars, time_s=now,
             )
         )  # fmt: skip
         self.newest_step = ref.step

@@ -29,12 +29,13 @@ from orchestrator.tracking.report import goodput_plot, history_json, loss_plot
 
 RESULT_TRIES = 5
 RESULT_RETRY_S = 2.0
-PREEMPTED_LIMIT_S = 2.0
+LEAVE_LIMIT_S = 2.0
 """How long the tracking server is waited for when the job must leave; its next run delivers the rest."""
 
 log = logging.getLogger("orchestrator.supervisor")
 
-_STATUS = {EndReason.COMPLETED: "FINISHED", EndReason.CANCELLED: "KILLED", EndReason.PREEMPTED: "KILLED"}
+_GOES_ON = (EndReason.PREEMPTED, EndReason.RESIZED)
+_STATUS = {EndReason.COMPLETED: "FINISHED", **dict.fromkeys((EndReason.CANCELLED, *_GOES_ON), "KILLED")}
 
 
 def write_config(store: ObjectStore, context: RunContext) -> bool:
@@ -70,7 +71,7 @@ def close_books(
     facts = {"end_reason": result.end_reason.label, "end_message": result.message[:5000]}
     journal.append("end", status=_STATUS.get(result.end_reason, "FAILED"), **facts)
     attempt("the journal", journal.ship)
-    if not tracking.finish(PREEMPTED_LIMIT_S if result.end_reason is EndReason.PREEMPTED else context.spec.tracking.drain_timeout_s):
+    if not tracking.finish(LEAVE_LIMIT_S if result.end_reason in _GOES_ON else context.spec.tracking.drain_timeout_s):
         chronicle.board.event(EventKind.WARNING, f"the tracking server did not take all of it; the rest is kept in {journal.path}")
     return write_result(store, context, dataclasses.replace(result, mlflow_run_id=tracking.run_id))
 

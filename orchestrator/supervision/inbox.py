@@ -31,6 +31,8 @@ class Inbox:
         """'' | 'drain' | 'now', by the user; only ever grows stronger."""
         self.preemption: Preemption | None = None
         """The one with the earliest deadline."""
+        self.resizing = ""
+        """Why the job is to leave and to start again with another number of workers."""
 
     def put(self, item: FromAgent | AgentDied) -> None:
         self._queue.put(item)
@@ -45,6 +47,10 @@ class Inbox:
             self.preemption = preemption
             self._queue.put(None)
 
+    def resize(self, why: str) -> None:
+        self.resizing = why
+        self._queue.put(None)
+
     def get(self, timeout_s: float) -> FromAgent | AgentDied | None:
         """None: nothing came, or a new order."""
         try:
@@ -54,8 +60,8 @@ class Inbox:
 
     @property
     def stops(self) -> bool:
-        """By the user's order or by a preemption."""
-        return bool(self.stop_mode) or self.preemption is not None
+        """By the user's order, by a preemption or for another number of workers."""
+        return bool(self.stop_mode or self.resizing) or self.preemption is not None
 
     def stops_now(self) -> bool:
         return self.stop_mode == "now"

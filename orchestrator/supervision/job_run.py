@@ -30,10 +30,11 @@ from orchestrator.supervision.diagnosis import Verdict, diagnose, not_started
 from orchestrator.supervision.failures import Action, Fault, decide
 from orchestrator.supervision.inbox import AgentDied, FromAgent, Inbox, Message
 from orchestrator.supervision.investigation import investigate
+from orchestrator.supervision.place import PlaceLost
 from orchestrator.supervision.preemption import notice
 from orchestrator.supervision.rescue import Rescue
 from orchestrator.supervision.straggler_watch import StragglerWatch
-from orchestrator.supervision.worker_group import Group, PlaceLost
+from orchestrator.supervision.worker_group import Group
 
 log = logging.getLogger("orchestrator.supervisor")
 
@@ -120,6 +121,7 @@ class JobRun:
         if epoch.number > 1:
             self._chronicle.rewind(base)
         workers = f"starting {attempt.world_size} worker{'s' if attempt.world_size > 1 else ''}"
+        self._chronicle.workers(attempt.world_size, self._context.spec.resources)
         self._board.show(phase=workers, epoch=epoch.number, committed_step=self._committer.newest_step)
         self._board.show(restarts=self._restarts, preemptions=self._past.preemptions)
         tasks = self._context.rank_tasks(epoch.number, [ref.key for ref in epoch.commits])
@@ -144,6 +146,7 @@ class JobRun:
                     return self._left("stopped before it began")
                 ordered = True
                 self._group.order(Order.DRAIN)
+                self._tell_why_it_leaves()
                 self._board.move(JobState.DRAINING, "saving, then stopping")
             now = self._clock()
             if attempt.completed(now):
@@ -158,6 +161,11 @@ class JobRun:
             item = self._inbox.get(min(attempt.patience_s(), self._departure.patience_s()))
             if item is not None:
                 self._take(attempt, item)
+
+    def _tell_why_it_leaves(self) -> None:
+        """What the user has ordered is known, and a preemption is told with its figures."""
+        if self._inbox.resizing and not self._inbox.stop_mode and self._inbox.preemption is None:
+            self._chronicle.tell(EventKind.RESIZED, f"{self._inbox.resizing}: it saves and starts again with them")
 
     def _take(self, attempt: Attempt, item: FromAgent | AgentDied) -> None:
         if isinstance(item, AgentDied):
@@ -347,19 +355,23 @@ class JobRun:
         return self._left("stopped at once") if self._inbox.stops_now() else None
 
     def _left(self, message: str, step: int | None = None) -> JobResult:
-        """Because the user stopped it or, if not, because it was preempted."""
+        """Because the user stopped it or, if not, because it was preempted or, if not, because it is to be resized."""
         preemption = self._inbox.preemption
         if preemption is not None:
             self._group.stop_uploads()
-        if preemption is None or self._inbox.stop_mode:
+        if self._inbox.stop_mode:
             return self._result(EndReason.CANCELLED, message, step)
-        return self._preempted(f"{preemption.why}; {message}", step)
+        if preemption is not None:
+            return self._preempted(f"{preemption.why}; {message}", step)
+        return self._result(EndReason.RESIZED, f"{self._inbox.resizing}; {message}; {self._back_to_the_queue()}", step)
 
     def _preempted(self, why: str, step: int | None = None) -> JobResult:
         self._board.show(preemptions=self._past.preemptions + 1)
+        return self._result(EndReason.PREEMPTED, f"{why}; {self._back_to_the_queue()}", step)
+
+    def _back_to_the_queue(self) -> str:
         committed = self._committer.newest_step
-        goes_on = "begins anew" if committed is None else f"goes on from step {committed}"
-        return self._result(EndReason.PREEMPTED, f"{why}; back to the queue, {goes_on}", step)
+        return "back to the queue, " + ("begins anew" if committed is None else f"goes on from step {committed}")
 
     def _result(self, reason: EndReason, message: str, step: int | None = None) -> JobResult:
         progress = self._board.progress

@@ -6,6 +6,7 @@ One thread reads all sockets. What the ranks say and how they end is passed on i
 from __future__ import annotations
 
 import json
+import logging
 import selectors
 import signal
 import socket
@@ -18,11 +19,15 @@ from typing import Any
 
 from orchestrator.errors import ClusterError
 
+log = logging.getLogger("orchestrator.agent")
+
 Message = dict[str, Any]
 Deliver = Callable[[list[Message]], None]
 KILL_LIMIT_S = 30.0
 BATCH_S = 0.01
 """Messages within this time travel together."""
+MORE_TRIES = 1
+"""How often ranks are asked of another warm process, because the one before left without a word to the request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,10 @@ class Living:
     """Ranks that have been asked for and whose end has not been reported; `pids` are known once they started."""
 
     epoch: int = 0
+    forks: Sequence[Fork] = ()
+    more_tries: int = MORE_TRIES
+    answered: bool = False
+    """The warm process has begun with them."""
     ranks: set[int] = field(default_factory=set)
     pids: dict[int, int] = field(default_factory=dict)
     greeted: set[int] = field(default_factory=set)
@@ -96,13 +105,13 @@ class RankHub:
                 raise ClusterError(f"ranks {sorted(self._living.ranks)} of epoch {self._living.epoch} are still alive")
             if self._warm is None:
                 self._join_warm()
-            self._living = Living(epoch, {fork.rank for fork in forks})
-            for fork in forks:
-                self._ask(op="fork", rank=fork.rank, task=fork.task, env=fork.env, log=fork.log)
+            self._living = Living(epoch, forks, ranks={fork.rank for fork in forks})
+            self._ask_for_ranks()
 
     def kill(self) -> None:
         """SIGKILL all ranks and wait until they are gone. Raises ClusterError if one does not go."""
         with self._changed:
+            self._living.more_tries = 0
             if self._living.ranks:
                 self._ask(op="kill", rank=None, signal=int(signal.SIGKILL))
             if not self._changed.wait_for(lambda: not self._living.ranks, KILL_LIMIT_S):
@@ -116,6 +125,10 @@ class RankHub:
     def _join_warm(self) -> None:
         self._warm = Line(self._connect_warm())
         self._selector.register(self._warm.connection, selectors.EVENT_READ, self._hear_warm)
+
+    def _ask_for_ranks(self) -> None:
+        for fork in self._living.forks:
+            self._ask(op="fork", rank=fork.rank, task=fork.task, env=fork.env, log=fork.log)
 
     def _ask(self, **request: Any) -> None:
         """If the warm process is gone, the hub's thread sees its end too and reports its ranks as killed."""
@@ -179,7 +192,7 @@ class RankHub:
                 self._warm = None
                 self._selector.unregister(line.connection)
                 line.connection.close()
-                messages += self._all_lost()
+                messages += [] if self._asked_again() else self._all_lost()
             self._changed.notify_all()
         return messages
 
@@ -193,7 +206,7 @@ class RankHub:
                 messages += key.data(key.fileobj)
 
     def _take(self, event: Message) -> list[Message]:
-        rank = event["rank"]
+        rank, self._living.answered = event["rank"], True
         if event["op"] == "started":
             self._living.pids[rank] = event["pid"]
             return []
@@ -201,6 +214,19 @@ class RankHub:
         if event["op"] == "refused":
             return [self._exit(rank, code=1, note=event["message"])]
         return [self._exit(rank, code=event["code"], signal=event["signal"])]
+
+    def _asked_again(self) -> bool:
+        """A warm process leaves when it has no ranks (`runtime.warm`): what it was asked for meanwhile, another one does."""
+        if not self._living.ranks or self._living.answered or not self._living.more_tries:
+            return False
+        self._living.more_tries -= 1
+        try:
+            self._join_warm()
+        except ClusterError as error:
+            log.warning("no other warm process: %s", error)
+            return False
+        self._ask_for_ranks()
+        return True
 
     def _all_lost(self) -> list[Message]:
         """The warm process is gone; its ranks died with it."""

@@ -16,8 +16,9 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.paths import Home
+from orchestrator.supervision.place import actor_names, kill_named, named
 from orchestrator.supervision.supervisor import create_supervisor
-from orchestrator.supervision.worker_group import actor_names, create_agent, kill_named, named
+from orchestrator.supervision.worker_group import create_agent
 
 PREFIX = "standby:"
 HEAD = ""

@@ -35,11 +35,12 @@ from orchestrator.supervision.ending import close_books, write_config, write_res
 from orchestrator.supervision.inbox import AgentDied, FromAgent, Inbox, Message
 from orchestrator.supervision.job_run import JobRun
 from orchestrator.supervision.ledger import Wait
+from orchestrator.supervision.place import NAMESPACE, kill_named, named, supervisor_name
 from orchestrator.supervision.preemption import notice
 from orchestrator.supervision.status_board import StatusBoard
 from orchestrator.supervision.tracking_child import TrackingChild
 from orchestrator.supervision.warm_client import RANK_ENTRY
-from orchestrator.supervision.worker_group import NAMESPACE, WorkerGroup, kill_named, named, supervisor_name
+from orchestrator.supervision.worker_group import WorkerGroup
 from orchestrator.tracking.journal import Journal
 
 STOP_MODES = ("drain", "now")
@@ -147,6 +148,10 @@ class Supervisor:
     def preempt(self, why: str, deadline_s: float | None) -> None:
         """Save, leave, go back to the queue, by `deadline_s` (seconds since 1970; None: within `recovery.preemption_grace_s`)."""
         self._inbox.preempt(notice(why, deadline_s, self._context.spec.recovery.preemption_grace_s, time.time()))
+
+    def resize(self, why: str) -> None:
+        """Save, leave, start again with another number of workers."""
+        self._inbox.resize(why)
 
     def report(self, bundle: int, messages: list[Message]) -> None:
         """From an agent: what its ranks said and how they ended, in order."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import orchestrator
 from orchestrator.errors import ClusterError
 from orchestrator.paths import Home
+from orchestrator.runtime.warm_place import call_newest, socket_name
 
 RANK_ENTRY = "orchestrator.runtime.rank:main"
 MAX_SOCKET_PATH_BYTES = 107
@@ -27,6 +28,7 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "ray")
 def connect(home: Home, entry: str, watch_pid: int) -> socket.socket:
     """A connection to this node's warm process for this environment, started if there is none. Raises ClusterError."""
     path = socket_path(home, entry)
+    call_newest(path)
     give_up = time.monotonic() + START_LIMIT_S
     start_again = 0.0
     while True:
@@ -47,10 +49,12 @@ def start(home: Home, watch_pid: int, environ: Mapping[str, str], entry: str = R
 
     It detaches itself, so this returns as soon as it has its own process; `connect` waits for it.
     """
+    path = socket_path(home, entry)
+    call_newest(path)
     log_path(home).parent.mkdir(parents=True, exist_ok=True)
     # The GPUs are the ranks' to see, not the process's that starts this one.
     environment = {name: value for name, value in environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    command = [sys.executable, "-m", "orchestrator.runtime.warm", "--socket", str(socket_path(home, entry)), "--watch-pid", str(watch_pid)]
+    command = [sys.executable, "-m", "orchestrator.runtime.warm", "--socket", str(path), "--watch-pid", str(watch_pid)]
     with log_path(home).open("ab") as log:
         subprocess.run(
             [*command, "--entry", entry, "--detach"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd="/",
@@ -60,7 +64,7 @@ def start(home: Home, watch_pid: int, environ: Mapping[str, str], entry: str = R
 
 def socket_path(home: Home, entry: str = RANK_ENTRY) -> Path:
     """The place of the socket; in a private folder under the temporary one if the home's path is too long for a socket."""
-    name = f"warm-{_fingerprint(entry)}.sock"
+    name = socket_name(_digest(f"{sys.executable} {entry}"), _content())
     return short_folder(home.root / "node", name) / name
 
 
@@ -96,16 +100,18 @@ def _try_connect(path: Path) -> socket.socket | None:
     return connection
 
 
-def _fingerprint(entry: str) -> str:
+def _content() -> str:
     """Changes with anything that the warm process has imported: ranks never run yesterday's code."""
-    digest = hashlib.sha256(f"{sys.executable} {entry}".encode())
+    parts = []
     root = Path(next(iter(orchestrator.__path__)))
     for path in sorted(root.rglob("*.py")):
         status = path.stat()
-        digest.update(f"{path.relative_to(root)} {status.st_mtime_ns} {status.st_size}".encode())
-    for package in _PACKAGES:
-        digest.update(f"{package} {_version(package)}".encode())
-    return digest.hexdigest()[:16]
+        parts.append(f"{path.relative_to(root)} {status.st_mtime_ns} {status.st_size}")
+    return _digest("\n".join(parts + [f"{package} {_version(package)}" for package in _PACKAGES]))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _version(package: str) -> str:

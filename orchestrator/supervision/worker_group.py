@@ -1,4 +1,4 @@
-"""The gang: a detached placement group with one bundle per node, held over all restarts, and one agent in each bundle."""
+"""The gang: one agent in each bundle of the job's place, and what a supervisor asks of them all."""
 
 from __future__ import annotations
 
@@ -9,33 +9,24 @@ from typing import Any, Protocol
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.errors import ClusterError
 from orchestrator.paths import Home
 from orchestrator.runtime.link import Order
-from orchestrator.spec import JobSpec
 from orchestrator.supervision.agent import Agent
 from orchestrator.supervision.context import RunContext
+from orchestrator.supervision.place import NAMESPACE, PlaceLost, agent_name, find_group, kill_named, named, nodes_of, why_lost
 
-NAMESPACE = "orchestrator"
 PLACE_LIMIT_S = 60.0
-"""How long an agent may take to start in a bundle that is reserved; a bundle whose node is gone never lets it."""
+"""How long an agent may take to start in a bundle that is reserved. One whose node is gone by Ray's own table is not waited for."""
+LOOK_INTERVAL_S = 0.2
 ANSWER_LIMIT_S = 60.0
 INSPECT_LIMIT_S = 5.0
 NAME_FREE_LIMIT_S = 20.0
-LEAVE_LIMIT_S = 5.0
-"""How long an agent may take to remove what its node keeps in memory, when the place is given back without its supervisor."""
 
 log = logging.getLogger("orchestrator.supervisor")
-
-Placement = Sequence[tuple[str, int]]
-"""(Ray node id, number of ranks) of each bundle."""
-
-
-class PlaceLost(ClusterError):
-    """A bundle of the job's place lets no agent start: its node is gone."""
 
 
 class Group(Protocol):
@@ -69,94 +60,6 @@ class Group(Protocol):
 
     def close(self) -> None:
         """Ship the logs, end the agents."""
-
-
-# the place
-
-
-def bundles(spec: JobSpec, ranks_per_node: Sequence[int], node_ids: Sequence[str]) -> tuple[list[dict[str, float]], list[dict[str, str]]]:
-    """(resources, label selector) of each bundle."""
-    asked = spec.resources
-    resources = [_resources(ranks * asked.cpus_per_worker, ranks * asked.gpus_per_worker) for ranks in ranks_per_node]
-    return resources, [{"ray.io/node-id": node_id} for node_id in node_ids]
-
-
-def reserve(job_id: str, spec: JobSpec, placement: Placement) -> bool:
-    """Ask for the job's place, once; True when it is reserved, which is waited for a second at most. Asking again does no harm."""
-    found = _find_group(job_id)
-    if found is None:
-        resources, selectors = bundles(spec, [ranks for _, ranks in placement], [node_id for node_id, _ in placement])
-        found = placement_group(
-            resources, strategy="PACK", name=group_name(job_id), lifetime="detached", bundle_label_selector=selectors
-        )
-    return bool(found.wait(timeout_seconds=1))
-
-
-def release(job_id: str, home: Home, standby: Sequence[str] = ()) -> None:
-    """End supervisor and agents and give the place back. No error if nothing is left of them. `standby`: see `Job.standby`."""
-    for name in filter(None, (supervisor_name(job_id), *standby[:1])):
-        kill_named(name)
-        home.supervisor(name).unlink(missing_ok=True)
-    agents = [name for name in actor_names() if name.startswith(f"agent:{job_id}:") or name in standby[1:]]
-    _let_leave(agents)
-    for name in agents:
-        kill_named(name)
-    group = _find_group(job_id)
-    if group is not None:
-        remove_placement_group(group)
-
-
-def supervisor_name(job_id: str) -> str:
-    return f"supervisor:{job_id}"
-
-
-def agent_name(job_id: str, bundle: int) -> str:
-    return f"agent:{job_id}:{bundle}"
-
-
-def group_name(job_id: str) -> str:
-    return f"job:{job_id}"
-
-
-def _resources(cpus: float, gpus: float) -> dict[str, float]:
-    return {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-
-
-def _find_group(job_id: str) -> PlacementGroup | None:
-    """By name over all namespaces: a supervisor's own namespace is that of the driver which created it."""
-    for group_id, row in placement_group_table().items():
-        if row["name"] == group_name(job_id) and row["state"] != "REMOVED":
-            return PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id)))
-    return None
-
-
-def _let_leave(agents: Sequence[str]) -> None:
-    """Those that can; one whose node is gone, or that does not answer, is not waited for long."""
-    handles = [named(name) for name in agents]
-    answers = [handle.leave.remote() for handle in handles if handle is not None]
-    if answers:
-        ray.wait(answers, num_returns=len(answers), timeout=LEAVE_LIMIT_S)
-
-
-def actor_names() -> list[str]:
-    """Of all our actors that live."""
-    return [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE]
-
-
-def named(name: str) -> Any:
-    """The handle of the actor, None if there is none."""
-    try:
-        return ray.get_actor(name, namespace=NAMESPACE) if name else None
-    except ValueError:
-        return None
-
-
-def kill_named(name: str) -> None:
-    if (handle := named(name)) is not None:
-        ray.kill(handle, no_restart=True)
-
-
-# the processes in it
 
 
 def create_agent(name: str, home: Home, strategy: Any, gpus: float = 0.0) -> Any:
@@ -233,6 +136,7 @@ class WorkerGroup:
         self._ranks_per_bundle = context.ranks_per_bundle
         self._supervisor = supervisor
         self._peer_copy = context.spec.checkpoint.peer_copy and len(context.ranks_per_bundle) > 1
+        self._nodes: list[str] = []
         gpus = context.spec.resources.gpus_per_worker
         ready = dict(enumerate(standby))
         self._slots = [
@@ -241,16 +145,25 @@ class WorkerGroup:
         ]
 
     def prepare(self) -> None:
-        group = _find_group(self._job_id)
+        group = find_group(self._job_id)
         if group is None:
             raise PlaceLost(f"the place of {self._job_id} is not reserved any more")
+        self._nodes = self._nodes or nodes_of(group)
         for slot in self._slots:
             slot.prepare(group, self._supervisor)
 
     def start(self, tasks: Sequence[dict[str, Any]], env: Mapping[str, str], give_up: Callable[[], bool]) -> None:
         self.prepare()
-        if not self._wait_placed(give_up):
-            return
+        try:
+            if self._wait_placed(give_up):
+                self._fork(tasks, env)
+        except ClusterError as error:
+            lost = why_lost(self._job_id, self._nodes)
+            if lost:
+                raise PlaceLost(lost) from error
+            raise
+
+    def _fork(self, tasks: Sequence[dict[str, Any]], env: Mapping[str, str]) -> None:
         address, port = self._ask([self._slots[0]], "address")[0]
         tasks = [{**task, "master_address": address, "master_port": port} for task in tasks]
         parts, first = [], 0
@@ -317,16 +230,22 @@ class WorkerGroup:
 
     def _wait_placed(self, give_up: Callable[[], bool]) -> bool:
         """Until every agent has begun. False if given up. Raises PlaceLost, ClusterError (an agent's own error)."""
-        answers = [slot.begun for slot, _ in self._agents()]
-        limit = time.monotonic() + PLACE_LIMIT_S
-        missing = answers
-        while missing and not give_up():
-            if time.monotonic() > limit:
-                raise PlaceLost(f"{len(missing)} of {len(answers)} nodes of {self._job_id} do not start an agent any more")
-            _, missing = ray.wait(missing, num_returns=len(missing), timeout=0.2)
-        if missing:
-            return False
-        _get(answers)
+        waiting = {slot.begun: slot for slot, _ in self._agents()}
+        count, limit = len(waiting), time.monotonic() + PLACE_LIMIT_S
+        while waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=LOOK_INTERVAL_S)
+            _get(ready)
+            for answer in ready:
+                del waiting[answer]
+            lost = why_lost(self._job_id, self._nodes) if waiting else ""
+            if waiting and not lost and time.monotonic() > limit:
+                lost = f"{len(waiting)} of {count} nodes do not start an agent within {PLACE_LIMIT_S:.0f} s"
+            if waiting and (lost or give_up()):
+                for slot in waiting.values():
+                    slot.discard()  # whoever asks it would wait for it to start
+                if lost:
+                    raise PlaceLost(lost)
+                return False
         return True
 
     def _ask(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import LayoutError
-from orchestrator.layout import Layout, deepspeed_config, layout_for, legal, smaller_micro_batch
+from orchestrator.layout import Layout, deepspeed_config, layout_for, legal, legal_world_sizes, smaller_micro_batch
 from orchestrator.spec import (
     DataSpec,
     JobSpec,
@@ -93,6 +93,65 @@ def test_the_asked_for_world_is_given_or_the_possible_ones_are_listed(batch_and_
     listed = [int(number) for number in re.findall(r"\d+", said.rpartition("among")[2])]
     assert listed == worlds[:12]
     assert said.endswith(" ....") == (len(worlds) > 12)
+
+
+def elastic(batch: int, micro: int, workers: int, least: int, **parallelism: int) -> JobSpec:
+    spec = job(batch, micro)
+    resources = ResourcesSpec(num_workers=workers, min_workers=least)
+    return dataclasses.replace(spec, resources=resources, parallelism=ParallelismSpec(**parallelism))
+
+
+@pytest.mark.parametrize(
+    "spec, sizes",
+    [
+        (elastic(24, 2, 12, 0), (12,)),
+        (elastic(24, 2, 12, 12), (12,)),
+        (elastic(24, 2, 12, 1), (1, 2, 3, 4, 6, 12)),
+        (elastic(24, 2, 6, 3), (3, 4, 6)),
+        (elastic(24, 2, 12, 5), (6, 12)),  # 5 workers cannot share the batch
+        (elastic(24, 2, 8, 2, tensor_parallel_size=2), (2, 4, 6, 8)),
+        (elastic(24, 2, 8, 3, zero_stage=1, pipeline_parallel_size=2), (4, 6, 8)),
+        (elastic(24, 2, 4, 1, zero_stage=3, zero_hpz_partition_size=2), (2, 4)),
+    ],
+)
+def test_a_job_that_may_shrink_has_the_legal_sizes_from_its_least_on(spec: JobSpec, sizes: tuple[int, ...]) -> None:
+    assert legal_world_sizes(spec) == sizes
+
+
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        (elastic(24, 2, 12, 7), "of the smaller numbers 1, 2, 3, 4, 6 are legal. Choose at most 6, or 0 (all or none)."),
+        (elastic(24, 2, 2, 1, tensor_parallel_size=2), "no smaller number is legal. Choose 0 (all or none)."),
+    ],
+)
+def test_a_least_size_with_nothing_to_shrink_to_is_refused_with_the_legal_ones(spec: JobSpec, said: str) -> None:
+    with pytest.raises(LayoutError) as caught:
+        legal_world_sizes(spec)
+    asked = spec.resources
+    assert str(caught.value) == (
+        f"resources.min_workers={asked.min_workers} leaves nothing to shrink to from resources.num_workers={asked.num_workers}: {said}"
+    )
+
+
+@settings(deadline=None)
+@given(batches, st.integers(1, 80), st.integers(0, 80))
+def test_every_size_of_a_job_that_may_shrink_is_legal_and_the_full_one_is_the_last(
+    batch_and_micro: tuple[int, int], workers: int, least: int
+) -> None:
+    whole = job(*batch_and_micro, workers=workers)
+    worlds = [layout.world_size for layout in legal(whole)]
+    if workers not in worlds or least > workers:
+        return
+    spec = dataclasses.replace(whole, resources=ResourcesSpec(num_workers=workers, min_workers=least))
+    expected = [world for world in worlds if max(least, 1) <= world <= workers]
+    if least in (0, workers):
+        assert legal_world_sizes(spec) == (workers,)
+    elif expected == [workers]:
+        with pytest.raises(LayoutError):
+            legal_world_sizes(spec)
+    else:
+        assert list(legal_world_sizes(spec)) == expected
 
 
 @settings(deadline=None)

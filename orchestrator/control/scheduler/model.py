@@ -85,6 +85,12 @@ class QueuedJob:
     job_id: str
     queued_s: float
     demand: Demand
+    """Of the whole gang."""
+    smaller: tuple[int, ...] = ()
+    """Numbers of workers, ascending, with which it may start where nodes are missing; none: all or none."""
+    shrink_after_s: float = 0.0
+    short_since_s: float | None = None
+    """Since when nodes have been missing (`Plan.short`), as far as known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +99,12 @@ class RunningJob:
 
     job_id: str
     demand: Demand
+    """Of the whole gang; `placement` may hold fewer workers."""
     placement: Placement
+    may_grow: bool = False
+    """It may be told to leave for a place for its whole gang."""
+    growing: bool = False
+    """It was told so, and has not left yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,5 +134,7 @@ class Plan:
     reservations: tuple[Start, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why each job that does not start waits, by job id."""
+    short: tuple[str, ...] = ()
+    """Jobs that wait whose whole gang would not fit if nothing else ran: nodes are missing."""
     next_change_at: float | None = None
     """When the plan could differ though nothing else happened; None: never."""

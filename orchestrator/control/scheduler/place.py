@@ -46,6 +46,12 @@ def take(free: tuple[Free, ...], demand: Demand, placement: Placement) -> tuple[
     return tuple(node.less(demand, workers.get(node.node_id, 0)) for node in free)
 
 
+def give_back(free: tuple[Free, ...], demand: Demand, placement: Placement) -> tuple[Free, ...]:
+    """What would be free without `placement`."""
+    workers = dict(placement)
+    return tuple(node.less(demand, -workers.get(node.node_id, 0)) for node in free)
+
+
 def _place(free: tuple[Free, ...], demand: Demand) -> Placement | None:
     """Nodes of the best standing first, of those the largest; the rest goes where it fits most tightly."""
     left, chosen, candidates = demand.num_workers, [], [node for node in free if node.capacity(demand)]

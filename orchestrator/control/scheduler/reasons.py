@@ -16,8 +16,11 @@ def infeasible(nodes: Iterable[Node], demand: Demand) -> str:
     return f"needs {_needs(demand)}{limit}; the cluster has {has} in all"
 
 
-def waiting(free: tuple[Free, ...], job: QueuedJob, running: tuple[RunningJob, ...]) -> str:
-    demand = job.demand
+def short(nodes: Iterable[Node], job: QueuedJob, demand: Demand) -> str:
+    return f"{infeasible(nodes, job.demand)}; starts with {_workers(demand.num_workers)} if no node comes within {job.shrink_after_s:g} s"
+
+
+def waiting(free: tuple[Free, ...], demand: Demand, running: tuple[RunningJob, ...]) -> str:
     what = f"{_cpus(sum(max(0, node.cpu_units) for node in free))}"
     if demand.gpus:
         what += f" and {_gpus(sum(max(0, node.gpus) for node in free))}"
@@ -59,6 +62,10 @@ def _cpus(units: int) -> str:
 
 def _gpus(count: int) -> str:
     return f"{count} GPU{'' if count == 1 else 's'}"
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'' if count == 1 else 's'}"
 
 
 def _nodes(count: int) -> str:

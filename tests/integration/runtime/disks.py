@@ -12,7 +12,7 @@ import matrix
 from matrix import Cell
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from orchestrator.runtime.disk import load_op
+from orchestrator.runtime.ops import load_op
 
 MEMORY = Cell(3, 2, model="wide")
 DISK = MEMORY._replace(offload="disk")
@@ -28,7 +28,7 @@ def wide():
 
 
 if __name__ == "__main__":
-    load_op()  # here, so that not every rank does it
+    load_op("async_io", "this test")  # here, so that not every rank does it
     matrix.MODELS["wide"] = wide
     matrix.STEPS["wide"] = 6
     matrix.DECAY = 0.0  # an average of the weights and state in files exclude each other

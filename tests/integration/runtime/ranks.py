@@ -43,6 +43,9 @@ def spec_of(store, **changes):
 class Group:
     """A worker group and its supervisor in one: runs to the end, commits what all ranks saved."""
 
+    program = __file__
+    """What is started for each rank with the path of its task."""
+
     def __init__(self, folder, world_size, spec, job_id="job", epoch=None):
         self.folder, self.world_size, self.spec, self.job_id = Path(folder), world_size, spec, job_id
         self.store = DirectoryStore(self.folder / "store")
@@ -76,7 +79,7 @@ class Group:
             path.write_text(json.dumps(task.to_dict()))
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
             with (run_dir / f"log{rank}").open("w") as log:
-                self.processes.append(subprocess.Popen([sys.executable, __file__, str(path)], env=environment, stdout=log, stderr=log))
+                self.processes.append(subprocess.Popen([sys.executable, self.program, str(path)], env=environment, stdout=log, stderr=log))
         self.run_dir = run_dir
         return self
 

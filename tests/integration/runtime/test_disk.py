@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ranks import Group, spec_of
 
 from orchestrator.errors import ConfigError
-from orchestrator.runtime.disk import load_op
+from orchestrator.runtime.ops import load_op
 
 pytestmark = pytest.mark.timeout(600)  # what runs the matrix for all tests counts as the first one's time
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(600)  # what runs the matrix for all tests coun
 @pytest.fixture(scope="module", autouse=True)
 def op():
     try:
-        load_op()
+        load_op("async_io", "this test")
     except ConfigError as error:
         pytest.skip(str(error))
 

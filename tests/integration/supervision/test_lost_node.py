@@ -42,6 +42,9 @@ def test_the_peer_of_a_lost_node_stores_what_it_had_staged_and_the_job_goes_on_f
     for left in MEMORY.glob(f"orchestrator-{job.id}-1-*"):
         left.unlink()  # it was the memory of the lost node
     wait_until(lambda: job.status()["progress"]["committed_step"] == 30, f"the commit of step 30: {job.status()}")
+    lost = job.wait_ended()  # when Ray knows that the node is gone, and not after a time that a node may take
+    assert lost.end_reason is EndReason.PREEMPTED
+    assert lost.message == f"node {second.id[:8]} is lost; back to the queue, goes on from step 30"
     assert job.events().count("agent_lost") + job.events().count("rank_lost") == 1
     assert "warning" not in job.events()
     job.release()

@@ -33,7 +33,7 @@ def standby(box):
 
 
 def living() -> set[str]:
-    from orchestrator.supervision.worker_group import actor_names
+    from orchestrator.supervision.place import actor_names
 
     return set(actor_names())
 
@@ -62,7 +62,7 @@ def test_what_stood_by_and_dies_is_replaced_and_the_curve_is_the_calm_one(box, s
 
 
 def test_a_job_starts_for_itself_what_has_died_meanwhile(box, standby):
-    from orchestrator.supervision.worker_group import kill_named
+    from orchestrator.supervision.place import kill_named
 
     for name in standby:
         kill_named(name)

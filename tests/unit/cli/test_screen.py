@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 import shlex
@@ -13,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cli.screen import Bar, Screen, best_line, command, duration, size, state_line, table
+from orchestrator.cli.screen import Bar, Screen, best_line, command, duration, size, state_line, table, workers
 from orchestrator.job import Job, JobState, Progress
 from orchestrator.paths import Home
-from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec
+from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, TrainingSpec, WorkloadSpec
 
 SPEC = JobSpec(
     workload=WorkloadSpec(name="tiny", entrypoint="tiny:Tiny"),
@@ -152,6 +153,16 @@ def test_figures_of_training(progress: dict[str, object], shown: str) -> None:
 
 
 # Screen
+
+
+def test_fewer_workers_than_asked_for_are_shown_while_they_run() -> None:
+    spec = dataclasses.replace(SPEC, resources=ResourcesSpec(num_workers=4, min_workers=1))
+    progress = Progress(step=3, max_steps=10, loss=1.0)
+    job = Job(id="a", spec=spec, state=JobState.RUNNING, progress=progress, placement=(("n1", 1), ("n2", 1)))
+    assert (workers(job), state_line(job)) == ("2 of 4", "step 3/10  loss 1.0000  workers 2 of 4")
+    for placement in ((("n1", 4),), ()):
+        other = dataclasses.replace(job, placement=placement)
+        assert (workers(other), state_line(other)) == ("4", "step 3/10  loss 1.0000")
 
 
 def test_elsewhere_than_on_a_terminal_nothing_is_said_twice(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from orchestrator.control.groups import GroupStatus, ScriptedGroups, done, faile
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.control.store import JobStore
-from orchestrator.errors import ClusterError, StorageDenied, StorageUnavailable, UserError
+from orchestrator.errors import ClusterError, ConfigError, StorageDenied, StorageUnavailable, UserError
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, JobResult, JobState, Progress
 from orchestrator.paths import Home
@@ -486,3 +486,139 @@ def test_forgiving_an_unknown_machine_names_the_nearest(world):
     world.turn()
     with pytest.raises(UserError, match=r"no node is named 'm2'. Known: m1"):
         world.client.forgive("m2")
+
+
+# fewer workers
+
+ELASTIC = ResourcesSpec(num_workers=2, min_workers=1)
+PATIENT = RecoverySpec(shrink_after_s=30, grow_interval_s=60)
+ONE, TWO = (tuple(Node(id=f"node-{n}", cpu_units=CPU_UNITS) for n in range(1, count + 1)) for count in (1, 2))
+
+
+def lose_node_2(world, **changes):
+    """A job on two nodes, the second of which is lost; its supervisor has found that out."""
+    drain(world, *TWO)
+    job_id = world.running(**{"resources": ELASTIC, "recovery": PATIENT, **changes})
+    drain(world, *ONE)
+    world.end(job_id, EndReason.PREEMPTED, "node node-2 is lost; back to the queue, goes on from step 5", committed_step=5)
+    world.turn(6)
+    return job_id
+
+
+def test_a_job_that_lost_a_node_starts_on_a_spare_one_before_those_that_came_later(world):
+    drain(world, *TWO, Node(id="node-3", cpu_units=CPU_UNITS))
+    job_id = world.running()
+    later = world.submit()
+    world.turn()
+    drain(world, ONE[0], Node(id="node-3", cpu_units=CPU_UNITS))
+    world.end(job_id, EndReason.PREEMPTED, "node node-2 is lost")
+    world.turn(6)
+    job = world.client.job(job_id)
+    assert (job.state, job.run, dict(job.placement)) == (JobState.STARTING, 2, {"node-1": 1, "node-3": 1})
+    assert world.client.job(later).reason == f"needs 2 x 1 CPU; 0 CPUs are free on 2 nodes, held by {job_id}"
+
+
+def test_a_rigid_job_waits_for_another_node_however_long(world):
+    job_id = lose_node_2(world, resources=ResourcesSpec(num_workers=2))
+    world.turn(4, seconds=1000)
+    assert world.client.job(job_id).reason == "needs 2 x 1 CPU; the cluster has 1 CPU on 1 node in all"
+
+
+def test_where_no_node_comes_it_goes_on_with_fewer_workers_and_says_so(world):
+    job_id = lose_node_2(world)
+    job = world.client.job(job_id)
+    assert (job.state, job.reason) == (
+        JobState.QUEUED, "needs 2 x 1 CPU; the cluster has 1 CPU on 1 node in all; starts with 1 worker if no node comes within 30 s"
+    )  # fmt: skip
+    world.turn(3, seconds=10)
+    job = world.client.job(job_id)
+    assert (job.state, job.run, job.placement, job.num_placed) == (JobState.STARTING, 2, (("node-1", 1),), 1)
+    told = [event for _, event in world.client.events(job_id) if event.kind is EventKind.RESIZED]
+    assert [(event.message, event.fields) for event in told] == [("1 of 2 workers, because nodes are missing", {"workers": 1})]
+
+
+def test_a_node_that_comes_in_time_is_waited_for(world):
+    job_id = lose_node_2(world)
+    world.turn(2, seconds=10)
+    drain(world, *TWO)
+    world.turn(4)
+    assert world.client.job(job_id).num_placed == 2
+    assert "RESIZED" not in world.kinds(job_id)
+
+
+def shrunk(world):
+    job_id = lose_node_2(world)
+    world.turn(3, seconds=10)
+    world.turn()
+    world.say(job_id, JobState.RUNNING, source="2", committed_step=5)
+    world.turn()
+    assert world.state(job_id) is JobState.RUNNING
+    return job_id
+
+
+def test_it_grows_back_when_all_fit_again_and_not_too_soon(world):
+    job_id = shrunk(world)
+    drain(world, *TWO)
+    world.turn(4)
+    assert world.groups.resizes == []
+    world.turn(4, seconds=30)
+    assert world.groups.resizes == [(job_id, "all 2 workers have a place again")], "each life of a supervisor is told once"
+    world.say(job_id, JobState.DRAINING, source="2", committed_step=9)
+    later = world.submit(resources=ResourcesSpec(num_workers=1))
+    world.turn(4)
+    assert world.state(later) is JobState.QUEUED, "the place is kept"
+    world.end(job_id, EndReason.RESIZED, "all 2 workers have a place again; stopped after step 9; back to the queue", committed_step=9)
+    world.say(job_id, JobState.DRAINING, source="2", ended=True, committed_step=9)
+    world.turn(6)
+    job = world.client.job(job_id)
+    assert (job.state, job.run, job.num_placed) == (JobState.STARTING, 3, 2)
+    assert world.groups.preemptions == []
+
+
+def test_a_supervisor_that_did_not_hear_that_it_is_to_leave_is_told_again(world):
+    job_id = shrunk(world)
+    drain(world, *TWO)
+    world.turn(4, seconds=30)
+    world.say(job_id, JobState.RUNNING, source="3", committed_step=5)  # started again
+    world.turn(4)
+    assert len(world.groups.resizes) == 2
+
+
+def test_a_job_that_is_stopped_on_its_way_to_more_workers_is_cancelled(world):
+    job_id = shrunk(world)
+    drain(world, *TWO)
+    world.turn(4, seconds=30)
+    world.client.request_stop(job_id, "drain")
+    world.end(job_id, EndReason.RESIZED, "stopped after step 9", committed_step=9)
+    world.turn(6)
+    assert world.state(job_id) is JobState.CANCELLED
+
+
+def test_resizing_takes_nothing_from_the_budget_of_preemptions(world):
+    job_id = world.running(recovery=RecoverySpec(max_preemptions=1))
+    world.end(job_id, EndReason.RESIZED, "all have a place")
+    world.turn(6)
+    assert (world.state(job_id), world.client.job(job_id).run) == (JobState.STARTING, 2)
+
+
+def test_a_place_whose_node_goes_before_the_supervisor_is_there_is_given_back_at_once(world):
+    drain(world, *TWO)
+    job_id = world.submit()
+    world.groups.pending.add(job_id)
+    world.turn()
+    drain(world, ONE[0], Node(id="node-3", cpu_units=CPU_UNITS))
+    world.turn(8)
+    assert dict(world.client.job(job_id).placement) == {"node-1": 1, "node-3": 1}
+    assert "node node-2 was lost before it started; queued again" in "".join(world.messages(job_id))
+
+
+def test_a_job_that_may_shrink_is_taken_by_a_cluster_that_holds_its_least_size(world):
+    drain(world, *ONE)
+    world.turn()
+    with pytest.raises(ConfigError, match=r"resources\.num_workers=2 is more than the cluster can ever have"):
+        world.submit()
+    with pytest.raises(ConfigError, match=r"resources\.min_workers=2 is more than the cluster can ever have"):
+        world.submit(resources=ResourcesSpec(num_workers=4, min_workers=2))
+    job_id = world.submit(resources=ELASTIC, recovery=RecoverySpec(shrink_after_s=0))
+    world.turn()
+    assert world.client.job(job_id).num_placed == 1

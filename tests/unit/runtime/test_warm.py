@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from orchestrator.runtime.task import RankTask
+from orchestrator.runtime.warm import POLL_S
+from orchestrator.runtime.warm_place import call_newest, is_newest
 
 
 def sleeper(task):
@@ -27,15 +29,16 @@ def sleeper(task):
 
 
 class Agent:
-    def __init__(self, folder):
+    def __init__(self, folder, *options):
         self.folder, self.log, self.clock = folder, folder / "rank.log", folder / "clock"
         self.watched = subprocess.Popen(["sleep", "600"])
         command = [sys.executable, "-m", "orchestrator.runtime.warm", "--socket", str(folder / "s"), "--watch-pid", str(self.watched.pid)]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-        self.warm = subprocess.Popen([*command, "--entry", "test_warm:sleeper"], env=environment, cwd=folder)
-        self.wait(lambda: (folder / "s").exists())
+        self.warm = subprocess.Popen([*command, "--entry", "test_warm:sleeper", *options], env=environment, cwd=folder)
+        self.path = folder / "s"
+        self.wait(self.path.exists)
         self.connection = socket.socket(socket.AF_UNIX)
-        self.wait(lambda: self.connection.connect_ex(str(folder / "s")) == 0)
+        self.wait(lambda: self.connection.connect_ex(str(self.path)) == 0)
         self.lines = self.connection.makefile()
 
     def fork(self):
@@ -52,6 +55,11 @@ class Agent:
         assert started["op"] == "started", started
         self.wait(lambda: "asleep" in self.log.read_text())
         return started["pid"]
+
+    def kill(self):
+        """Its rank; returns when its end is told."""
+        self.connection.sendall(json.dumps({"op": "kill", "rank": None, "signal": int(signal.SIGKILL)}).encode() + b"\n")
+        assert json.loads(self.lines.readline())["signal"] == 9
 
     @staticmethod
     def wait(condition):
@@ -97,3 +105,43 @@ def test_its_agent_hears_of_its_end_when_its_ranks_and_their_clocks_are_gone(age
     agent.watched.wait()
     assert agent.lines.readline() == ""
     assert not psutil.pid_exists(pid) and not agent.clock.exists()
+
+
+def test_one_of_older_code_leaves_when_its_last_agent_has(agent):
+    agent.fork()
+    call_newest(agent.path.with_name("s-newer"))
+    agent.kill()
+    agent.fork()  # the job goes on with the code that it began with
+    agent.kill()
+    assert agent.warm.poll() is None
+    agent.connection.close()
+    agent.lines.close()
+    assert agent.warm.wait(20) == 0
+    assert not agent.path.exists()
+
+
+def test_one_that_is_asked_for_again_stays(agent):
+    other = agent.path.with_name(agent.path.name + "-other")
+    assert is_newest(agent.path)
+    call_newest(other)
+    assert is_newest(other) and not is_newest(agent.path)
+    call_newest(agent.path)
+    agent.connection.close()
+    with pytest.raises(subprocess.TimeoutExpired):
+        agent.warm.wait(3 * POLL_S)
+
+
+def test_one_that_has_grown_leaves_when_it_has_no_ranks_and_not_before_it_had_any(tmp_path):
+    agent = Agent(tmp_path, "--max-growth-mb=-1000")
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            agent.warm.wait(2 * POLL_S)
+        agent.fork()
+        with pytest.raises(subprocess.TimeoutExpired):
+            agent.warm.wait(2 * POLL_S)
+        agent.kill()
+        assert agent.lines.readline() == ""  # its agent asks another one for the next ranks
+        assert agent.warm.wait(20) == 0
+        assert not agent.path.exists()
+    finally:
+        agent.close()

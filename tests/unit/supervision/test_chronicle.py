@@ -42,6 +42,11 @@ def test_a_run_after_a_preemption_has_what_the_one_before_had_against_it():
     assert counts(records, 3) == (2, 3, 2)
 
 
+def test_a_run_with_another_number_of_workers_has_what_the_one_before_had_against_it_and_no_preemption_more():
+    records = [restarted(1), ended(1, EndReason.PREEMPTED), restarted(2), ended(2, EndReason.RESIZED)]
+    assert counts(records, 3) == (2, 2, 1)
+
+
 def test_a_run_that_the_user_resumes_has_nothing_against_it():
     records = [restarted(1), ended(1, EndReason.PREEMPTED), restarted(2), ended(2, EndReason.CANCELLED)]
     assert counts(records, 3) == (0, 0, 0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from checkpoint_writer import write_checkpoint
 
+from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.job import EndReason
 from orchestrator.paths import Home, JobKeys
@@ -97,11 +98,11 @@ class Failing:
         return set()
 
 
-def run(store, folder, number=1, group=Spoken, micro_batch_size=2, workers=1, **recovery):
+def run(store, folder, number=1, group=Spoken, micro_batch_size=2, workers=1, resources=None, **recovery):
     values = {
         "workload": {"name": "x", "entrypoint": "m:C"}, "model": {"name": "x"}, "data": {"name": "x"}, "tracking": {"enabled": False},
         "training": {"max_steps": 50, "global_batch_size": 8, "micro_batch_size": micro_batch_size, "eval_interval_steps": 10},
-        "checkpoint": {"keep_last": 1, "keep_best": 1}, "recovery": {"backoff_s": 0.01, **recovery},
+        "checkpoint": {"keep_last": 1, "keep_best": 1}, "recovery": {"backoff_s": 0.01, **recovery}, "resources": resources or {},
     }  # fmt: skip
     context = RunContext(job_id="job", run=number, spec=from_dict(JobSpec, values), home=Home(folder), ranks_per_bundle=(workers,))
     journal, inbox, board = Journal(folder / "journal.jsonl", store, KEYS), Inbox(), StatusBoard("job", 50, "life")
@@ -123,6 +124,15 @@ def test_an_early_end_is_a_success_with_its_reason_and_the_best_checkpoint_is_sh
 
     _, progress, _ = run(store, tmp_path, number=2)
     assert (progress.best_step, progress.committed_step) == (10, 30)  # read back from the store
+
+
+def test_an_attempt_with_fewer_workers_commits_what_they_save_and_says_how_many_it_has(tmp_path):
+    store = MemoryStore()
+    result, _, tags = run(store, tmp_path, resources={"num_workers": 4, "min_workers": 1})
+    assert (result.end_reason, result.committed_step) == (EndReason.COMPLETED, 30), result.message
+    assert tags[0] == {"workers": "1 of 4"}
+    ref, *_ = CommitLog(store, KEYS).chain()
+    assert CommitLog(store, KEYS).load_manifest(ref).world_size == 1
 
 
 def test_what_was_staged_when_the_ranks_died_is_committed_before_they_start_again(tmp_path):

@@ -83,9 +83,9 @@ class Script:
     At its order it stages step 16, which is in the store `upload_s` seconds later. Each look into the inbox that finds nothing is 0.5 s.
     """
 
-    def __init__(self, store, grace_s, upload_s=5.0, dies=False, begins=True, num_bytes=1000, stop=""):
+    def __init__(self, store, grace_s, upload_s=5.0, dies=False, begins=True, num_bytes=1000, stop="", resize=False):
         self.now, self.store, self.grace_s, self.upload_s, self.dies, self.begins = 1000.0, store, grace_s, upload_s, dies, begins
-        self.num_bytes, self.stop = num_bytes, stop
+        self.num_bytes, self.stop, self.resize = num_bytes, stop, resize
         self.calls, self.inbox, self.due = [], Clocked(self), None
 
     def start(self, tasks, env, give_up):
@@ -100,9 +100,12 @@ class Script:
         self.inbox.after(self.take_place)
 
     def take_place(self):
+        if self.resize:
+            self.inbox.resize("all 2 workers have a place again")
         if self.stop:
             self.inbox.stop(self.stop)
-        self.inbox.preempt(Preemption("a test takes its place", self.now + self.grace_s))
+        if self.grace_s:
+            self.inbox.preempt(Preemption("a test takes its place", self.now + self.grace_s))
 
     def order(self, order):
         self.calls.append(order.name)
@@ -239,3 +242,30 @@ def test_what_the_user_stops_is_cancelled_though_it_is_preempted_too(tmp_path):
     result, group, told, _ = run(tmp_path / "again", grace_s=8.0, stop="drain")
     assert (result.end_reason, result.committed_step) == (EndReason.CANCELLED, 10)  # the place is lost all the same
     assert [event["choice"] for event in told] == ["abandon"] and group.calls[-1] == "stop uploads"
+
+
+# for another number of workers
+
+
+def test_a_job_that_is_resized_saves_however_long_it_takes_and_goes_back_to_the_queue(tmp_path):
+    result, group, told, board = run(tmp_path, grace_s=0, resize=True, upload_s=600.0)
+    assert (result.end_reason, result.step, result.committed_step) == (EndReason.RESIZED, 16, 16)
+    assert result.message == "all 2 workers have a place again; stopped after step 16; back to the queue, goes on from step 16"
+    assert group.calls == [[], "DRAIN"] and told == []
+    assert (board.state, board.progress.preemptions, board.progress.restarts) == (JobState.DRAINING, 0, 0)
+    events = [record for record in Journal(tmp_path / "journal.jsonl", group.store, KEYS).records() if record["kind"] == "event"]
+    (resized,) = [record["message"] for record in events if record["event"] == "resized"]
+    assert resized == "all 2 workers have a place again: it saves and starts again with them"
+
+
+def test_a_preemption_counts_before_a_resize_and_the_user_before_both(tmp_path):
+    result, *_ = run(tmp_path, grace_s=13.0, resize=True)
+    assert (result.end_reason, result.committed_step) == (EndReason.PREEMPTED, 16)
+    result, *_ = run(tmp_path / "again", grace_s=0, resize=True, stop="drain")
+    assert result.end_reason is EndReason.CANCELLED
+
+
+def test_what_dies_on_its_way_to_another_size_goes_back_to_the_queue_all_the_same(tmp_path):
+    result, group, _, board = run(tmp_path, grace_s=0, resize=True, dies=True)
+    assert (result.end_reason, result.committed_step, board.progress.restarts) == (EndReason.RESIZED, 16, 0)
+    assert "kill" in group.calls

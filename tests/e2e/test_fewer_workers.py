@@ -1,0 +1,107 @@
+"""A job on a cluster of two nodes, one of which is lost for good: it goes on with fewer workers, and with all of them when a node comes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from harness import TINY, Sandbox
+from supervision_box import QUICK_HEALTH_CHECKS
+
+from orchestrator.control.keeper import free_port
+from orchestrator.events import EventKind
+from orchestrator.job import JobState
+
+SCRIPT = Path(__file__).parents[2] / "cluster" / "local.sh"
+STEPS = 4000
+
+
+class Cluster:
+    """Two nodes with a CPU each, and one that can be added."""
+
+    def __init__(self, sandbox):
+        self.sandbox, self.port, self.added = sandbox, free_port(), None
+        self.environment = {**sandbox.environment, **QUICK_HEALTH_CHECKS, "PYTHON": sys.executable}
+        command, pipe = [SCRIPT, "2", "1", str(self.port)], subprocess.PIPE
+        self.script = subprocess.Popen(
+            command, env=self.environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        first = self.script.stdout.readline()
+        assert "ready: 2 nodes" in first, first + self.script.communicate(timeout=60)[0]
+
+    def lose_second(self):
+        """Power off: SIGKILL to all that runs on it."""
+        nodes = psutil.Process(self.script.pid).children()
+        (root,) = [node for node in nodes if any(argument.endswith("/node2") for argument in node.cmdline())]
+        for process in [root, *root.children(recursive=True)]:
+            process.kill()
+
+    def add(self):
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address=127.0.0.1:{self.port}", "--num-cpus=1",
+            "--node-ip-address=127.0.0.1", "--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0",
+            "--dashboard-agent-listen-port=0", f"--temp-dir={self.sandbox.root}/n3", "--disable-usage-stats",
+        ]  # fmt: skip
+        environment = {**self.environment, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+        with (self.sandbox.root / "n3.log").open("wb") as log:
+            self.added = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def close(self):
+        for process in (self.added, self.script):
+            if process is not None:
+                process.send_signal(signal.SIGTERM)
+                process.wait(timeout=60)
+
+
+@pytest.fixture
+def sandbox():
+    box = Sandbox()
+    yield box
+    box.run("down")
+    box.close()
+
+
+@pytest.fixture
+def cluster(sandbox):
+    it = Cluster(sandbox)
+    yield it
+    it.close()
+
+
+def test_a_job_goes_on_with_one_worker_when_a_node_is_lost_and_with_both_when_another_comes(sandbox, cluster):
+    settings = (
+        *TINY, f"training.max_steps={STEPS}", "checkpoint.interval_steps=100", f"cluster.address=127.0.0.1:{cluster.port}",
+        "resources.max_workers_per_node=1",
+    )  # fmt: skip
+    calm = sandbox.submit(*settings)
+    assert sandbox.wait_ended(calm).state is JobState.SUCCEEDED, sandbox.describe()
+
+    shrinks = ("resources.min_workers=1", "recovery.shrink_after_s=1", "recovery.grow_interval_s=1")
+    job_id = sandbox.submit(*settings, *shrinks)
+    sandbox.wait_until(lambda: (sandbox.job(job_id).progress.committed_step or 0) >= 300, "a commit")
+    cluster.lose_second()
+    sandbox.wait_until(lambda: told(sandbox, job_id, EventKind.RESIZED), "fewer workers")
+    code, shown = sandbox.run("list")
+    assert code == 0 and "1 of 2" in shown, shown
+    cluster.add()
+    job = sandbox.wait_ended(job_id)
+    assert job.state is JobState.SUCCEEDED, sandbox.describe()
+    fewer, more = told(sandbox, job_id, EventKind.RESIZED)
+    assert fewer.message == "1 of 2 workers, because nodes are missing"
+    assert more.message == "all 2 workers have a place again: it saves and starts again with them"
+    places = [event.message.count("1 on ") for event in told(sandbox, job_id, EventKind.ADMITTED)]
+    assert places == [2, 1, 2] and job.run == 3
+    (lost,) = [event.message for event in told(sandbox, job_id, EventKind.ENDED) if "is lost" in event.message]
+    assert "back to the queue, goes on from step" in lost
+    rows, expected = sandbox.history(job_id), sandbox.history(calm)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["ids_crc"] for row in rows] == [row["ids_crc"] for row in expected]  # the same samples
+    assert max(abs(row["loss"] - other["loss"]) for row, other in zip(rows, expected, strict=True)) < 1e-5
+
+
+def told(sandbox, job_id, kind):
+    return [event for _, event in sandbox.client.events(job_id) if event.kind is kind]

@@ -21,7 +21,7 @@ class Node:
 
     def __init__(self, tmp_path, most=9):
         self.told, self.warm, self.most = queue.Queue(), [], most
-        self.hub = RankHub(tmp_path / "s", self.connect, lambda messages: [self.told.put(message) for message in messages])
+        self.hub = RankHub(tmp_path / "s", self.connect, lambda messages: [self.told.put(message) for message in messages], lambda rank: {})
 
     def connect(self):
         if len(self.warm) == self.most:

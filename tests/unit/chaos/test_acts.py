@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import psutil
+import pytest
 
 from orchestrator.chaos import acts
 from orchestrator.control.lock import ControllerLock
@@ -69,6 +72,17 @@ def test_while_the_lock_is_held_no_other_thread_moves():
     thread.join()
     assert ended - began >= 1.0
     assert not [at for at in moved if began + 0.1 < at < ended - 0.1]
+
+
+@pytest.mark.parametrize(("arguments", "may_be_lost"), [((), True), (("--head",), False)])
+def test_the_raylet_of_an_agent_is_its_parent_unless_that_is_the_head(tmp_path, arguments, may_be_lost):
+    (tmp_path / "raylet").symlink_to(sys._base_executable)
+    code = "import subprocess; agent = subprocess.Popen(['sleep', '60']); print(agent.pid, flush=True); agent.wait()"
+    with subprocess.Popen([tmp_path / "raylet", "-c", code, *arguments], stdout=subprocess.PIPE) as raylet:
+        assert raylet.stdout is not None
+        agent = int(raylet.stdout.readline())
+        assert acts.raylet_of(agent) == (raylet.pid if may_be_lost else None)
+        acts.kill(agent)
 
 
 def test_what_is_no_raylet_and_no_uploader_is_not_taken_for_one():

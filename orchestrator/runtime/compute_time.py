@@ -65,11 +65,12 @@ class ComputeTime:
         self._phase, self._since_s = phase, now
 
     def end(self) -> None:
-        self._steps.append((self._spent_s, self._clock() - self._begun_s, self._events))
+        if self._world_size > 1:
+            self._steps.append((self._spent_s, self._clock() - self._begun_s, self._events))
 
     def is_due(self, step: int) -> bool:
-        """Whether the window is long enough; the same on all ranks."""
-        return step - self._window_from >= WINDOW_STEPS
+        """Whether the window is long enough, and there is anybody to be compared with; the same on all ranks."""
+        return self._world_size > 1 and step - self._window_from >= WINDOW_STEPS
 
     def close(self, step: int) -> list[float]:
         """This rank's seconds in the place of its rank, zeros in those of others: for a sum over the ranks. A new window begins.

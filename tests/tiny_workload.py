@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ class Tiny:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         if bool((batch["point"] > self.options.get("poison", 1e9)).any()):
             return nn.functional.cross_entropy(model(batch["point"]), batch["label"]) / 0
+        time.sleep(self.options.get("sleep_s", 0))
         if "hold_gil" in self.options:
             hold_gil(Path(self.options["hold_gil"]))
         return nn.functional.cross_entropy(model(batch["point"]), batch["label"])

@@ -41,10 +41,9 @@ TESTS = Path(__file__).parent
 ENTRY = "rank_double:main"
 MARK = "SUPERVISION_BOX"
 QUICK_HEALTH_CHECKS = {
-    "RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "4",
+    "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "5",
 }  # fmt: skip
-"""Of a head, for its nodes."""
+"""Of a head, for its nodes: one that is gone refuses at once and is missed within seconds; one that is slow has Ray's usual time."""
 
 
 def double_spec(
@@ -79,7 +78,6 @@ class Box:
         self._join()
 
     def _start_head(self) -> subprocess.Popen[bytes]:
-        """It misses a node that is gone within seconds, where Ray's own settings take a dozen."""
         command = head_command(self.address, f"{self.root}/ray", num_cpus=4)
         environment = {**os.environ, **QUICK_HEALTH_CHECKS, "PYTHONPATH": str(TESTS), MARK: str(self.root)}
         environment.pop("RAY_ADDRESS")

@@ -46,6 +46,7 @@ class Tiny:
             return nn.functional.cross_entropy(model(batch["point"]), batch["label"]) / 0
         if self.options.get("slow_rank") == torch.distributed.get_rank():
             time.sleep(0.02)
+        time.sleep(self.options.get("sleep_s", 0))
         if "hold_gil" in self.options:
             hold_gil(Path(self.options["hold_gil"]))
         return nn.functional.cross_entropy(model(batch["point"]), batch["label"])

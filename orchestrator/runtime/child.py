@@ -1,4 +1,4 @@
-"""Processes that the warm process has forked: what they are set to, and how they are told apart, ended and found to have ended."""
+"""The warm process and those that it forks, as processes: what they are set to, how they are told apart, ended and found to have ended."""
 
 from __future__ import annotations
 
@@ -59,3 +59,16 @@ def set_threads(task: RankTask) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(threads)
+
+
+def own_bytes() -> int:
+    """Of this process's memory, what is no file's."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
+def detach() -> None:
+    """Belong to nobody: Ray ends the children of an actor with it."""
+    if os.fork():
+        os._exit(0)
+    os.setsid()

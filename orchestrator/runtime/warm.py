@@ -16,7 +16,7 @@ on to the ranks that it has, and leaves when they have. It leaves by itself
     once no agent is connected, if agents have begun to ask for a process of other code or packages (`warm_place`)
     once it has no ranks, if it has grown by `--max-growth-mb` since it was ready
 
-First it takes its socket away: who comes then starts another. Who had asked for ranks and got no answer asks the next one (`RankHub`).
+First it takes its socket away: who comes then starts another. Who got no answer yet asks the next one (`RankHub`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orchestrator.runtime.child import ONE_THREAD, die_with_parent, has_ended, kill_tree, redirect_output, set_threads, start_time
+from orchestrator.runtime import child
 from orchestrator.runtime.task import RankTask
 from orchestrator.runtime.warm_place import hold_lock, is_newest, listen
 
@@ -73,9 +73,9 @@ class Warm:
     def __init__(self, listener: socket.socket, entry: Entry, watch_pid: int, lock: int, max_growth_bytes: int) -> None:
         self._listener = listener
         self._path = Path(listener.getsockname())
-        self._max_bytes = own_bytes() + max_growth_bytes
+        self._max_bytes = child.own_bytes() + max_growth_bytes
         self._entry = entry
-        self._watch = (watch_pid, start_time(watch_pid))
+        self._watch = (watch_pid, child.start_time(watch_pid))
         self._lock = lock
         self._agents: list[Agent] = []
         self._leaving = self._passed_on = False
@@ -88,7 +88,7 @@ class Warm:
         self._hear_signals()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        while not self._may_leave() and start_time(self._watch[0]) == self._watch[1] is not None:
+        while not self._may_leave() and child.start_time(self._watch[0]) == self._watch[1] is not None:
             ready = [key.fileobj for key, _ in self._selector.select(POLL_S)]
             self._is_idle = not ready
             self._round(ready)
@@ -113,7 +113,7 @@ class Warm:
             return False
         if self._leaving or not self._is_idle:
             return self._leaving
-        return (not self._agents and not is_newest(self._path)) or (self._has_forked and own_bytes() > self._max_bytes)
+        return (not self._agents and not is_newest(self._path)) or (self._has_forked and child.own_bytes() > self._max_bytes)
 
     def _round(self, ready: list[Any]) -> None:
         """Connections that closed come first: their ranks hold memory and ports that a request may need."""
@@ -154,7 +154,7 @@ class Warm:
         self._agents.remove(agent)
         self._selector.unregister(agent.connection)
         for rank in agent.ranks.values():
-            kill_tree(rank.pid, signal.SIGKILL)
+            child.kill_tree(rank.pid, signal.SIGKILL)
         for rank in agent.ranks.values():
             self._bury(rank)
         agent.connection.close()
@@ -173,7 +173,7 @@ class Warm:
         elif request["op"] == "kill":
             chosen = [rank for rank in agent.ranks.values() if request["rank"] in (None, rank.number)]
             for rank in chosen:
-                kill_tree(rank.pid, signal.Signals(request["signal"]))
+                child.kill_tree(rank.pid, signal.Signals(request["signal"]))
 
     def _fork(self, agent: Agent, request: Request) -> None:
         number = request["rank"]
@@ -195,14 +195,14 @@ class Warm:
     def _be_rank(self, request: Request, parent: int) -> NoReturn:
         code = 1
         try:
-            die_with_parent(parent)
+            child.die_with_parent(parent)
             os.setsid()
             self._forget_parent()
-            redirect_output(Path(request["log"]))
+            child.redirect_output(Path(request["log"]))
             show_stacks_in(stack_file(Path(request["log"])))
             os.environ.update(request["env"])
             task = RankTask.from_dict(request["task"])
-            set_threads(task)
+            child.set_threads(task)
             code = self._entry(task)
         except SystemExit as leaving:
             code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
@@ -234,7 +234,7 @@ class Warm:
     def _reap(self) -> None:
         """Report the ranks that have ended. What they left running in their sessions is killed while the pid is still theirs."""
         for agent in list(self._agents):
-            for rank in [rank for rank in agent.ranks.values() if has_ended(rank.pid)]:
+            for rank in [rank for rank in agent.ranks.values() if child.has_ended(rank.pid)]:
                 code, number = self._bury(rank)
                 del agent.ranks[rank.number]
                 self._tell(agent, op="exit", rank=rank.number, pid=rank.pid, code=code, signal=number)
@@ -243,17 +243,11 @@ class Warm:
 
     def _bury(self, rank: Rank) -> tuple[int, int]:
         """(exit code, signal) of a rank that has ended or was killed; waits for it."""
-        kill_tree(rank.pid, signal.SIGKILL)
+        child.kill_tree(rank.pid, signal.SIGKILL)
         _, status = os.waitpid(rank.pid, 0)
         if rank.clock:
             Path(rank.clock).unlink(missing_ok=True)
         return (0, os.WTERMSIG(status)) if os.WIFSIGNALED(status) else (os.WEXITSTATUS(status), 0)
-
-
-def own_bytes() -> int:
-    """Of this process's memory, what is no file's."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
 
 def stack_file(log: Path) -> Path:
@@ -271,13 +265,6 @@ def load(name: str) -> Callable[..., Any]:
     module, function = name.split(":")
     loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return loaded
-
-
-def _detach() -> None:
-    """Belong to nobody: Ray ends the children of an actor with it."""
-    if os.fork():
-        os._exit(0)
-    os.setsid()
 
 
 def _entry(name: str) -> Entry:
@@ -298,11 +285,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--detach", action="store_true", help="go on in a process that has no parent")
     options = parser.parse_args(arguments)
     if options.detach:
-        _detach()
+        child.detach()
     lock = hold_lock(options.socket.with_name(options.socket.name + ".lock"))
     if lock is None:
         return 0
-    for name in ONE_THREAD:
+    for name in child.ONE_THREAD:
         os.environ[name] = "1"
     with listen(options.socket) as listener:  # open before the imports: agents that connect meanwhile wait in its queue
         entry = _entry(options.entry)

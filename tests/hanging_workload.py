@@ -5,7 +5,6 @@ The order is a file in the folder `workload.options.orders`, named `<how>-<rank>
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import socket
@@ -15,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch.distributed as dist
-from tiny_workload import Tiny
+from tiny_workload import Tiny, keep_lock
 
 AS_GOOD_AS_FOR_EVER_S = 600
 SPREAD_S = 0.05
@@ -63,7 +62,7 @@ class Hanging(Tiny):
 
     def do_gil(self):
         """Keeps Python's lock in C."""
-        ctypes.PyDLL(None).sleep(AS_GOOD_AS_FOR_EVER_S)
+        keep_lock()
 
     def do_busy(self):
         end = time.monotonic() + AS_GOOD_AS_FOR_EVER_S

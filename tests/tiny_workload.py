@@ -66,4 +66,11 @@ def hold_gil(order):
         order.rename(taken)
     except FileNotFoundError:
         return
-    ctypes.PyDLL(None).sleep(600)  # PyDLL: calls without letting go of the lock
+    keep_lock()
+
+
+def keep_lock():
+    """For ever, in C; not by `sleep`, which the signal that asks for a stack would end."""
+    mutex, library = ctypes.create_string_buffer(64), ctypes.PyDLL(None)  # PyDLL: calls without letting go of the lock
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)

@@ -5,7 +5,6 @@ The order is a file in the folder `workload.options.orders`, named `<how>-<rank>
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import socket
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 from tiny_workload import Tiny
+
+from orchestrator.chaos import acts
 
 AS_GOOD_AS_FOR_EVER_S = 600
 SPREAD_S = 0.05
@@ -63,7 +64,7 @@ class Hanging(Tiny):
 
     def do_gil(self):
         """Keeps Python's lock in C."""
-        ctypes.PyDLL(None).sleep(AS_GOOD_AS_FOR_EVER_S)
+        acts.hold_gil()
 
     def do_busy(self):
         end = time.monotonic() + AS_GOOD_AS_FOR_EVER_S

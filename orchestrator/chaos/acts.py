@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import time
 
 import psutil
 
@@ -29,9 +30,15 @@ def stop_self() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
 def hold_gil(seconds: int = HOLD_S) -> None:
-    """No other thread of this process runs Python meanwhile."""
-    ctypes.PyDLL(None).sleep(seconds)  # PyDLL: calls without letting go of the lock
+    """No other thread of this process runs Python meanwhile. Not by sleep(3), which the signal that asks for a stack would end."""
+    library, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)  # PyDLL: calls without letting go of the lock
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_timedlock(mutex, ctypes.byref(_Timespec(int(time.time()) + seconds + 1, 0)))
 
 
 def drop_connections() -> int:

@@ -72,6 +72,7 @@ def cluster(sandbox):
     it.close()
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_with_one_worker_when_a_node_is_lost_and_with_both_when_another_comes(sandbox, cluster):
     settings = (
         *TINY, f"training.max_steps={STEPS}", "checkpoint.interval_steps=50", f"cluster.address=127.0.0.1:{cluster.port}",
@@ -80,7 +81,7 @@ def test_a_job_goes_on_with_one_worker_when_a_node_is_lost_and_with_both_when_an
     calm = sandbox.submit(*settings)
     assert sandbox.wait_ended(calm).state is JobState.SUCCEEDED, sandbox.describe()
 
-    shrinks = ("resources.min_workers=1", "recovery.shrink_after_s=1", "recovery.grow_interval_s=1", "workload.options.sleep_s=0.006")
+    shrinks = ("resources.min_workers=1", "recovery.shrink_after_s=1", "recovery.grow_interval_s=1", "+workload.options.sleep_s=0.006")
     job_id = sandbox.submit(*settings, *shrinks)
     sandbox.wait_until(lambda: (sandbox.job(job_id).progress.committed_step or 0) >= 100, "a commit")
     cluster.lose_second()

@@ -7,22 +7,18 @@ A new step is one that had not been made before the kill. At most one interval b
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from typing import Any
 
 from record import publish, table
-from restarts import AGAIN_LIMIT_S, INTERVALS, PEERS, rounds
+from restarts import AGAIN_LIMIT_S, INTERVALS, PEERS, options, rounds
 
 BAR_S = 2.0
 RATIO = 5.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
+    asked = options()
     found = rounds(asked.n, asked.seed)
     names = [*(f"ours {interval}" for interval in INTERVALS), *PEERS]
     series = {name: [row[key] for row in found for key in row if key.startswith(name)] for name in names}

@@ -6,6 +6,7 @@ Train's follow one another in each round.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from typing import Any
 import psutil
 from record import ROOT
 
-from harness import Sandbox  # isort: skip  - `record` puts it on the path
+from harness import Sandbox, kill  # isort: skip  - `record` puts it on the path
 from orchestrator.tracking.journal import read_file
 
 FOLDER = f"data.options.root={ROOT / 'orchestrator'}"
@@ -172,7 +173,7 @@ def end(process: subprocess.Popen[Any]) -> None:
     """And all that it has started."""
     living = _family(process.pid)
     for member in living:
-        _kill(member)
+        kill(member)
     process.wait()
     psutil.wait_procs(living, timeout=10)
 
@@ -185,11 +186,12 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return
+def options() -> argparse.Namespace:
+    """Of the command line of both claims: `n` rounds from `seed`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--n", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args()
 
 
 def rounds(count: int, seed: int) -> list[dict[str, Any]]:

@@ -8,22 +8,18 @@ step. The time of the whole command, which ends when the job is durable, is repo
 
 from __future__ import annotations
 
-import argparse
 import statistics
 
 from record import publish, table
 from recovery import spread
-from restarts import PEERS, rounds
+from restarts import PEERS, options, rounds
 
 BAR_S = 0.5
 RATIOS = {"ray train": 20.0, "torchrun": 10.0}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
+    asked = options()
     found = rounds(asked.n, asked.seed)
     start = {name: [row[key]["start_s"] for row in found for key in row if key.startswith(name)] for name in PEERS}
     mine = [row["ours 10"]["start_s"] for row in found]

@@ -181,7 +181,7 @@ class Sandbox:
             if not living:
                 return
             for process in living:
-                _kill(process)
+                kill(process)
             psutil.wait_procs(living, timeout=2)
 
     def close(self) -> None:
@@ -215,7 +215,7 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def _kill(process: psutil.Process) -> None:
+def kill(process: psutil.Process) -> None:
     try:
         process.kill()
     except psutil.NoSuchProcess:

@@ -127,7 +127,11 @@ class Agent:
 
     def stop_uploads(self) -> None:
         """What is on its way to the store is given up."""
-        self._end_uploads()
+        self._copies.close()
+        if self._copier is not None:
+            self._copier.close()
+        if self._uploader is not None:
+            self._uploader.close()
 
     def adopt(self, bundle: int, unsaved: set[tuple[int, str]]) -> set[tuple[int, str]]:
         """Store in place of a node that is lost what of `unsaved` lies here as a copy: (writer, key prefix). Returns that."""
@@ -152,13 +156,13 @@ class Agent:
 
     def close(self) -> bool:
         """End the uploader and ship all output of the ranks, which are gone. False if the store did not take it."""
-        self._end_uploads()
+        self.stop_uploads()
         return self._logs.flush()
 
     def leave(self) -> None:
         """Before this process is killed: end ranks and uploader, which removes the slabs; Ray would kill it too. Raises ClusterError."""
         self._hub.kill()
-        self._end_uploads()
+        self.stop_uploads()
 
     @ray.method(concurrency_group="wait")  # type: ignore[untyped-decorator,unused-ignore]
     def wait(self) -> None:
@@ -244,13 +248,6 @@ class Agent:
             }  # fmt: skip
             self._uploader = UploaderChild(opened, environ, self._folder / f"uploader-{self._bundle}.log", self._report_failure)
         self._uploader.begin(epoch)
-
-    def _end_uploads(self) -> None:
-        self._copies.close()
-        if self._copier is not None:
-            self._copier.close()
-        if self._uploader is not None:
-            self._uploader.close()
 
     def _begin_copies(self, epoch: int, spec: JobSpec, peer: Any, num_ranks: int) -> None:
         self._copies.begin(epoch)

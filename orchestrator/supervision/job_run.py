@@ -14,11 +14,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.errors import CheckpointError, ClusterError, CorruptObject, FencedError, OrchestratorError, StorageError
+from orchestrator.errors import CheckpointError, ClusterError, FencedError, OrchestratorError, StorageError
 from orchestrator.events import EventKind
 from orchestrator.job import EndReason, JobResult, JobState
 from orchestrator.runtime.link import Order
-from orchestrator.supervision.attempt import Attempt, SavedCheckpoint
+from orchestrator.supervision.attempt import Attempt
 from orchestrator.supervision.blame import fields_of, incident_of
 from orchestrator.supervision.bookkeeper import Bookkeeper
 from orchestrator.supervision.chaos import Chaos
@@ -28,10 +28,10 @@ from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.departure import Departure
 from orchestrator.supervision.diagnosis import Verdict, diagnose, not_started
 from orchestrator.supervision.failures import Action, Fault, decide
-from orchestrator.supervision.inbox import AgentDied, FromAgent, Inbox, Message
+from orchestrator.supervision.inbox import Inbox
 from orchestrator.supervision.investigation import investigate
+from orchestrator.supervision.listener import Listener
 from orchestrator.supervision.place import PlaceLost
-from orchestrator.supervision.preemption import notice
 from orchestrator.supervision.rescue import Rescue
 from orchestrator.supervision.straggler_watch import StragglerWatch
 from orchestrator.supervision.worker_group import Group
@@ -65,7 +65,10 @@ class JobRun:
             self._context = context.with_micro_batch_size(self._past.micro_batch_size)
         self._context = self._context.without(*self._past.skipped)
         self._departure = Departure(context, inbox, chronicle, clock)
-        self._stragglers = StragglerWatch(context, inbox, chronicle, clock, self._past.drained)
+        stragglers = StragglerWatch(context, inbox, chronicle, clock, self._past.drained)
+        self._listener = Listener(
+            context, group, inbox, chronicle, committer, self.books, self._departure, stragglers, chaos, clock
+        )  # fmt: skip
         if later_life:
             self._restarts += 1
             chronicle.tell(EventKind.SUPERVISOR_LOST, "the supervisor was started again; the job goes on from its newest checkpoint")
@@ -73,7 +76,7 @@ class JobRun:
     def run(self) -> JobResult:
         result = self._end_of_life()
         while (item := self._inbox.get(0.0)) is not None:
-            self._note(item)
+            self._listener.note(item)
         self.books.left()
         return result
 
@@ -160,112 +163,12 @@ class JobRun:
                 return None
             item = self._inbox.get(min(attempt.patience_s(), self._departure.patience_s()))
             if item is not None:
-                self._take(attempt, item)
+                self._listener.take(attempt, item)
 
     def _tell_why_it_leaves(self) -> None:
         """What the user has ordered is known, and a preemption is told with its figures."""
         if self._inbox.resizing and not self._inbox.stop_mode and self._inbox.preemption is None:
             self._chronicle.tell(EventKind.RESIZED, f"{self._inbox.resizing}: it saves and starts again with them")
-
-    def _take(self, attempt: Attempt, item: FromAgent | AgentDied) -> None:
-        if isinstance(item, AgentDied):
-            if item.bundle in self._group.missing():
-                first_rank = self._context.first_rank(item.bundle)
-                attempt.heard_agent_loss(item.bundle, first_rank, item.why, self._clock())
-            return
-        self._note(item)
-        for message in item.messages:
-            if message["type"] == "preempted":
-                grace_s = self._context.spec.recovery.preemption_grace_s
-                self._inbox.preempt(notice(f"rank {message['rank']} got SIGTERM", None, grace_s, self._clock()))
-            elif message["epoch"] == attempt.epoch:
-                self._hear_watch(attempt, item.bundle, message)
-
-    def _note(self, item: FromAgent | AgentDied | None) -> None:
-        """For the ledger: how ranks have ended counts, whoever waits for it."""
-        for message in item.messages if isinstance(item, FromAgent) else ():
-            self.books.heard(message)
-
-    def _hear_watch(self, attempt: Attempt, bundle: int, message: Message) -> None:
-        match message["type"]:
-            case "hangs":
-                attempt.still.add(bundle)
-            case "moves":
-                attempt.still.discard(bundle)
-            case "clocks":
-                pass  # for the books
-            case "computed":
-                self._stragglers.hear(attempt, message)
-            case _:
-                attempt.heard(message)
-                if self._chaos:
-                    self._chaos.heard(message)
-                self._hear_rank(attempt, message)
-
-    def _hear_rank(self, attempt: Attempt, message: Message) -> None:
-        match message["type"]:
-            case "exit":
-                attempt.heard_exit(message, self._clock())
-            case "error":
-                attempt.heard_error(message, self._clock())
-            case "done":
-                attempt.heard_done(message, self._clock())
-            case "staged":
-                attempt.heard_staged(message, self._clock())
-            case "saved":
-                checkpoint = attempt.heard_saved(message)
-                if checkpoint is not None:
-                    self._commit(attempt, checkpoint)
-            case "restored":
-                self._restored(attempt, message)
-            case "started":
-                self._started(attempt, message)
-            case "suspect":
-                self._suspect(attempt, message)
-            case _:
-                self._chronicle.hear(message)
-
-    def _restored(self, attempt: Attempt, message: Message) -> None:
-        self._go_back_to(attempt, message["step"])
-        self._chronicle.restored(message)
-
-    def _started(self, attempt: Attempt, message: Message) -> None:
-        attempt.training = True
-        self.books.started()
-        self._go_back_to(attempt, max(message["first_step"] - 1, 0))
-        self._chronicle.started(message)
-
-    def _go_back_to(self, attempt: Attempt, step: int) -> None:
-        """Damaged commits were passed over: what was journalled after the one that was used is void."""
-        if step < attempt.base_step:
-            attempt.base_step = step
-            self.books.went_back(step)
-            self._chronicle.rewind(step)
-            self._committer.newest_step = self._committer.newest()
-            self._board.show(committed_step=self._committer.newest_step)
-            self._chronicle.best(self._committer.best)
-
-    def _suspect(self, attempt: Attempt, message: Message) -> None:
-        """Every rank that reads the commit finds it damaged; it is marked and told once."""
-        if message["commit"] in attempt.suspects:
-            return
-        attempt.suspects.add(message["commit"])
-        self._committer.mark_suspect(message["commit"], message["message"])
-        self._chronicle.tell(EventKind.CORRUPT_CHECKPOINT, message["message"], commit=message["commit"])
-
-    def _commit(self, attempt: Attempt, checkpoint: SavedCheckpoint) -> None:
-        self.books.record()
-        try:
-            ref = self._committer.commit(attempt.epoch, checkpoint)
-        except CorruptObject as error:
-            # What the writers have just stored cannot be read back: the checkpoint before stays the newest.
-            self._chronicle.tell(EventKind.CORRUPT_CHECKPOINT, f"step {checkpoint.step} is not committed: {error}", step=checkpoint.step)
-            return
-        cost = {**checkpoint.cost, "commit_s": self._clock() - checkpoint.stored_s}
-        self._departure.saved(cost)
-        self._board.show(committed_step=ref.step)
-        self._chronicle.committed(ref, cost)
-        self._chronicle.best(self._committer.best)
 
     # fail
 
@@ -333,14 +236,14 @@ class JobRun:
             item = self._inbox.get(min(1.0, self._departure.patience_s()))
             if item is not None:
                 limit = self._clock() + SETTLE_LIMIT_S
-                self._take(attempt, item)
+                self._listener.take(attempt, item)
 
     def _pause(self, delay_s: float) -> bool:
         """Wait; True if told to stop meanwhile. What dead ranks have said is dropped."""
         limit = self._clock() + delay_s
         while not self._inbox.stops and (left := limit - self._clock()) > 0:
             self._board.show(phase=f"restarts in {left:.0f} s")
-            self._note(self._inbox.get(min(left, 1.0)))
+            self._listener.note(self._inbox.get(min(left, 1.0)))
         return self._inbox.stops
 
     # end

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness import TINY, Sandbox
+from harness import TINY
 
 from orchestrator.events import EventKind
 from orchestrator.job import EndReason, JobState
@@ -13,13 +13,6 @@ SETTINGS = (
 )  # fmt: skip
 BAD = "+workload.options.poison=4.5"
 """One sample of all has a coordinate beyond it."""
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    box = Sandbox()
-    yield box
-    box.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import os
 import signal
 
 import pytest
-from harness import TINY, Sandbox
+from harness import TINY
 
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
@@ -15,13 +15,6 @@ from orchestrator.paths import JobKeys
 from orchestrator.supervision.accounting import Bucket
 
 SETTINGS = (*TINY, "training.max_steps=400", "training.log_interval_steps=1", "recovery.hang_timeout_s=4", "checkpoint.interval_steps=50")
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    box = Sandbox()
-    yield box
-    box.close()
 
 
 @pytest.mark.slow

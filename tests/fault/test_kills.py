@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from harness import TINY, Sandbox
+from harness import TINY
 
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
@@ -16,13 +16,6 @@ from orchestrator.supervision.accounting import Bucket
 
 KINDS = ("rank", "rank", "agent", "supervisor", "controller", "warm", "uploader")
 LENGTH = ("training.max_steps=300",)
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    box = Sandbox()
-    yield box
-    box.close()
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ from orchestrator.checkpoints.manifest import crc64
 from orchestrator.checkpoints.peer_copies import Answer, CopyId, Message
 from orchestrator.checkpoints.slab import Slab, Staged, arrange, read_staged, size_of
 from orchestrator.errors import ClusterError
-from orchestrator.supervision.uploader import NICENESS, Pace
+from orchestrator.supervision.uploader import Pace
+from orchestrator.supervision.uploader_child import NICENESS
 
 CHUNK_BYTES = 8 * 1024 * 1024
 """Sent as one; so many at once as `IN_FLIGHT` says lie in Ray's object store."""

@@ -18,6 +18,8 @@ TERMINATE_LIMIT_S = 15.0
 NOBODY = "http://127.0.0.1:9"
 """Where no server listens: the port of the discard protocol (RFC 863)."""
 
+NICENESS = 10
+
 log = logging.getLogger("orchestrator.supervisor")
 
 
@@ -91,6 +93,8 @@ class TrackingChild:
         config.write_text(json.dumps({"job_id": context.job_id, "spec": to_dict(spec), "home": str(context.home.root)}))
         output = context.home.log(f"tracking-{context.job_id}")
         output.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "orchestrator.tracking.writer", "--journal", str(self._journal), "--config", str(config)]
+        # MLflow's imports take seconds of a processor, at the very time when ranks start.
+        command = ["nice", "-n", str(NICENESS), sys.executable, "-m", "orchestrator.tracking.writer"]
+        command += ["--journal", str(self._journal), "--config", str(config)]
         with output.open("ab") as log_file:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file)

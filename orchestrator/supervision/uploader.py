@@ -8,8 +8,7 @@ It reads JSON lines from its standard input, which its agent holds; when that en
     {"op": "begin", "epoch"}                             staged state of older epochs is not wanted any more
     {"op": "staged", "slab", "epoch", "rank", "step" ...}    a rank's message; when its state is in the store, it goes back as `saved`
 
-It says `saved` and `error` to the agent's socket like a rank. Its priority is low: on a machine with as many ranks as cores, training
-goes first.
+It says `saved` and `error` to the agent's socket like a rank.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ from orchestrator.spec import StorageSpec, from_dict
 from orchestrator.storage import ObjectStore, open_store
 from orchestrator.supervision.patience import persist
 
-NICENESS = 10
 CONNECTIONS = 8
 """Segments on their way at once."""
 log = logging.getLogger("orchestrator.uploader")
@@ -170,7 +168,6 @@ class Uploader:
 
 def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s uploader %(levelname)s %(message)s")
-    os.nice(NICENESS)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may be sent to all processes of the machine: the agent says when to leave
     opened = json.loads(sys.stdin.readline())
     try:

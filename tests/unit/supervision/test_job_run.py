@@ -15,7 +15,8 @@ from orchestrator.storage import MemoryStore
 from orchestrator.supervision.chronicle import Chronicle, past
 from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
-from orchestrator.supervision.job_run import FromAgent, Inbox, JobRun
+from orchestrator.supervision.inbox import FromAgent, Inbox
+from orchestrator.supervision.job_run import JobRun
 from orchestrator.supervision.status_board import StatusBoard
 from orchestrator.supervision.tracking_child import TrackingChild
 from orchestrator.tracking.journal import Journal

@@ -30,10 +30,11 @@ def main() -> int:
     holds = ours <= BAR_S and min(medians.values()) >= RATIO and all(count <= interval for interval, count in lost.items())
     any_step = {name: [trial["first_step_s"] for trial in trials] for name, trials in series.items()}
     stuck = {name: sum(trial["stuck"] for trial in trials) for name, trials in series.items()}
-    rows = [(name, *spread(new[name]), *spread(any_step[name]), most_lost(series[name]), stuck[name]) for name in names]
+    step_ms = {name: f"{1000 * statistics.median(trial['step_s'] for trial in trials):.1f}" for name, trials in series.items()}
+    rows = [(name, *spread(new[name]), *spread(any_step[name]), most_lost(series[name]), stuck[name], step_ms[name]) for name in names]
     times = ("median", "min", "max")
     header = ("who, steps between saves", *(f"s to a new step, {name}" for name in times), *(f"to any, {name}" for name in times),
-              "most steps lost", f"made none in {AGAIN_LIMIT_S:.0f} s")  # fmt: skip
+              "most steps lost", f"made none in {AGAIN_LIMIT_S:.0f} s", "ms for each step before the kill")  # fmt: skip
     return publish(
         "recovery", "After SIGKILL of a rank the next new step is made within 2 s, five times sooner than by Ray Train and torchrun",
         ours=round(ours, 2), bar=BAR_S, holds=holds, peers={peer: round(statistics.median(new[peer]), 2) for peer in PEERS}, n=asked.n,

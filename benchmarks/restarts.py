@@ -143,14 +143,15 @@ def timed(steps: Callable[[], Steps], victim: Callable[[], int], rng: random.Ran
     time.sleep(rng.random() * 0.05)
     pid, life, killed_s = victim(), steps()[-1][2], time.time()
     os.kill(pid, signal.SIGKILL)
+    made = [at for _, at, of in steps() if of == life]
+    calm = {"first_s": first_s, "step_s": (made[-1] - made[0]) / (len(made) - 1)}
     try:
         again_step, again_s, again = wait(lambda: [done for done in steps() if done[2] != life], AGAIN_LIMIT_S)[0]
         before = max(step for step, _, of in steps() if of == life)
         new_s = wait(lambda: [at for step, at, of in steps() if of == again and step > before], AGAIN_LIMIT_S)[0]
     except TimeoutError:
-        return {"first_s": first_s, "first_step_s": AGAIN_LIMIT_S, "new_step_s": AGAIN_LIMIT_S, "lost": 0, "stuck": 1}
-    found = {"first_s": first_s, "first_step_s": again_s - killed_s, "new_step_s": new_s - killed_s, "stuck": 0}
-    return {**found, "lost": before - again_step + 1}
+        return {**calm, "first_step_s": AGAIN_LIMIT_S, "new_step_s": AGAIN_LIMIT_S, "lost": 0, "stuck": 1}
+    return {**calm, "first_step_s": again_s - killed_s, "new_step_s": new_s - killed_s, "lost": before - again_step + 1, "stuck": 0}
 
 
 def wait(condition: Callable[[], Any], limit_s: float = START_LIMIT_S) -> Any:

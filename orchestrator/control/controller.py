@@ -161,9 +161,13 @@ class Controller:
             message = f"{given} of {asked} workers, because nodes are missing"
             events.append(Event(kind=EventKind.RESIZED, job_id=job.id, time_s=now, message=message, fields={"workers": given}))
         standby = self._groups.take_standby(job, start.placement)
-        self._store.update(
-            job, events, state=JobState.STARTING, placement=start.placement, standby=standby, started_s=now, reason=start.warning
-        )  # fmt: skip
+        try:
+            self._store.update(
+                job, events, state=JobState.STARTING, placement=start.placement, standby=standby, started_s=now, reason=start.warning
+            )  # fmt: skip
+        except StaleWrite:
+            self._groups.return_standby(start.placement, standby)
+            raise
         self._lives[job.id] = self._new_life(job, Phase.START, now)
         log.info("%s admitted: %s", job.id, where)
 

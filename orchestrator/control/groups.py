@@ -42,6 +42,9 @@ class WorkerGroups(Protocol):
     def take_standby(self, job: Job, placement: Placement) -> tuple[str, ...]:
         """What is up already for the job in that place: see `Job.standby`. It is the job's, once it stands in its row. Does not wait."""
 
+    def return_standby(self, placement: Placement, standby: tuple[str, ...]) -> None:
+        """What was taken for that place is not the job's after all."""
+
     def keep_standby(self, nodes: Sequence[str], jobs: Sequence[Job]) -> None:
         """Begin to start what is to stand by on `nodes` (Ray's ids) and is missing. `jobs`: those that have not ended. Does not wait."""
 
@@ -108,6 +111,9 @@ class ScriptedGroups:
     def take_standby(self, job: Job, placement: Placement) -> tuple[str, ...]:
         taken, self.standby = self.standby, ()
         return taken
+
+    def return_standby(self, placement: Placement, standby: tuple[str, ...]) -> None:
+        self.standby = standby
 
     def keep_standby(self, nodes: Sequence[str], jobs: Sequence[Job]) -> None:
         self.kept.append(tuple(nodes))

@@ -42,6 +42,9 @@ class RayGroups:
     def take_standby(self, job: Job, placement: Placement) -> tuple[str, ...]:
         return self._standby.take([node for node, _ in placement], agents=not job.spec.resources.gpus_per_worker)
 
+    def return_standby(self, placement: Placement, standby: tuple[str, ...]) -> None:
+        self._standby.put_back([node for node, _ in placement], standby)
+
     def keep_standby(self, nodes: Sequence[str], jobs: Sequence[Job]) -> None:
         if self._filling is not None and not self._filling.done():
             return

@@ -31,7 +31,7 @@ log = logging.getLogger("orchestrator.supervisor")
 
 
 class Standby:
-    """`take` and `lacks` do not wait; `fill` and `close` do."""
+    """`take`, `put_back` and `lacks` do not wait; `fill` and `close` do."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -44,6 +44,11 @@ class Standby:
         with self._lock:
             places = [HEAD, *(nodes if agents else ())]
             return tuple(self._ready.pop(place, "") for place in places)
+
+    def put_back(self, nodes: Sequence[str], names: Sequence[str]) -> None:
+        """What `take` has given for `nodes`, unused."""
+        with self._lock:
+            self._ready |= {place: name for place, name in zip((HEAD, *nodes), names, strict=False) if name}
 
     def lacks(self, nodes: Sequence[str]) -> bool:
         """Whether `fill` has something to do."""

@@ -29,6 +29,8 @@ def standby(box):
     names = pool.take([node], agents=True)
     assert all(names) and pool.lacks([node])
     assert pool.take([node], agents=True) == ("", "")
+    pool.put_back([node], names)
+    assert pool.take([node], agents=True) == names
     return names
 
 

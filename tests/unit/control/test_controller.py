@@ -11,7 +11,7 @@ from orchestrator.control.groups import GroupStatus, ScriptedGroups, done, faile
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.control.store import JobStore
-from orchestrator.errors import ClusterError, ConfigError, StorageDenied, StorageUnavailable, UserError
+from orchestrator.errors import ClusterError, ConfigError, StaleWrite, StorageDenied, StorageUnavailable, UserError
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, JobResult, JobState, Progress
 from orchestrator.paths import Home
@@ -406,6 +406,24 @@ def test_a_job_takes_what_stands_by_and_gives_it_back_with_its_place(world):
     world.turn()
     assert world.state(job_id) is JobState.SUCCEEDED
     assert world.client.job(job_id).standby == ()
+
+
+def test_what_stands_by_is_not_lost_with_a_job_that_was_changed_at_the_same_moment(world, monkeypatch):
+    world.groups.standby = ("standby:1", "standby:2")
+    world.turn()
+    job_id, update = world.submit(), world.store.update
+
+    def stale(job, *given, **changes):
+        if "placement" in changes:
+            raise StaleWrite("the user was first")
+        return update(job, *given, **changes)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(world.store, "update", stale)
+        world.turn(1)
+        assert world.state(job_id) is JobState.QUEUED
+    world.turn(1)
+    assert world.client.job(job_id).standby == ("standby:1", "standby:2")
 
 
 def test_nothing_is_made_to_stand_by_while_a_job_starts(world):

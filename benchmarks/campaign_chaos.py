@@ -10,38 +10,29 @@ run again.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections import Counter
 from typing import Any
 
-from record import ROOT, publish, table
+from record import Kept, options, publish, table
 
 from chaos_trials import WEIGHTS, Trials, drawn  # isort: skip  - `record` puts it on the path
 from harness import Sandbox  # isort: skip
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
-    kept = ROOT / "build" / f"campaign-chaos-{asked.seed}.jsonl"
-    kept.parent.mkdir(exist_ok=True)
-    rows: list[dict[str, Any]] = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    asked = options(500)
+    kept = Kept("campaign-chaos", asked.seed)
+    rows = kept.rows
     box, began = Sandbox(), time.monotonic()
     before = _faults(rows)
     try:
         trials = Trials(box)
         while (total := _faults(rows)) < asked.n:
             faults = drawn(asked.seed, len(rows), min(20, asked.n - total))
-            row = {"number": len(rows), **trials.strike(1000 * asked.seed + len(rows), faults)}
-            rows.append(row)
-            with kept.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            kept.add({"number": len(rows), **trials.strike(1000 * asked.seed + len(rows), faults)})
             rate = 60 * (_faults(rows) - before) / (time.monotonic() - began)
-            print(f"{_faults(rows):4d}/{asked.n} faults, {rate:.1f} a minute  {row}", flush=True)
+            print(f"{_faults(rows):4d}/{asked.n} faults, {rate:.1f} a minute  {rows[-1]}", flush=True)
     finally:
         box.close()
     return _publish(rows, asked.n, asked.seed)

@@ -8,15 +8,13 @@ its end. A tick of the progress clock, which the ledger is made from, is timed b
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from record import ROOT, publish, table
+from record import Kept, options, publish, table
 
 from campaign_kills import Campaign  # isort: skip  - `record` puts the harness on the path
 from orchestrator.runtime.link import Phase, ProgressClock
@@ -47,19 +45,13 @@ class Ledgers(Campaign):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
-    kept = ROOT / "build" / f"campaign-goodput-{asked.seed}.jsonl"
-    kept.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    asked = options(24)
+    kept = Kept("campaign-goodput", asked.seed)
+    rows = kept.rows
     campaign = Ledgers(asked.seed)
     try:
         for number in range(len(rows), asked.n):
-            rows.append(campaign.audit(number))
-            with kept.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+            kept.add(campaign.audit(number))
             print(f"{number + 1:3d}/{asked.n}  {rows[-1]}", flush=True)
     finally:
         campaign.box.close()

@@ -12,8 +12,6 @@ seconds. Jobs that are done are kept under `build/` and not run again.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import shutil
@@ -24,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from record import ROOT, publish, table
+from record import Kept, options, publish, table
 
 from harness import TINY, Sandbox  # isort: skip  - `record` puts it on the path
 from orchestrator.events import Event, EventKind
@@ -137,20 +135,14 @@ def _is_connection(event: Event) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
-    kept = ROOT / "build" / f"campaign-hangs-{asked.seed}.jsonl"
-    kept.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    asked = options(100)
+    kept = Kept("campaign-hangs", asked.seed)
+    rows = kept.rows
     campaign = Campaign(asked.seed)
     try:
         while len(rows) < asked.n:
             new = campaign.job(rows[-1]["job"] + 1 if rows else 0)
-            rows += new
-            with kept.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in new)
+            kept.add(*new)
             for row in new:
                 print(f"{len(rows):3d}/{asked.n}  {row}", flush=True)
     finally:

@@ -10,14 +10,12 @@ and not run again.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import time
 from collections import Counter
 from typing import Any
 
-from record import ROOT, publish, table
+from record import Kept, options, publish, table
 
 from harness import Sandbox  # isort: skip  - `record` puts it on the path
 from orchestrator.checkpoints.slab import Slab, SlabState, slabs_of
@@ -87,21 +85,14 @@ def wait_for_save(box: Sandbox, job_id: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
-    kept = ROOT / "build" / f"campaign-kills-{asked.seed}.jsonl"
-    kept.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    asked = options(60)
+    kept = Kept("campaign-kills", asked.seed)
+    rows = kept.rows
     campaign = Campaign(asked.seed)
     try:
         for number in range(len(rows), asked.n):
-            row = campaign.trial(number)
-            rows.append(row)
-            with kept.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{number + 1:3d}/{asked.n}  {row}", flush=True)
+            kept.add(campaign.trial(number))
+            print(f"{number + 1:3d}/{asked.n}  {rows[-1]}", flush=True)
     finally:
         campaign.box.close()
     rows = rows[: asked.n]

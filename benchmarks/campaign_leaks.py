@@ -10,8 +10,6 @@ memory. Trials that are done are kept under `build/` and not run again.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import signal
@@ -22,7 +20,7 @@ from collections import Counter
 from typing import Any
 
 import psutil
-from record import ROOT, publish, table
+from record import ROOT, Kept, options, publish, table
 
 from harness import TINY, Sandbox  # isort: skip  - `record` puts it on the path
 from campaign_kills import wait_for_save  # isort: skip
@@ -194,21 +192,14 @@ def _listening(process: psutil.Process) -> list[int]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=1)
-    asked = parser.parse_args()
-    kept = ROOT / "build" / f"campaign-leaks-{asked.seed}.jsonl"
-    kept.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    asked = options(200)
+    kept = Kept("campaign-leaks", asked.seed)
+    rows = kept.rows
     campaign = Campaign(asked.seed)
     try:
         for number in range(len(rows), asked.n):
-            row = campaign.trial(number)
-            rows.append(row)
-            with kept.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{number + 1:3d}/{asked.n}  {row}", flush=True)
+            kept.add(campaign.trial(number))
+            print(f"{number + 1:3d}/{asked.n}  {rows[-1]}", flush=True)
     finally:
         campaign.cluster.close()
         campaign.box.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -33,6 +34,30 @@ def publish(name: str, claim: str, *, ours: Any, bar: Any, holds: bool, rows: Se
     path.write_text("\n".join([*page, "", "```", json.dumps(outcome), "```", ""]))
     print(json.dumps(outcome))
     return 0 if holds else 1
+
+
+def options(n: int) -> argparse.Namespace:
+    """Of a campaign's command line: `n` trials (this many if none are named) from `seed`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--n", type=int, default=n)
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args()
+
+
+class Kept:
+    """Rows of the trials that are done, in a file under `build/`: a campaign that is started again goes on after them."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self._path = ROOT / "build" / f"{name}-{seed}.jsonl"
+        self._path.parent.mkdir(exist_ok=True)
+        self.rows: list[dict[str, Any]] = []
+        if self._path.exists():
+            self.rows += [json.loads(line) for line in self._path.read_text().splitlines()]
+
+    def add(self, *rows: dict[str, Any]) -> None:
+        self.rows += rows
+        with self._path.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -10,15 +10,15 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from record import publish, table
-from restarts import AGAIN_LIMIT_S, INTERVALS, PEERS, options, rounds
+from record import options, publish, table
+from restarts import AGAIN_LIMIT_S, INTERVALS, PEERS, rounds
 
 BAR_S = 2.0
 RATIO = 5.0
 
 
 def main() -> int:
-    asked = options()
+    asked = options(20)
     found = rounds(asked.n, asked.seed)
     names = [*(f"ours {interval}" for interval in INTERVALS), *PEERS]
     series = {name: [row[key] for row in found for key in row if key.startswith(name)] for name in names}

@@ -6,8 +6,6 @@ Train's follow one another in each round.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
 import signal
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from record import ROOT
+from record import ROOT, Kept
 
 from harness import Sandbox, kill  # isort: skip  - `record` puts it on the path
 from orchestrator.tracking.journal import read_file
@@ -187,19 +185,10 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def options() -> argparse.Namespace:
-    """Of the command line of both claims: `n` rounds from `seed`."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--n", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args()
-
-
 def rounds(count: int, seed: int) -> list[dict[str, Any]]:
     """`count` rounds, each a row by name of who restarts; those of an earlier call with this seed are read."""
-    kept = ROOT / "build" / f"restarts-{seed}.jsonl"
-    kept.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    kept = Kept("restarts", seed)
+    rows = kept.rows
     if len(rows) >= count:
         return rows[:count]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
@@ -208,9 +197,7 @@ def rounds(count: int, seed: int) -> list[dict[str, Any]]:
         for number in range(len(rows), count):
             rng = random.Random(f"{seed} {number}")
             row = {f"{system.name} {interval}": system.trial(interval, rng) for system in systems for interval in intervals(system, number)}
-            rows.append(row)
-            with kept.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            kept.add(row)
             shown = {name: (round(found["start_s"], 2), round(found["new_step_s"], 2), found["lost"]) for name, found in row.items()}
             print(f"{number + 1:3d}/{count}  {shown}", flush=True)
     finally:

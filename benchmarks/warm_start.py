@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import statistics
 
-from record import publish, table
+from record import options, publish, table
 from recovery import spread
-from restarts import PEERS, options, rounds
+from restarts import PEERS, rounds
 
 BAR_S = 0.5
 RATIOS = {"ray train": 20.0, "torchrun": 10.0}
 
 
 def main() -> int:
-    asked = options()
+    asked = options(20)
     found = rounds(asked.n, asked.seed)
     start = {name: [row[key]["start_s"] for row in found for key in row if key.startswith(name)] for name in PEERS}
     mine = [row["ours 10"]["start_s"] for row in found]

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import ray
@@ -26,6 +26,7 @@ from orchestrator.supervision.supervisor import find_supervisor, start_superviso
 
 ANSWER_LIMIT_S = 20.0
 """How long an answer of a supervisor is waited for; Ray may be bringing it back meanwhile."""
+CLOSE_LIMIT_S = 5.0
 
 log = logging.getLogger("controller")
 
@@ -55,6 +56,9 @@ class RayGroups:
             self._filling = self._pool.submit(self._standby.fill, nodes, {name for job in jobs for name in job.standby})
 
     def close(self) -> None:
+        """End what stands by, once what is being started is known."""
+        if self._filling is not None:
+            wait([self._filling], timeout=CLOSE_LIMIT_S)
         self._standby.close()
 
     def find(self, job: Job) -> Future[bool]:

@@ -30,7 +30,7 @@ train: $(FOR_RUN) ## train a small GPT on real text; ARGS="..." passes overrides
 	@exec $(BIN)/orchestrator train workload=gpt $(ARGS)
 
 test: $(FOR_TEST) lint ## linters, then all tests, two at a time; TESTS="..." picks some
-	@exec $(BIN)/python -m pytest -n $(PARALLEL) --dist loadgroup --durations=25 $(TESTS)
+	@exec $(BIN)/python -m pytest -n $(PARALLEL) --durations=25 $(TESTS)
 
 coverage: $(FOR_TEST) ## the same tests, and which lines they run; takes twice as long where they compute much
 	@exec $(BIN)/python -m pytest --cov --cov-report=term $(TESTS)

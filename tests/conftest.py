@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
-TESTS = Path(__file__).parent
-ALONE = ("e2e", "fault", "integration/supervision", "integration/runtime")
+ALONE = ("tests/e2e", "tests/fault", "tests/integration/supervision", "tests/integration/runtime")
 """Folders whose tests run one after the other: clusters, and ranks that compute. Of the others each file is a group."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        name = item.path.relative_to(TESTS).as_posix()
-        item.add_marker(pytest.mark.xdist_group(next((folder for folder in ALONE if name.startswith(f"{folder}/")), name)))
+class Groups(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return next((folder for folder in ALONE if nodeid.startswith(f"{folder}/")), nodeid.split("::", 1)[0])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Groups:
+    return Groups(config, log)

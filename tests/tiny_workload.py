@@ -44,7 +44,7 @@ class Tiny:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         if bool((batch["point"] > self.options.get("poison", 1e9)).any()):
             return nn.functional.cross_entropy(model(batch["point"]), batch["label"]) / 0
-        if self.options.get("slow_rank") == torch.distributed.get_rank():
+        if "slow_rank" in self.options and self.options["slow_rank"] == torch.distributed.get_rank():
             time.sleep(0.02)
         time.sleep(self.options.get("sleep_s", 0))
         if "hold_gil" in self.options:

@@ -27,6 +27,7 @@ from campaign_kills import wait_for_save  # isort: skip
 from orchestrator.control.environment import remote_environment
 from orchestrator.control.keeper import free_port
 from orchestrator.supervision.agent import SHARED_MEMORY
+from orchestrator.supervision.standby import PREFIX
 
 VICTIMS = ("rank", "agent", "raylet", "supervisor")
 MOMENTS = ("starting", "training", "saving", "ending", "cancelling")
@@ -152,13 +153,16 @@ class Campaign:
         from ray.util.placement_group import placement_group_table
 
         groups = [row["name"] for row in placement_group_table().values() if row["state"] != "REMOVED"]
-        living = [f"{row['ActorClassName']} {row['Name']}" for row in actors().values() if row["State"] != "DEAD"]
-        named = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-        processes, ports, forked = [], [], self.box.ranks()
+        rows = [row for row in actors().values() if row["State"] != "DEAD"]
+        standby = _standing_by(rows)
+        living = [f"{row['ActorClassName']} {row['Name']}" for row in rows if row not in standby]
+        free = {row["Name"] for row in standby}
+        named = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True) if actor["name"] not in free]
+        processes, ports, forked, idle = [], [], self.box.ranks(), {row["Pid"] for row in standby}
         warm = [process for process in self.box.having("orchestrator.runtime.warm") if process not in forked]
         for process in [*self.box.processes(), *forked]:
             command = _command(process)
-            if not command:
+            if not command or process.pid in idle:
                 continue
             is_of_cluster = any(word in command for word in OF_THE_CLUSTER) and not any(word in command for word in OF_A_JOB)
             if process in forked or process in warm[1:] or not is_of_cluster:
@@ -166,6 +170,12 @@ class Campaign:
                 ports += [f"{port} of {process.pid}" for port in _listening(process)]
         memory = [path.name for path in SHARED_MEMORY.glob(f"orchestrator-{job_id}-*")]
         return dict(zip(KINDS, (groups, sorted({*living, *named}), sorted(set(processes)), ports, memory), strict=True))
+
+
+def _standing_by(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the actors, those that wait for the next job: one for each class and node, whatever there is more of has been left."""
+    first = {(row["ActorClassName"], row["Address"]["NodeID"]): row for row in rows if row["Name"].startswith(PREFIX)}
+    return list(first.values())
 
 
 def _kill(process: psutil.Process) -> bool:

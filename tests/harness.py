@@ -164,10 +164,11 @@ class Sandbox:
         return [child for warm in self.having("orchestrator.runtime.warm") for child in _children(warm)]
 
     def victims(self, kind: str) -> list[psutil.Process]:
+        """Of jobs: not an actor that stands by for the next one."""
         found: dict[str, Callable[[], Iterable[psutil.Process]]] = {
             "rank": self.ranks,
-            "agent": lambda: self.having("ray::Agent"),
-            "supervisor": lambda: self.having("ray::Supervisor"),
+            "agent": lambda: [parent for uploader in self.victims("uploader") if (parent := _parent(uploader)) is not None],
+            "supervisor": lambda: [process for process in self.having("ray::Supervisor") if _has_open(process, "journal.jsonl")],
             "controller": lambda: self.having("orchestrator.control.serve"),
             "uploader": lambda: self.having("orchestrator.supervision.uploader"),
             "warm": lambda: [p for p in self.having("orchestrator.runtime.warm") if p not in self.ranks()],
@@ -213,6 +214,20 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
         return [child for child in process.children() if child.status() != psutil.STATUS_ZOMBIE]
     except psutil.Error:
         return []
+
+
+def _parent(process: psutil.Process) -> psutil.Process | None:
+    try:
+        return process.parent()
+    except psutil.Error:
+        return None
+
+
+def _has_open(process: psutil.Process, name: str) -> bool:
+    try:
+        return any(Path(file.path).name == name for file in process.open_files())
+    except psutil.Error:
+        return False
 
 
 def kill(process: psutil.Process) -> None:

@@ -21,10 +21,10 @@ def sandbox():
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of two megabytes."""
+    """A file system of four megabytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"needs the right to mount a small file system: {done.stderr.strip()}")
     yield folder
@@ -53,7 +53,7 @@ def test_a_disk_that_fills_up_ends_the_job_and_it_goes_on_when_there_is_space(sa
     settings = (*TINY, "checkpoint.keep_last=0", "checkpoint.interval_steps=5", "+workload.options.width=400")
     calm = sandbox.submit(*settings)
     assert sandbox.wait_ended(calm).state is JobState.SUCCEEDED
-    (small_disk / "filler").write_bytes(bytes(1_200_000))
+    (small_disk / "filler").write_bytes(bytes(3_300_000))
     code, output = sandbox.run("train", *settings, f"storage.url={small_disk.as_uri()}")
     assert code == 2, output
     assert "No space left" in output and str(small_disk) in output

@@ -50,12 +50,16 @@ def test_a_disk_that_is_full_refuses_the_job(sandbox, small_disk):
 
 
 def test_a_disk_that_fills_up_ends_the_job_and_it_goes_on_when_there_is_space(sandbox, small_disk):
-    settings = (*TINY, "checkpoint.keep_last=0", "checkpoint.interval_steps=5", "+workload.options.width=400")
+    settings = (
+        *TINY, "checkpoint.keep_last=0", "checkpoint.interval_steps=5", "+workload.options.width=400", "+workload.options.sleep_s=0.02"
+    )  # fmt: skip
     calm = sandbox.submit(*settings)
     assert sandbox.wait_ended(calm).state is JobState.SUCCEEDED
-    (small_disk / "filler").write_bytes(bytes(3_300_000))
-    code, output = sandbox.run("train", *settings, f"storage.url={small_disk.as_uri()}")
-    assert code == 2, output
+    command = sandbox.start("train", *settings, f"storage.url={small_disk.as_uri()}")
+    sandbox.wait_until(lambda: (job := sandbox.jobs()[-1]).id != calm and job.progress.committed_step, "a commit")
+    fill(small_disk)
+    output, _ = command.communicate(timeout=120)
+    assert command.returncode == 2, output
     assert "No space left" in output and str(small_disk) in output
     job = sandbox.jobs()[-1]
     assert job.state is JobState.FAILED and job.result.end_reason is EndReason.STORAGE

@@ -21,7 +21,7 @@ def main() -> int:
     asked = options(20)
     found = rounds(asked.n, asked.seed)
     names = [*(f"ours {interval}" for interval in INTERVALS), *PEERS]
-    series = {name: [row[key] for row in found for key in row if key.startswith(name)] for name in names}
+    series = {name: [row[key] for row in found for key in row if f"{key} ".startswith(f"{name} ")] for name in names}
     new = {name: [trial["new_step_s"] for trial in trials] for name, trials in series.items()}
     ours = statistics.median(new["ours 10"])
     ratios = {peer: [theirs / mine for mine, theirs in zip(new["ours 10"], new[peer], strict=True)] for peer in PEERS}

@@ -1,7 +1,7 @@
 """Actors that are up before a job needs them: a supervisor on the head, an agent on each node. To start one takes more than a second.
 
-A job keeps what it was given until it ends; it is never another's. Where an agent must be in the job's place to learn which GPUs it has,
-on nodes with GPUs, there are none.
+A job keeps what it was given until it ends; it is never another's. When code or packages change, those that stand by are made anew. Where
+an agent must be in the job's place to learn which GPUs it has, on nodes with GPUs, there are none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.paths import Home
 from orchestrator.supervision.place import actor_names, kill_named, named
 from orchestrator.supervision.supervisor import create_supervisor
+from orchestrator.supervision.warm_client import content
 from orchestrator.supervision.worker_group import create_agent
 
 PREFIX = "standby:"
@@ -37,12 +38,16 @@ class Standby:
         self._home = home
         self._lock = threading.Lock()
         self._ready: dict[str, str] = {}
+        self._content = ""
+        """Of the code that those which are ready have imported."""
         self._swept = False
 
     def take(self, nodes: Sequence[str], agents: bool) -> tuple[str, ...]:
         """Names of a supervisor and of an agent on each of `nodes`; '' for what is not ready. They are the caller's now."""
+        places = [HEAD, *(nodes if agents else ())]
         with self._lock:
-            places = [HEAD, *(nodes if agents else ())]
+            if self._content != content():
+                return ("",) * len(places)
             return tuple(self._ready.pop(place, "") for place in places)
 
     def put_back(self, nodes: Sequence[str], names: Sequence[str]) -> None:
@@ -53,11 +58,14 @@ class Standby:
     def lacks(self, nodes: Sequence[str]) -> bool:
         """Whether `fill` has something to do."""
         with self._lock:
-            return not self._swept or any(place not in self._ready for place in _places(nodes))
+            return not self._swept or self._content != content() or any(place not in self._ready for place in _places(nodes))
 
     def fill(self, nodes: Sequence[str], used: Collection[str]) -> None:
         """Start what is missing. `used`: what jobs have; what else there is was left by a controller that is gone, and is ended."""
         self._sweep(used)
+        if self._content != (now := content()):
+            self.close()
+            self._content = now
         with self._lock:
             missing = [place for place in _places(nodes) if place not in self._ready]
         started = [(place, *self._start(place)) for place in missing]

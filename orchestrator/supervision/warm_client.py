@@ -64,7 +64,7 @@ def start(home: Home, watch_pid: int, environ: Mapping[str, str], entry: str = R
 
 def socket_path(home: Home, entry: str = RANK_ENTRY) -> Path:
     """The place of the socket; in a private folder under the temporary one if the home's path is too long for a socket."""
-    name = socket_name(_digest(f"{sys.executable} {entry}"), _content())
+    name = socket_name(_digest(f"{sys.executable} {entry}"), content())
     return short_folder(home.root / "node", name) / name
 
 
@@ -100,8 +100,8 @@ def _try_connect(path: Path) -> socket.socket | None:
     return connection
 
 
-def _content() -> str:
-    """Changes with anything that the warm process has imported: ranks never run yesterday's code."""
+def content() -> str:
+    """Changes with anything that the warm process or an actor has imported: no job runs yesterday's code."""
     parts = []
     root = Path(next(iter(orchestrator.__path__)))
     for path in sorted(root.rglob("*.py")):

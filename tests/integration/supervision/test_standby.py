@@ -75,6 +75,24 @@ def test_a_job_starts_for_itself_what_has_died_meanwhile(box, standby):
     job.release()
 
 
+def test_after_a_change_of_the_code_none_of_before_is_given_away(box, monkeypatch):
+    import ray
+
+    from orchestrator.supervision import standby
+
+    pool, node = standby.Standby(box.home), ray.nodes()[0]["NodeID"]
+    pool.fill([node], used=living())
+    before = {name for name in living() if name.startswith(standby.PREFIX)}
+    monkeypatch.setattr(standby, "content", lambda: "edited")
+    assert pool.take([node], agents=True) == ("", "") and pool.lacks([node])
+    pool.fill([node], used=())
+    after = pool.take([node], agents=True)
+    assert all(after) and not before & set(after)
+    wait_until(lambda: not before & living(), "the end of those with the code of before")
+    for name in after:
+        standby.kill_named(name)
+
+
 def test_what_a_controller_has_left_is_ended_and_what_a_job_has_is_not(box, standby):
     import ray
 

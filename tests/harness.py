@@ -231,6 +231,7 @@ def _has_open(process: psutil.Process, name: str) -> bool:
 
 
 def kill(process: psutil.Process) -> None:
+    """Also if it has gone by itself meanwhile, as what belongs to another that was killed."""
     try:
         process.kill()
     except psutil.NoSuchProcess:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from harness import kill
 
 from orchestrator.control.keeper import free_port, head_command
 from orchestrator.errors import ClusterError
@@ -163,7 +164,7 @@ class Box:
             self.head.kill()
         psutil.wait_procs(self.processes(), timeout=5)
         for process in self.processes():
-            process.kill()
+            kill(process)
         shutil.rmtree(self.root, ignore_errors=True)
 
 

@@ -14,8 +14,10 @@ import psutil
 from orchestrator.runtime.link import Reading
 from orchestrator.runtime.warm import STACK_SIGNAL, stack_file
 
-ANSWER_S = 1.5
+ANSWER_S = 3.0
 """How long the ranks may take to write their stacks, on a machine that is overloaded; one that waits in the kernel never does."""
+LAST_FRAMES = ("in _run_module_as_main\n", "  ...\n")
+"""How a stack ends: the main thread comes last, and its outermost frame, or a sign that there are more than `faulthandler` writes."""
 POLL_S = 0.02
 STACK_BYTES = 16_000
 LOG_TAIL_BYTES = 2000
@@ -25,7 +27,8 @@ def inspect_ranks(
     pids: Mapping[int, int], readings: Mapping[int, Reading], still_s: Callable[[int], float], logs: Mapping[int, Path]
 ) -> list[dict[str, Any]]:  # fmt: skip
     """JSON-ready, one per rank that lives: see `hang.RankView`; also `pid` and `threads`."""
-    asked = {rank: _size(stack_file(logs[rank])) for rank, pid in pids.items() if rank in readings and _ask(pid, stack_file(logs[rank]))}
+    before = {rank: _size(stack_file(log)) for rank, log in logs.items()}  # read first: an answer may come at once
+    asked = {rank: before[rank] for rank, pid in pids.items() if rank in readings and _ask(pid, stack_file(logs[rank]))}
     _wait_for_stacks({pids[rank]: (stack_file(logs[rank]), size) for rank, size in asked.items()})
     return [
         {
@@ -48,15 +51,11 @@ def node_health(shared_memory: Path) -> dict[str, Any]:
 
 
 def _wait_for_stacks(asked: Mapping[int, tuple[Path, int]]) -> None:
-    """Until the file of each has grown, and grows no more: a stack is written frame by frame. `asked`: pid -> (file, size before)."""
+    """Until each has written all of its stack: it comes frame by frame. `asked`: pid -> (file, size before)."""
     limit = time.monotonic() + ANSWER_S
-    before: dict[int, int] = {}
     while time.monotonic() < limit:
-        sizes = {pid: _size(file) for pid, (file, _) in asked.items()}
-        answered = all(sizes[pid] > size or _process(pid)["state"] == "D" for pid, (_, size) in asked.items())
-        if answered and sizes == before:
+        if all(_since(file, size, -1).endswith(LAST_FRAMES) or _process(pid)["state"] in "DX" for pid, (file, size) in asked.items()):
             return
-        before = sizes
         time.sleep(POLL_S)
 
 
@@ -84,8 +83,9 @@ def _size(file: Path) -> int:
 
 
 def _since(file: Path, offset: int, most: int) -> str:
-    """What stands in the file from `offset` on (below 0: from its end), `most` bytes of it."""
+    """What stands in the file from `offset` on (below 0: from its end), `most` bytes of it (below 0: all)."""
     if not file.exists():
         return ""
-    content = file.read_bytes()
-    return content[offset:][:most].decode(errors="replace") if offset >= 0 else content[offset:].decode(errors="replace")
+    with file.open("rb") as opened:
+        opened.seek(max(offset, -_size(file)), os.SEEK_SET if offset >= 0 else os.SEEK_END)
+        return opened.read(most).decode(errors="replace")

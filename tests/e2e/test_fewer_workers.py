@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from harness import TINY, Sandbox
+from harness import TINY, Sandbox, kill
 from supervision_box import QUICK_HEALTH_CHECKS
 
 from orchestrator.control.keeper import free_port
@@ -38,7 +38,7 @@ class Cluster:
         nodes = psutil.Process(self.script.pid).children()
         (root,) = [node for node in nodes if any(argument.endswith("/node2") for argument in node.cmdline())]
         for process in [root, *root.children(recursive=True)]:
-            process.kill()
+            kill(process)
 
     def add(self):
         command = [

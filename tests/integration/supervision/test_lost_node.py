@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from harness import kill
 from supervision_box import Box, calm_history, double_spec, wait_until
 
 from orchestrator.checkpoints.slab import read_staged, slabs_of
@@ -38,7 +39,7 @@ def test_the_peer_of_a_lost_node_stores_what_it_had_staged_and_the_job_goes_on_f
     assert job.status()["progress"]["committed_step"] == 10
     victims = [*second.processes(), psutil.Process(job.ranks(bundle=1)[1])]
     for process in victims:
-        process.kill()
+        kill(process)
     for left in MEMORY.glob(f"orchestrator-{job.id}-1-*"):
         left.unlink()  # it was the memory of the lost node
     wait_until(lambda: job.status()["progress"]["committed_step"] == 30, f"the commit of step 30: {job.status()}")

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 
-from orchestrator.supervision.inspection import _wait_for_stacks
+import pytest
+
+from orchestrator.runtime.link import Phase, Reading
+from orchestrator.runtime.warm import STACK_SIGNAL, stack_file
+from orchestrator.supervision import inspection
+
+STACK = """\
+Thread 0x00007f (most recent call first):
+  File "work.py", line 3 in loop
+  File "<frozen runpy>", line 198 in _run_module_as_main
+"""
+RANK = """
+import sys, time
+from pathlib import Path
+from orchestrator.runtime.warm import show_stacks_in, stack_file
+
+def waits():
+    print("ready", flush=True)
+    time.sleep(60)
+
+show_stacks_in(stack_file(Path(sys.argv[1])))
+waits()
+"""
 
 
-def test_stacks_that_come_late_are_waited_for(tmp_path):
+def test_stacks_that_come_late_and_frame_by_frame_are_waited_for(tmp_path):
     """As on a machine that is overloaded."""
     files = [tmp_path / "0.stack", tmp_path / "1.stack"]
     for file in files:
@@ -17,13 +42,61 @@ def test_stacks_that_come_late_are_waited_for(tmp_path):
     size = files[0].stat().st_size
 
     def answer():
-        time.sleep(0.5)
-        for file in files:
-            with file.open("a") as opened:
-                opened.write("late")
+        for line in STACK.splitlines(keepends=True):
+            time.sleep(0.2)
+            for file in files:
+                with file.open("a") as opened:
+                    opened.write(line)
 
     writer = threading.Thread(target=answer)
     writer.start()
-    _wait_for_stacks({os.getpid(): (files[0], size), os.getppid(): (files[1], size)})
-    assert [file.read_text()[size:] for file in files] == ["late"] * 2
+    inspection._wait_for_stacks({os.getpid(): (files[0], size), os.getppid(): (files[1], size)})
+    assert [file.read_text()[size:] for file in files] == [STACK] * 2
     writer.join()
+
+
+@pytest.fixture
+def rank(tmp_path):
+    log, program = tmp_path / "rank-0.log", tmp_path / "a_rank.py"
+    program.write_text(RANK)
+    command = [sys.executable, "-m", "a_rank", str(log)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    yield process.pid, log
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def look(pid, log):
+    reading = Reading(step=7, moves=2, phase=Phase.FORWARD, ticked_s=0.0, step_p99_s=0.0)
+    return inspection.inspect_ranks({0: pid}, {0: reading}, lambda _: 5.0, {0: log})[0]
+
+
+def test_a_stack_that_is_written_at_once_is_seen_and_only_that_of_this_look(rank, monkeypatch):
+    """The agent loses the processor after it has asked: the answer stands in the file before the agent goes on."""
+    pid, log = rank
+
+    def kill_and_lose_the_processor(pid, number):
+        kill(pid, number)
+        if number == STACK_SIGNAL:
+            time.sleep(0.5)
+
+    kill = os.kill
+    monkeypatch.setattr(inspection.os, "kill", kill_and_lose_the_processor)
+    for _ in range(2):
+        found = look(pid, log)
+        assert "in waits" in found["stack"]
+        assert found["stack"].count("(most recent call first)") == 1
+    assert stack_file(log).read_text().count("(most recent call first)") == 2
+
+
+def test_a_rank_that_is_stopped_is_not_asked(rank):
+    pid, log = rank
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
+    started = time.monotonic()
+    found = look(pid, log)
+    assert (found["state"], found["stack"]) == ("T", "") and time.monotonic() - started < inspection.ANSWER_S
+    os.kill(pid, signal.SIGCONT)
+    assert stack_file(log).read_text() == ""

@@ -24,8 +24,8 @@ from orchestrator.layout import legal_world_sizes
 from orchestrator.paths import Home
 
 VIEW_INTERVAL_S = 1.0
-SETTLE_S = 2.0
-"""Who starts a cluster has a job for it."""
+SETTLE_S = 5.0
+"""Without a start before actors are made to stand by: the first steps have the processors for themselves."""
 _LIVE = [state for state in JobState if not state.terminal]
 
 log = logging.getLogger("controller")
@@ -94,12 +94,13 @@ class Controller:
             del self._lives[job_id]
 
     def _keep_standby(self, jobs: list[Job], now: float) -> None:
-        """Not while a job is starting, which it would take the processors from."""
+        """Not while a job starts, nor before the first: who starts a cluster has a job for it."""
         if self._cluster is None:
             return
-        self._settled_s = self._settled_s or now + SETTLE_S
         starting = any(life.phase is Phase.START for life in self._lives.values()) or any(job.state is JobState.STARTING for job in jobs)
-        if now >= self._settled_s and not starting:
+        if starting or not self._settled_s:
+            self._settled_s = now + SETTLE_S
+        if now >= self._settled_s:
             self._groups.keep_standby([node.id for node in self._cluster.nodes if not node.gpus and not node.draining], jobs)
 
     # plan

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.control import life
 from orchestrator.control.client import CLUSTER, Client
-from orchestrator.control.controller import Controller
+from orchestrator.control.controller import SETTLE_S, Controller
 from orchestrator.control.groups import GroupStatus, ScriptedGroups, done, failed
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
@@ -426,15 +426,19 @@ def test_what_stands_by_is_not_lost_with_a_job_that_was_changed_at_the_same_mome
     assert world.client.job(job_id).standby == ("standby:1", "standby:2")
 
 
-def test_nothing_is_made_to_stand_by_while_a_job_starts(world):
-    world.turn()
+def test_nothing_is_made_to_stand_by_while_a_job_starts_and_makes_its_first_steps(world):
+    world.turn(2)
+    assert not world.groups.kept
+    world.turn(seconds=SETTLE_S)
     assert world.groups.kept[-1] == ("node-1",)
     job_id = world.submit()
     world.groups.kept.clear()
-    world.turn(seconds=5.0)
+    world.turn(seconds=2 * SETTLE_S)
     assert world.state(job_id) is JobState.STARTING and not world.groups.kept
     world.say(job_id, JobState.RUNNING)
-    world.turn()
+    world.turn(2)
+    assert world.state(job_id) is JobState.RUNNING and not world.groups.kept
+    world.turn(seconds=SETTLE_S)
     assert world.groups.kept
 
 

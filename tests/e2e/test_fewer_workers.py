@@ -61,7 +61,6 @@ class Cluster:
 def sandbox():
     box = Sandbox()
     yield box
-    box.run("down")
     box.close()
 
 
@@ -69,6 +68,7 @@ def sandbox():
 def cluster(sandbox):
     it = Cluster(sandbox)
     yield it
+    sandbox.run("down")  # first: a control plane that looks for its cluster waits long
     it.close()
 
 

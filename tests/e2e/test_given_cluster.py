@@ -27,7 +27,6 @@ SCRIPT = Path(__file__).parents[2] / "cluster" / "local.sh"
 def sandbox():
     box = Sandbox()
     yield box
-    box.run("down")
     box.close()
 
 
@@ -43,6 +42,7 @@ def address(sandbox):
     first = cluster.stdout.readline()
     assert "ready: 2 nodes" in first, first + cluster.communicate(timeout=60)[0]
     yield f"127.0.0.1:{port}"
+    sandbox.run("down")  # first: a control plane that looks for its cluster waits long
     cluster.send_signal(signal.SIGTERM)
     cluster.wait(timeout=60)
 

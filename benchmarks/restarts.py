@@ -36,7 +36,7 @@ PEERS = ("torchrun", "ray train")
 START_LIMIT_S = 180.0
 AGAIN_LIMIT_S = 60.0
 """A job that has made no new step by then counts as if it had made one at that moment, and as stuck."""
-SETTLE_S = 5.0
+SETTLE_S = 10.0
 """After a job has ended, before ours is submitted: who serves a cluster has actors stand by again."""
 Steps = list[tuple[int, float, int]]
 """(step, seconds since 1970 when it was done, pid of the rank or another number of its life)."""

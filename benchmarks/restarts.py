@@ -34,8 +34,8 @@ SETTINGS = (
 INTERVALS = (10, 1)
 PEERS = ("torchrun", "ray train")
 START_LIMIT_S = 180.0
-AGAIN_LIMIT_S = 60.0
-"""A job that has made no new step by then counts as if it had made one at that moment, and as stuck."""
+AGAIN_LIMIT_S = 45.0
+"""A job that has made no new step by then counts as stuck."""
 SETTLE_S = 10.0
 """After a job has ended, before ours is submitted: who serves a cluster has actors stand by again."""
 Steps = list[tuple[int, float, int]]

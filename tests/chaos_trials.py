@@ -11,6 +11,8 @@ from harness import TINY, Sandbox
 
 from orchestrator.chaos.claims import Claims
 from orchestrator.job import JobState
+from orchestrator.supervision.accounting import Bucket
+from orchestrator.supervision.ledger import as_of
 
 SETTINGS = (
     *TINY, "training.max_steps=300", "training.log_interval_steps=1", "recovery.hang_timeout_s=3", "recovery.long_phase_timeout_s=10",
@@ -43,15 +45,19 @@ class Trials:
         return self._calm
 
     def strike(self, seed: int, faults: Counter[str], timeout_s: float = 600) -> dict[str, Any]:
-        """What became of a job that these faults befell: `equal` to the calm one or not, and which faults were `done`."""
+        """What became of a job that these faults befell: `equal` to the calm one or not, which faults were `done`, and of its
+        worker-seconds, how many are in no bucket of the ledger."""
         calm, began = self.calm(), time.monotonic()
         tracked = ("tracking.enabled=true",) if faults["hide_tracking"] else ()
         counts = [f"chaos.{name}={count}" for name, count in sorted(faults.items())]
         job_id = self.box.submit(*SETTINGS, *tracked, f"chaos.seed={seed}", *counts)
         job = self.box.wait_ended(job_id, timeout_s)
         done = sorted(Claims(self.box.store(job_id), job_id).done())
+        ledger = as_of(job, now_s=0.0)
+        assert ledger is not None, self.box.describe()
         equal = job.state is JobState.SUCCEEDED and (self.box.history(job_id), self.box.fingerprint(job_id)) == calm
         return {
             "job": job_id, "planned": faults.total(), "done": done, "equal": equal, "state": job.state.value, "reason": job.reason,
+            "worker_s": ledger.worker_s, "unattributed_s": ledger.seconds[Bucket.UNATTRIBUTED],
             "restarts": job.progress.restarts, "took_s": round(time.monotonic() - began, 1),
         }  # fmt: skip

@@ -25,7 +25,8 @@ def test_a_job_that_six_faults_befall_equals_the_calm_one():
         found = Trials(box).strike(seed=1, faults=FAULTS)
         assert found["equal"], f"{found}\n{box.describe()}"
         assert found["done"] == sorted(f"{kind}-1" for kind in FAULTS)
-        assert found["restarts"] >= 4
+        assert found["restarts"] >= 2  # of four that ask for one; a recovery may serve two
+        assert found["unattributed_s"] <= 0.005 * found["worker_s"], found
         told = [record for record in read_segments(box.store(found["job"]), JobKeys(found["job"])) if record["kind"] == "event"]
         assert any(record["message"].startswith("chaos is on: ") for record in told if record["event"] == EventKind.WARNING.value)
         assert sorted(record["fault"] for record in told if record["event"] == EventKind.CHAOS.value) == found["done"]

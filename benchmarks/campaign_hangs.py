@@ -5,7 +5,7 @@
 Each trial is a job of two or three workers in which several hangs happen, one after the other, at random steps: a rank is stopped by a
 signal at a random moment, keeps Python's lock in C, computes for ever, blocks in the forward pass, in the backward pass or while it
 loads data, calls a collective that the others do not, skips one that they call, or its connections to the others are closed (they are
-told) or go silent (nobody is). Right is: that rank, alone; of the last two, that it was the connection. With two ranks nobody can
+told) or go silent (nobody is). Right is: that rank, alone; of the last two, that it was the connection, or whose. With two ranks nobody can
 say which of them went another way, so a collective is skipped with three only. Steps take some hundredths of a second, so the limit is five
 seconds. Jobs that are done are kept under `build/` and not run again.
 """
@@ -94,7 +94,7 @@ class Campaign:
         if found is None:
             return {"rank": rank, "found_s": None, "right": False, "said": ""}
         number, event = found
-        right = _is_connection(event) if kind in CONNECTION else event.kind is EventKind.HANG and _names(event, rank)
+        right = (kind in CONNECTION and _is_connection(event)) or (event.kind is EventKind.HANG and _names(event, rank))
         started = self.next(job_id, number, EventKind.STARTED)
         assert started is not None, self.box.describe()
         self.box.wait_step(job_id, started[1].fields["first_step"] + 6)

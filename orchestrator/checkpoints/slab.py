@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import math
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,10 +195,13 @@ def slabs_of(folder: Path, stem: str) -> list[Path]:
     return sorted(folder.glob(f"{stem}-*.slab"))
 
 
-def remove_slabs(folder: Path, stem: str) -> None:
+def remove_slabs(folder: Path, stem: str, until_s: float = math.inf) -> None:
+    """Those that were not made or changed after `until_s`, in seconds since 1970."""
     for path in slabs_of(folder, stem):
-        _table(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another one removes them too
+            if path.stat().st_ctime <= until_s:
+                _table(path).unlink(missing_ok=True)
+                path.unlink()
 
 
 def _table(slab: Path) -> Path:

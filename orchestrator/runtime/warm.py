@@ -11,7 +11,8 @@ locks of others would stay locked for ever) and makes no CUDA call. Each connect
     a child ended                                                     ->  {"op": "exit", "rank", "pid", "code", "signal"}
 
 A connection that closes takes its ranks with it, and so does the end of this process: the watched pid is gone, or SIGTERM, which it passes
-on to the ranks that it has, and leaves when they have. It leaves by itself
+on to the ranks that it has, and leaves when they have. With the watched pid, the node's raylet, its agents are gone: what they kept in the
+node's memory goes too. It leaves by itself
 
     once no agent is connected, if agents have begun to ask for a process of other code or packages (`warm_place`)
     once it has no ranks, if it has grown by `--max-growth-mb` since it was ready
@@ -31,6 +32,7 @@ import selectors
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +40,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator.runtime import child
+from orchestrator.runtime.node_memory import NodeMemory
 from orchestrator.runtime.task import RankTask
 from orchestrator.runtime.warm_place import hold_lock, is_newest, listen
 
@@ -78,6 +81,7 @@ class Warm:
         self._watch = (watch_pid, child.start_time(watch_pid))
         self._lock = lock
         self._agents: list[Agent] = []
+        self._memory = NodeMemory()
         self._leaving = self._passed_on = False
         self._has_forked = self._is_idle = False
         self._wake, self._woken = socket.socketpair()
@@ -88,13 +92,20 @@ class Warm:
         self._hear_signals()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        while not self._may_leave() and child.start_time(self._watch[0]) == self._watch[1] is not None:
+        while not self._may_leave() and self._is_watched_alive():
             ready = [key.fileobj for key, _ in self._selector.select(POLL_S)]
             self._is_idle = not ready
             self._round(ready)
+        is_node_lost, missed_s = not self._is_watched_alive(), time.time()
         self._path.unlink(missing_ok=True)
         for agent in list(self._agents):
             self._drop(agent)
+        if is_node_lost:
+            self._memory.node_is_lost(missed_s)
+
+    def _is_watched_alive(self) -> bool:
+        pid, began = self._watch
+        return began is not None and child.start_time(pid) == began
 
     def _hear_signals(self) -> None:
         for end in (self._wake, self._woken):
@@ -152,6 +163,7 @@ class Warm:
     def _drop(self, agent: Agent) -> None:
         """The agent is gone, or is told so by the end of its connection: not before its ranks are, whose files the next ones get."""
         self._agents.remove(agent)
+        self._memory.agent_went(id(agent))
         self._selector.unregister(agent.connection)
         for rank in agent.ranks.values():
             child.kill_tree(rank.pid, signal.SIGKILL)
@@ -189,6 +201,7 @@ class Warm:
         if pid == 0:
             self._be_rank(request, parent)
         self._has_forked = True
+        self._memory.used(id(agent), request["task"])
         agent.ranks[number] = Rank(number, pid, request["task"].get("clock", ""))
         self._tell(agent, op="started", rank=number, pid=pid)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.runtime.node_memory import NodeMemory
 from orchestrator.runtime.task import RankTask
 from orchestrator.runtime.warm import POLL_S
 from orchestrator.runtime.warm_place import call_newest, is_newest
@@ -30,7 +31,7 @@ def sleeper(task):
 
 class Agent:
     def __init__(self, folder, *options):
-        self.folder, self.log, self.clock = folder, folder / "rank.log", folder / "clock"
+        self.folder, self.log, self.clock, self.slab = folder, folder / "rank.log", folder / "clock", folder / "job-0-1.slab"
         self.watched = subprocess.Popen(["sleep", "600"])
         command = [sys.executable, "-m", "orchestrator.runtime.warm", "--socket", str(folder / "s"), "--watch-pid", str(self.watched.pid)]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
@@ -45,9 +46,12 @@ class Agent:
         """Returns the rank's pid when it sleeps."""
         self.log.touch()
         self.clock.touch()
+        for path in (self.slab, self.slab.with_suffix(".json")):
+            path.touch()
         task = RankTask(
             job_id="job", run=1, epoch=1, spec={"resources": {"threads_per_worker": 1}}, rank=0, world_size=1, local_rank=0,
             local_world_size=1, master_address="", master_port=0, agent_socket="", clock=str(self.clock), cache_dir="",
+            slab_folder=str(self.folder), slab_stem="job-0",
         )  # fmt: skip
         request = {"op": "fork", "rank": 0, "task": task.to_dict(), "env": {}, "log": str(self.log)}
         self.connection.sendall(json.dumps(request).encode() + b"\n")
@@ -105,6 +109,41 @@ def test_its_agent_hears_of_its_end_when_its_ranks_and_their_clocks_are_gone(age
     agent.watched.wait()
     assert agent.lines.readline() == ""
     assert not psutil.pid_exists(pid) and not agent.clock.exists()
+
+
+def test_with_the_nodes_raylet_goes_what_its_agents_kept_in_memory(agent):
+    agent.fork()
+    agent.kill()  # the job has ended
+    agent.connection.close()  # and its agent is gone a moment before the raylet is missed
+    agent.lines.close()
+    others = [agent.folder / "job-1-1.slab", agent.folder / "other-0-1.slab"]
+    for path in others:
+        path.touch()
+    agent.watched.kill()
+    agent.watched.wait()
+    assert agent.warm.wait(20) == 0
+    assert not agent.slab.exists() and not agent.slab.with_suffix(".json").exists()
+    assert all(path.exists() for path in others)
+
+
+def test_what_agents_keep_in_memory_stays_while_the_node_is_there(agent):
+    agent.fork()
+    agent.kill()
+    agent.warm.send_signal(signal.SIGTERM)
+    assert agent.warm.wait(20) == 0
+    assert agent.slab.exists() and agent.slab.with_suffix(".json").exists()
+
+
+def test_slabs_that_were_made_after_the_raylet_was_missed_are_another_agents(tmp_path):
+    memory, missed_s = NodeMemory(), time.time()
+    memory.used(1, {"slab_folder": str(tmp_path), "slab_stem": "job-0"})
+    memory.agent_went(1)
+    time.sleep(0.05)
+    (tmp_path / "job-0-1.slab").touch()
+    memory.node_is_lost(missed_s)
+    assert (tmp_path / "job-0-1.slab").exists()
+    memory.node_is_lost(time.time())
+    assert not (tmp_path / "job-0-1.slab").exists()
 
 
 def test_one_of_older_code_leaves_when_its_last_agent_has(agent):

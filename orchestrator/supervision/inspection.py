@@ -26,14 +26,15 @@ LOG_TAIL_BYTES = 2000
 def inspect_ranks(
     pids: Mapping[int, int], readings: Mapping[int, Reading], still_s: Callable[[int], float], logs: Mapping[int, Path]
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """JSON-ready, one per rank that lives: see `hang.RankView`; also `pid` and `threads`."""
+    """JSON-ready, one per rank that lives: see `hang.RankView`; also `pid`, `threads` and `step_p99_s`."""
     before = {rank: _size(stack_file(log)) for rank, log in logs.items()}  # read first: an answer may come at once
     asked = {rank: before[rank] for rank, pid in pids.items() if rank in readings and _ask(pid, stack_file(logs[rank]))}
     _wait_for_stacks({pids[rank]: (stack_file(logs[rank]), size) for rank, size in asked.items()})
     return [
         {
             "rank": rank, "pid": pids[rank], "step": readings[rank].step, "moves": readings[rank].moves,
-            "phase": readings[rank].phase.name.lower(), "still_s": round(still_s(rank), 2), **_process(pids[rank]),
+            "phase": readings[rank].phase.name.lower(), "still_s": round(still_s(rank), 2),
+            "step_p99_s": readings[rank].step_p99_s, **_process(pids[rank]),
             "stack": _since(stack_file(logs[rank]), asked[rank], STACK_BYTES) if rank in asked else "",
             "log_tail": _since(logs[rank], -LOG_TAIL_BYTES, LOG_TAIL_BYTES),
         }

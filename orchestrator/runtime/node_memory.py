@@ -1,36 +1,61 @@
-"""The slabs of a node's agents, for the one that outlives them: a raylet that is killed takes its agents with it. Torch-free."""
+"""The slabs of a node's agents, removed when their agent is gone, however it went: the next one would not read them. Torch-free."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoints.slab import remove_slabs
+from orchestrator.runtime import child
 
-TOGETHER_S = 10.0
-"""An agent that went so shortly before the raylet was missed went with it; another has given its slabs up, or the next one has."""
-MOST_GONE = 64
+POLL_S = 0.05
 
-Slabs = set[tuple[str, str]]
-"""(folder, how their names begin)."""
+
+@dataclass
+class Owner:
+    """An agent, by its process."""
+
+    pid: int
+    began: int | None
+    slabs: set[tuple[str, str]] = field(default_factory=set)
+    """(folder, how their names begin)."""
+    went_s: float = 0.0
+
+    def is_gone(self) -> bool:
+        return self.began is None or child.start_time(self.pid) != self.began
 
 
 class NodeMemory:
-    def __init__(self) -> None:
-        self._of: dict[int, Slabs] = {}
-        self._gone: list[tuple[float, Slabs]] = []
+    """What was made after an agent went is the next one's, and stays."""
 
-    def used(self, agent: int, task: Mapping[str, Any]) -> None:
+    def __init__(self) -> None:
+        self._went: list[Owner] = []
+
+    def owner(self, pid: int) -> Owner:
+        return Owner(pid, child.start_time(pid))
+
+    def used(self, owner: Owner, task: Mapping[str, Any]) -> None:
         """By the ranks of an agent. `task`: a RankTask as a dict."""
         if task.get("slab_stem"):
-            self._of.setdefault(agent, set()).add((task["slab_folder"], task["slab_stem"]))
+            owner.slabs.add((task["slab_folder"], task["slab_stem"]))
 
-    def agent_went(self, agent: int) -> None:
-        self._gone = [*self._gone[1 - MOST_GONE :], (time.time(), self._of.pop(agent, set()))]
+    def went(self, owner: Owner) -> None:
+        """Its connection has closed, and its ranks are dead."""
+        owner.went_s = time.time()
+        self._went.append(owner)
+        self.clear()
 
-    def node_is_lost(self, missed_s: float) -> None:
-        """Remove what those who went with it have left. What was made after `missed_s`, in seconds since 1970, is another agent's."""
-        for folder, stem in sorted({place for went_s, slabs in self._gone if went_s > missed_s - TOGETHER_S for place in slabs}):
-            remove_slabs(Path(folder), stem, missed_s)
+    def clear(self, wait_s: float = 0.0) -> None:
+        """For those whose process has ended; the others are asked for again, here for `wait_s`."""
+        limit = time.monotonic() + wait_s
+        while True:
+            for owner in [owner for owner in self._went if owner.is_gone()]:
+                self._went.remove(owner)
+                for folder, stem in sorted(owner.slabs):
+                    remove_slabs(Path(folder), stem, owner.went_s)
+            if not self._went or time.monotonic() >= limit:
+                return
+            time.sleep(POLL_S)

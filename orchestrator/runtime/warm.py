@@ -11,8 +11,8 @@ locks of others would stay locked for ever) and makes no CUDA call. Each connect
     a child ended                                                     ->  {"op": "exit", "rank", "pid", "code", "signal"}
 
 A connection that closes takes its ranks with it, and so does the end of this process: the watched pid is gone, or SIGTERM, which it passes
-on to the ranks that it has, and leaves when they have. With the watched pid, the node's raylet, its agents are gone: what they kept in the
-node's memory goes too. It leaves by itself
+on to the ranks that it has, and leaves when they have. What an agent that is gone has left in the node's memory is removed (`node_memory`).
+It leaves by itself
 
     once no agent is connected, if agents have begun to ask for a process of other code or packages (`warm_place`)
     once it has no ranks, if it has grown by `--max-growth-mb` since it was ready
@@ -31,8 +31,8 @@ import os
 import selectors
 import signal
 import socket
+import struct
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator.runtime import child
-from orchestrator.runtime.node_memory import NodeMemory
+from orchestrator.runtime.node_memory import NodeMemory, Owner
 from orchestrator.runtime.task import RankTask
 from orchestrator.runtime.warm_place import hold_lock, is_newest, listen
 
@@ -48,6 +48,8 @@ DEFAULT_ENTRY = "orchestrator.runtime.rank:main"
 PRELOAD = "orchestrator.runtime.preload:preload"
 POLL_S = 1.0
 SEND_LIMIT_S = 5.0
+GONE_LIMIT_S = 5.0
+"""How long the processes of agents that have closed their connections are waited for in the end."""
 MAX_GROWTH_MB = 256
 STACK_SIGNAL = signal.SIGUSR2
 """A rank that gets it appends the stacks of its threads to `stack_file`, whatever it is doing, and goes on."""
@@ -68,6 +70,7 @@ class Agent:
     """One connection and the ranks that were forked for it."""
 
     connection: socket.socket
+    owner: Owner
     unread: bytes = b""
     ranks: dict[int, Rank] = field(default_factory=dict)
 
@@ -92,20 +95,14 @@ class Warm:
         self._hear_signals()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        while not self._may_leave() and self._is_watched_alive():
+        while not self._may_leave() and child.start_time(self._watch[0]) == self._watch[1] is not None:
             ready = [key.fileobj for key, _ in self._selector.select(POLL_S)]
             self._is_idle = not ready
             self._round(ready)
-        is_node_lost, missed_s = not self._is_watched_alive(), time.time()
         self._path.unlink(missing_ok=True)
         for agent in list(self._agents):
             self._drop(agent)
-        if is_node_lost:
-            self._memory.node_is_lost(missed_s)
-
-    def _is_watched_alive(self) -> bool:
-        pid, began = self._watch
-        return began is not None and child.start_time(pid) == began
+        self._memory.clear(GONE_LIMIT_S)
 
     def _hear_signals(self) -> None:
         for end in (self._wake, self._woken):
@@ -132,6 +129,7 @@ class Warm:
         if self._wake in ready:
             self._wake.recv(4096)
         self._reap()
+        self._memory.clear()
         if self._leaving and not self._passed_on:
             self._pass_on_sigterm()
         if self._listener in ready:
@@ -146,7 +144,8 @@ class Warm:
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
         connection.settimeout(SEND_LIMIT_S)
-        self._agents.append(Agent(connection))
+        pid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        self._agents.append(Agent(connection, self._memory.owner(pid)))
         self._selector.register(connection, selectors.EVENT_READ)
 
     def _read(self, agent: Agent) -> list[bytes]:
@@ -163,13 +162,13 @@ class Warm:
     def _drop(self, agent: Agent) -> None:
         """The agent is gone, or is told so by the end of its connection: not before its ranks are, whose files the next ones get."""
         self._agents.remove(agent)
-        self._memory.agent_went(id(agent))
         self._selector.unregister(agent.connection)
         for rank in agent.ranks.values():
             child.kill_tree(rank.pid, signal.SIGKILL)
         for rank in agent.ranks.values():
             self._bury(rank)
         agent.connection.close()
+        self._memory.went(agent.owner)
 
     def _tell(self, agent: Agent, **message: Any) -> None:
         try:
@@ -201,7 +200,7 @@ class Warm:
         if pid == 0:
             self._be_rank(request, parent)
         self._has_forked = True
-        self._memory.used(id(agent), request["task"])
+        self._memory.used(agent.owner, request["task"])
         agent.ranks[number] = Rank(number, pid, request["task"].get("clock", ""))
         self._tell(agent, op="started", rank=number, pid=pid)
 

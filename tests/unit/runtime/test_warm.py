@@ -46,19 +46,19 @@ class Agent:
         """Returns the rank's pid when it sleeps."""
         self.log.touch()
         self.clock.touch()
-        for path in (self.slab, self.slab.with_suffix(".json")):
-            path.touch()
-        task = RankTask(
-            job_id="job", run=1, epoch=1, spec={"resources": {"threads_per_worker": 1}}, rank=0, world_size=1, local_rank=0,
-            local_world_size=1, master_address="", master_port=0, agent_socket="", clock=str(self.clock), cache_dir="",
-            slab_folder=str(self.folder), slab_stem="job-0",
-        )  # fmt: skip
-        request = {"op": "fork", "rank": 0, "task": task.to_dict(), "env": {}, "log": str(self.log)}
+        request = {"op": "fork", "rank": 0, "task": self.task(), "env": {}, "log": str(self.log)}
         self.connection.sendall(json.dumps(request).encode() + b"\n")
         started = json.loads(self.lines.readline())
         assert started["op"] == "started", started
         self.wait(lambda: "asleep" in self.log.read_text())
         return started["pid"]
+
+    def task(self):
+        return RankTask(
+            job_id="job", run=1, epoch=1, spec={"resources": {"threads_per_worker": 1}}, rank=0, world_size=1, local_rank=0,
+            local_world_size=1, master_address="", master_port=0, agent_socket="", clock=str(self.clock), cache_dir="",
+            slab_folder=str(self.folder), slab_stem="job-0",
+        ).to_dict()  # fmt: skip
 
     def kill(self):
         """Its rank; returns when its end is told."""
@@ -111,39 +111,84 @@ def test_its_agent_hears_of_its_end_when_its_ranks_and_their_clocks_are_gone(age
     assert not psutil.pid_exists(pid) and not agent.clock.exists()
 
 
-def test_with_the_nodes_raylet_goes_what_its_agents_kept_in_memory(agent):
-    agent.fork()
-    agent.kill()  # the job has ended
-    agent.connection.close()  # and its agent is gone a moment before the raylet is missed
-    agent.lines.close()
+HOLDER = """
+import json, socket, sys
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(sys.argv[1])
+connection.sendall(sys.argv[2].encode() + b"\\n")
+print(connection.makefile().readline(), end="", flush=True)
+sys.stdin.read()
+connection.close()
+print("closed", flush=True)
+sys.stdin = open(sys.argv[3])
+sys.stdin.read()
+"""
+
+
+class OtherAgent:
+    """In a process of its own; it forks one rank."""
+
+    def __init__(self, agent):
+        agent.slab.touch()
+        agent.slab.with_suffix(".json").touch()
+        os.mkfifo(gate := agent.folder / "gate")
+        request = {"op": "fork", "rank": 0, "task": agent.task(), "env": {}, "log": str(agent.log)}
+        command = [sys.executable, "-c", HOLDER, str(agent.path), json.dumps(request), str(gate)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.gate = gate
+        assert json.loads(self.process.stdout.readline())["op"] == "started"
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def other(agent):
+    it = OtherAgent(agent)
+    yield it
+    it.close()
+
+
+@pytest.mark.parametrize("how", ["it is killed", "with the node's raylet"])
+def test_what_an_agent_that_is_gone_kept_in_memory_goes_and_what_others_keep_stays(agent, other, how):
     others = [agent.folder / "job-1-1.slab", agent.folder / "other-0-1.slab"]
     for path in others:
         path.touch()
-    agent.watched.kill()
-    agent.watched.wait()
-    assert agent.warm.wait(20) == 0
-    assert not agent.slab.exists() and not agent.slab.with_suffix(".json").exists()
+    if how == "with the node's raylet":
+        agent.watched.kill()
+        agent.watched.wait()
+    other.process.kill()
+    other.process.wait()
+    agent.wait(lambda: not agent.slab.exists() and not agent.slab.with_suffix(".json").exists())
     assert all(path.exists() for path in others)
 
 
-def test_what_agents_keep_in_memory_stays_while_the_node_is_there(agent):
-    agent.fork()
-    agent.kill()
-    agent.warm.send_signal(signal.SIGTERM)
-    assert agent.warm.wait(20) == 0
-    assert agent.slab.exists() and agent.slab.with_suffix(".json").exists()
+def test_what_an_agent_keeps_in_memory_stays_while_its_process_lives(agent, other):
+    other.process.stdin.close()
+    assert other.process.stdout.readline() == "closed\n"
+    time.sleep(2 * POLL_S)
+    assert agent.slab.exists()
+    other.process.kill()
+    other.process.wait()
+    agent.wait(lambda: not agent.slab.exists())
 
 
-def test_slabs_that_were_made_after_the_raylet_was_missed_are_another_agents(tmp_path):
-    memory, missed_s = NodeMemory(), time.time()
-    memory.used(1, {"slab_folder": str(tmp_path), "slab_stem": "job-0"})
-    memory.agent_went(1)
+def test_slabs_that_were_made_after_their_agent_went_are_the_next_ones(tmp_path):
+    memory, process = NodeMemory(), subprocess.Popen(["sleep", "600"])
+    owner = memory.owner(process.pid)
+    memory.used(owner, {"slab_folder": str(tmp_path), "slab_stem": "job-0"})
+    (tmp_path / "job-0-0.slab").touch()
+    time.sleep(0.05)
+    memory.went(owner)
     time.sleep(0.05)
     (tmp_path / "job-0-1.slab").touch()
-    memory.node_is_lost(missed_s)
-    assert (tmp_path / "job-0-1.slab").exists()
-    memory.node_is_lost(time.time())
-    assert not (tmp_path / "job-0-1.slab").exists()
+    process.kill()
+    process.wait()
+    memory.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["job-0-1.slab"]
 
 
 def test_one_of_older_code_leaves_when_its_last_agent_has(agent):

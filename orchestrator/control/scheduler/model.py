@@ -58,7 +58,7 @@ class ClusterView:
         return cls(nodes=tuple(Node(**{**node, "standing": Standing(node.get("standing", 0))}) for node in values["nodes"]))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
     """A gang of equal workers."""
 
@@ -69,6 +69,8 @@ class Demand:
     """Of each worker."""
     max_workers_per_node: int = 0
     """0: as many as fit."""
+    group: int = 1
+    """Workers that stay on one node: tensor parallel x pipeline parallel."""
 
     @classmethod
     def of(cls, resources: ResourcesSpec) -> Demand:
@@ -79,42 +81,130 @@ class Demand:
             max_workers_per_node=resources.max_workers_per_node,
         )
 
+    @property
+    def width(self) -> int:
+        """What is charged for it: GPUs, or workers of a job on CPUs."""
+        return self.num_workers * (self.gpus or 1)
 
-@dataclass(frozen=True, kw_only=True)
-class QueuedJob:
-    job_id: str
-    queued_s: float
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A job that has not ended, as it was asked for and what it has had so far. Service is counted in width x seconds: GPU-seconds."""
+
+    id: str
     demand: Demand
     """Of the whole gang."""
+    submitted_s: float
+    queued_s: float
+    """Since when it waits, or waited last."""
+    tenant: str = ""
+    user: str = ""
+    priority: int = 0
+    """Of a class that comes before all lower ones."""
+    limit_s: float | None = None
+    """Run time that its user allows it in all."""
+    attained: float = 0.0
+    """Service until it last left its place; of a run, `Run.attained(now)` has all."""
+    ran_s: float = 0.0
+    """Run time until it last left its place."""
+    waited_s: float = 0.0
+    """In the waits before this one."""
+    preemptions: int = 0
+    preemptible: bool = True
+    """It saves checkpoints and goes on from them."""
+    reserved_s: float | None = None
+    """The first start that was promised to it in this wait."""
+    resized_s: float | None = None
+    """When its number of workers last changed."""
     smaller: tuple[int, ...] = ()
-    """Numbers of workers, ascending, with which it may start where nodes are missing; none: all or none."""
+    """Legal numbers of workers below the whole gang, ascending, with which it may run too; none: all or none."""
+    larger: tuple[int, ...] = ()
+    """Legal numbers above, ascending, that it may be given while nobody waits."""
     shrink_after_s: float = 0.0
     short_since_s: float | None = None
     """Since when nodes have been missing (`Plan.short`), as far as known."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunningJob:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
     """A job that holds a place, from the moment it was given one."""
 
-    job_id: str
-    demand: Demand
-    """Of the whole gang; `placement` may hold fewer workers."""
+    job: Job
     placement: Placement
+    """May hold fewer or more workers than `job.demand`."""
+    started_s: float
+    saved_s: float | None = None
+    """When its newest durable checkpoint was taken; None: none since it started."""
+    save_s: float = 0.0
+    """What a checkpoint takes."""
+    restart_s: float = 0.0
+    """What it takes from a start to the next new step."""
     may_grow: bool = False
-    """It may be told to leave for a place for its whole gang."""
+    """It may be told to leave for a larger place."""
     growing: bool = False
     """It was told so, and has not left yet."""
+    leaving: bool = False
+    """It was told to leave (`Plan.preempts`), and has not left yet."""
+
+    @property
+    def workers(self) -> int:
+        return sum(count for _, count in self.placement)
+
+    @property
+    def width(self) -> int:
+        return self.workers * (self.job.demand.gpus or 1)
+
+    def attained(self, now: float) -> float:
+        return self.job.attained + self.width * max(0.0, now - self.started_s)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """What a job that succeeded took: the material of estimates."""
+
+    tenant: str
+    width: int
+    ran_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What tenants have used so far. Nothing is charged yet: order is by time of submission alone."""
+    """What has been used and learned so far."""
+
+    charged: Mapping[str, float] = field(default_factory=dict)
+    """Service by tenant, as decayed at `charged_at_s` with the half-life of the policy."""
+    charged_at_s: float = 0.0
+    history: tuple[Ended, ...] = ()
+    """Oldest first; the last thousands are enough."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tenant:
+    weight: float = 1.0
+    """Its share of what is contended for, beside the weights of the others that want something."""
+    quota: int | None = None
+    """Width that its running jobs may have together; None: no limit."""
+    jobs_per_user: int | None = None
+    """Of its jobs, how many of one user may run at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    mode: str = "fifo"
+    """Of a cluster, not of a job; `conf/scheduler/` has the shipped ones."""
+
+    mode: str = "fifo"  # fifo | batch | preemptive
+    tenants: Mapping[str, Tenant] = field(default_factory=dict)
+    """Who is not named has weight 1 and no quota."""
+    levels: tuple[float, ...] = (7_200.0, 72_000.0, 720_000.0)
+    """Service after which a job falls to the next level."""
+    usage_half_life_s: float = 7 * 86_400.0
+    max_wait_s: float = 8 * 3600.0
+    """Who has waited longer is starved: it comes first, and a place is cleared for it."""
+    min_run_s: float = 1800.0
+    """No run is preempted before; doubles with every preemption of the same job."""
+    resize_interval_s: float = 1800.0
+    round_s: float = 60.0
+    """Preemptions and resizes are decided at most so often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,14 +216,34 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preempt:
+    """An order to save a checkpoint and leave. The receipt: what it costs, and for whom."""
+
+    job_id: str
+    for_job: str
+    cost: float
+    """Service that is lost: since the last durable checkpoint, and by the save and the next start."""
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservation:
+    job_id: str
+    start_s: float
+    placement: Placement
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     starts: tuple[Start, ...] = ()
-    preempts: tuple[str, ...] = ()
+    preempts: tuple[Preempt, ...] = ()
     resizes: tuple[tuple[str, int], ...] = ()
     """(job id, new number of workers)."""
-    reservations: tuple[Start, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
+    order: tuple[str, ...] = ()
+    """The ids of the jobs that wait, who is next first."""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Why each job that does not start waits, by job id."""
+    """Why each job that does not start waits, by job id. May be made as it is read."""
     short: tuple[str, ...] = ()
     """Jobs that wait whose whole gang would not fit if nothing else ran: nodes are missing."""
     next_change_at: float | None = None

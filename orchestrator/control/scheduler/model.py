@@ -134,7 +134,7 @@ class Run:
     """May hold fewer or more workers than `job.demand`."""
     started_s: float
     saved_s: float | None = None
-    """When its newest durable checkpoint was taken; None: none since it started."""
+    """When its newest durable checkpoint was taken; None: none since it started; infinite: it saves all the time."""
     save_s: float = 0.0
     """What a checkpoint takes."""
     restart_s: float = 0.0
@@ -158,24 +158,15 @@ class Run:
         return self.job.attained + self.width * max(0.0, now - self.started_s)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ended:
-    """What a job that succeeded took: the material of estimates."""
-
-    tenant: str
-    width: int
-    ran_s: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What has been used and learned so far."""
+    """What has been used and learned so far: what outlives the jobs."""
 
     charged: Mapping[str, float] = field(default_factory=dict)
-    """Service by tenant, as decayed at `charged_at_s` with the half-life of the policy."""
+    """Service by tenant, that of running jobs included, as decayed at `charged_at_s` with the half-life of the policy."""
     charged_at_s: float = 0.0
-    history: tuple[Ended, ...] = ()
-    """Oldest first; the last thousands are enough."""
+    history: Mapping[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
+    """Run times, in seconds, of the last jobs that succeeded, oldest first, by (tenant, width); see `estimate.remember`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,11 +191,23 @@ class Policy:
     usage_half_life_s: float = 7 * 86_400.0
     max_wait_s: float = 8 * 3600.0
     """Who has waited longer is starved: it comes first, and a place is cleared for it."""
+    max_total_wait_s: float = 3 * 86_400.0
+    """So is who has waited longer in all its waits together, and ran no longer than that."""
+    reserve_after_s: float = 0.0
+    """Who has waited longer has a place reserved when it is the first that does not fit."""
     min_run_s: float = 1800.0
     """No run is preempted before; doubles with every preemption of the same job."""
+    max_doublings: int = 6
+    max_preemptions: int = 15
+    """A job that was preempted so often is left alone."""
+    gain_factor: float = 2.0
+    """What a preemption gains, in service, is at least so many times what it costs."""
+    grace_s: float = 60.0
+    """What a job has to save and leave: a place that is being cleared is taken to be free then."""
     resize_interval_s: float = 1800.0
+    """A job is resized at most so often."""
     round_s: float = 60.0
-    """Preemptions and resizes are decided at most so often."""
+    """How often the caller plans where nothing has happened in between."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +230,21 @@ class Preempt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resize:
+    """An order to go on with another number of workers."""
+
+    job_id: str
+    workers: int
+    placement: Placement
+    """Of all of them: a part of what the job holds, or a place that was free beside it."""
+    for_job: str = ""
+    """Who waits for what is given up; empty: nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reservation:
+    """What nobody else is given, unless it has left by `start_s`."""
+
     job_id: str
     start_s: float
     placement: Placement
@@ -237,8 +254,7 @@ class Reservation:
 class Plan:
     starts: tuple[Start, ...] = ()
     preempts: tuple[Preempt, ...] = ()
-    resizes: tuple[tuple[str, int], ...] = ()
-    """(job id, new number of workers)."""
+    resizes: tuple[Resize, ...] = ()
     reservations: tuple[Reservation, ...] = ()
     order: tuple[str, ...] = ()
     """The ids of the jobs that wait, who is next first."""
@@ -247,4 +263,23 @@ class Plan:
     short: tuple[str, ...] = ()
     """Jobs that wait whose whole gang would not fit if nothing else ran: nodes are missing."""
     next_change_at: float | None = None
-    """When the plan could differ though nothing else happened; None: never."""
+    """The earliest time at which the plan could differ though nothing else happened; None: never."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Why a job waits, and what would change it."""
+
+    job_id: str
+    position: int
+    """In `Plan.order`, from 1; 0: it starts now."""
+    reason: str
+    holders: tuple[str, ...] = ()
+    """The jobs that hold what it needs; of the sets that would do, the cheapest."""
+    start_s: float | None = None
+    """When it starts: as reserved, or as predicted if nobody else comes; None: not as long as the cluster is as it is."""
+    reserved: bool = False
+    with_workers: int | None = None
+    """The largest legal number of workers with which it would start now."""
+    at_priority: int | None = None
+    """The lowest priority at which it would start, or have a place cleared for it, now."""

@@ -22,7 +22,7 @@ _WAIT_TICKS = ((1, "1 s"), (10, "10 s"), (60, "1 min"), (600, "10 min"), (3600, 
 def write_plots(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
     """Make the folder and the four files; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {"utilisation": _utilisation, "waits": _waits, "queue": _queue, "big_jobs": _big_jobs}
+    drawn = {"utilisation": draw_utilisation, "waits": draw_waits, "queue": draw_queue, "big_jobs": draw_big_jobs}
     paths = []
     for name, draw in drawn.items():
         paths.append(folder / f"{name}.png")
@@ -47,7 +47,7 @@ def binned(timeline: Sequence[tuple[float, int, int]], column: int, end_s: float
     return [(after - before) / width if width else 0.0 for before, after in zip(sums, sums[1:], strict=False)]
 
 
-def _utilisation(outcomes: Sequence[Outcome]) -> Any:
+def draw_utilisation(outcomes: Sequence[Outcome]) -> Any:
     figure, axes = _figure("GPUs in use", "share of all GPUs")
     for outcome, color in zip(outcomes, _colors(), strict=False):
         _over_time(axes, outcome, 1, 100 / outcome.gpus, color, filled=len(outcomes) == 1)
@@ -56,7 +56,7 @@ def _utilisation(outcomes: Sequence[Outcome]) -> Any:
     return _finished(figure, axes, outcomes)
 
 
-def _queue(outcomes: Sequence[Outcome]) -> Any:
+def draw_queue(outcomes: Sequence[Outcome]) -> Any:
     figure, axes = _figure("Jobs that wait", "jobs")
     for outcome, color in zip(outcomes, _colors(), strict=False):
         _over_time(axes, outcome, 2, 1, color, filled=len(outcomes) == 1)
@@ -64,12 +64,12 @@ def _queue(outcomes: Sequence[Outcome]) -> Any:
     return _finished(figure, axes, outcomes)
 
 
-def _waits(outcomes: Sequence[Outcome]) -> Any:
+def draw_waits(outcomes: Sequence[Outcome]) -> Any:
     figure, axes = _figure("How long jobs wait, in all their waits together", "share of the jobs that wait no longer")
     longest = 1.0
     for outcome, color in zip(outcomes, _colors(), strict=False):
         waits = sorted(job.waited_s for job in outcome.jobs)
-        longest = max(longest, *waits[-1:])
+        longest = max([longest, *waits[-1:]])
         shares = [100 * (number + 1) / len(waits) for number in range(len(waits))]
         axes.plot([max(wait, 1.0) for wait in waits], shares, color=color, linewidth=1.8, label=outcome.policy, drawstyle="steps-post")
     axes.set_xscale("log")
@@ -83,14 +83,14 @@ def _waits(outcomes: Sequence[Outcome]) -> Any:
     return _finished(figure, axes, outcomes)
 
 
-def _big_jobs(outcomes: Sequence[Outcome]) -> Any:
+def draw_big_jobs(outcomes: Sequence[Outcome]) -> Any:
     """A panel for each policy: grey while a job waits, coloured by its GPUs while it runs, a red tick where it was preempted."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    chosen = _largest(outcomes[0].jobs)
+    chosen = largest(outcomes[0].jobs)
     unit_s, unit = _unit(max(_end_s(outcome) for outcome in outcomes))
     norm = LogNorm(vmin=BIG_JOB_GPUS, vmax=max([BIG_JOB_GPUS * 2, *(job.gpus for job in chosen.values())]))
     shades = colormaps["viridis_r"]
@@ -125,7 +125,7 @@ def _gantt(axes: Any, jobs: Sequence[JobOutcome], unit_s: float, shade: Any) -> 
     _plain(axes)
 
 
-def _largest(jobs: Sequence[JobOutcome]) -> dict[str, Any]:
+def largest(jobs: Sequence[JobOutcome]) -> dict[str, Any]:
     """The trace's jobs by their ids."""
     big = sorted(of_size(jobs, BIG_JOB_GPUS + 1), key=lambda job: (-job.job.gpus * job.job.duration_s, job.job.id))
     return {job.job.id: job.job for job in big[:GANTT_ROWS]}

@@ -54,7 +54,7 @@ def _check(policy: Policy, path: str) -> None:
         raise ConfigError(f"{path}mode={policy.mode} is not possible: allowed is {', '.join(MODES)}.{nearest(policy.mode, MODES)}")
     for field in fields(Policy):
         value = getattr(policy, field.name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < float("inf"):
+        if isinstance(value, int | float) and not value >= 0:
             raise ConfigError(f"{path}{field.name}={value:g} is not possible: allowed is a number of at least 0.")
     for name in ("usage_half_life_s", "round_s"):
         if not getattr(policy, name) > 0:

@@ -2,8 +2,9 @@
 
 - `fifo` and `batch` plan at each event: a job comes or ends, a node fails or is repaired, `Plan.next_change_at`. `preemptive` plans in
   rounds, at the first multiple of `Policy.round_s` that is not before the event.
-- A job that is preempted or resized leaves at once, with all its work saved, and the planner is asked again at the same moment; its next
-  start takes `World.preemption_loss_s` before it goes on. A job whose node fails also does again what it did since its last save.
+- A job that is preempted or resized leaves at once, with all its work saved; the one waits again, the other starts in its new place, and
+  the planner is asked again at the same moment. Each start but the first takes `World.preemption_loss_s` before the job goes on. A job
+  whose node fails also does again what it did since its last save.
 - The planner never sees how long a job will run. It is not asked while no job waits and none that runs could grow.
 """
 
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from orchestrator.control.scheduler.model import Ended, Job, Placement, Plan, Policy, Run, Start
+from orchestrator.control.scheduler.model import Job, Placement, Plan, Policy, Run
 from orchestrator.errors import ConfigError
 from orchestrator.simulation.accounts import Accounts
 from orchestrator.simulation.cluster import Cluster, SimulationError, demand_of, failures, shapes_by_node
@@ -140,9 +141,8 @@ class _Simulation:
         )  # fmt: skip
 
     def _end(self, job_id: str, now: float) -> None:
-        width = self._runs[job_id].width
         job, life = self._leave(job_id, now, "done"), self._lives[job_id]
-        self._accounts.ended(Ended(tenant=job.tenant, width=width, ran_s=job.ran_s), life.trace.status)
+        self._accounts.ended(job, life.trace.status)
         self._outcomes[life.index] = JobOutcome(
             job=life.trace, first_start_s=life.segments[0].start_s, end_s=now, segments=tuple(life.segments), waited_s=job.waited_s,
             longest_wait_s=life.longest_wait_s, preemptions=job.preemptions, lost_gpu_s=life.lost_gpu_s,
@@ -195,10 +195,13 @@ class _Simulation:
     def _apply(self, plan: Plan, now: float) -> None:
         for preempt in plan.preempts:
             self._queue[preempt.job_id] = self._leave(self._running(preempt.job_id, "preempts"), now, "preempted")
-        for job_id, _ in plan.resizes:
-            self._queue[job_id] = replace(self._leave(self._running(job_id, "resizes"), now, "resized"), resized_s=now)
+        for resize in plan.resizes:
+            job = self._leave(self._running(resize.job_id, "resizes"), now, "resized")
+            self._start(replace(job, resized_s=now), resize.placement, now)
         for start in plan.starts:
-            self._start(start, now)
+            if start.job_id not in self._queue:
+                raise SimulationError(f"the plan starts {start.job_id}, which does not wait")
+            self._start(self._queue.pop(start.job_id), start.placement, now)
         for reservation in plan.reservations:
             job = self._queue.get(reservation.job_id)
             if job and job.reserved_s is None:
@@ -212,17 +215,14 @@ class _Simulation:
             raise SimulationError(f"the plan {verb} {job_id}, which does not run")
         return job_id
 
-    def _start(self, start: Start, now: float) -> None:
-        if start.job_id not in self._queue:
-            raise SimulationError(f"the plan starts {start.job_id}, which does not wait")
-        job, life = self._queue.pop(start.job_id), self._lives[start.job_id]
-        speed = self._cluster.take(job.id, start.placement)
-        life.rate = speed * self._speedup(life.trace, start.placement)
+    def _start(self, job: Job, placement: Placement, now: float) -> None:
+        life = self._lives[job.id]
+        life.rate = self._cluster.take(job.id, placement) * self._speedup(life.trace, placement)
         waited_s = now - job.queued_s
         life.longest_wait_s = max(life.longest_wait_s, waited_s)
         saves = self._world.save_interval_s
         run = Run(
-            job=replace(job, waited_s=job.waited_s + waited_s), placement=start.placement, started_s=now,
+            job=replace(job, waited_s=job.waited_s + waited_s), placement=placement, started_s=now,
             saved_s=None if saves else math.inf, restart_s=self._world.preemption_loss_s,
         )  # fmt: skip
         run = replace(run, may_grow=run.workers < max(life.trace.sizes, default=0))

@@ -66,6 +66,22 @@ def applied(moment: Moment, plan: Plan) -> Moment:
     return replace(moment, queue=after.queue, running=after.running)
 
 
+def left(moment: Moment) -> Moment:
+    """The moment after all runs that were told to leave have left, at the same time."""
+    gone = [run for run in moment.running if run.leaving]
+    waiting = [
+        replace(
+            run.job,
+            queued_s=moment.now,
+            attained=run.attained(moment.now),
+            ran_s=run.job.ran_s + moment.now - run.started_s,
+            preemptions=run.job.preemptions + 1,
+        )
+        for run in gone
+    ]
+    return replace(moment, queue=(*moment.queue, *waiting), running=tuple(run for run in moment.running if run not in gone))
+
+
 def job_from(values: Mapping[str, Any]) -> Job:
     lists = {name: tuple(values[name]) for name in ("smaller", "larger")}
     return Job(**{**values, "demand": Demand(**values["demand"]), **lists})

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from hypothesis import strategies as st
+from scheduling.fairness import level, starved
 from scheduling.forms import restored, stored
 from scheduling.machine import Event, Impossible, Machine
 from scheduling.oracle import feasible, fits, rooms
@@ -183,15 +184,10 @@ def _changed_places(moment: Moment, waiting: str, running: str) -> bool:
     run = next(run for run in moment.running if run.job.id == running)
     if one.tenant != run.job.tenant:
         return True
-    starved = moment.now - one.queued_s >= moment.policy.max_wait_s
-    return starved or (-one.priority, level(moment.policy, one.attained)) < (
+    return starved(one, moment.now, moment.policy) or (-one.priority, level(moment.policy, one.attained)) < (
         -run.job.priority,
         level(moment.policy, run.attained(moment.now)),
     )
-
-
-def level(policy: Policy, attained: float) -> int:
-    return sum(attained >= bound for bound in policy.levels)
 
 
 def head_keeps_its_promise(told: Story, life: Life) -> Iterator[str]:

@@ -122,7 +122,7 @@ class Machine:
 
     def _has_room(self, demand: Demand, placement: Placement) -> bool:
         free = rooms((node for node in self.nodes.values() if node.alive), [*held(self.moment()), (demand, placement)])
-        return all(node_id in free and min(free[node_id]) >= 0 for node_id, _ in placement)
+        return all(node_id in free and min(free[node_id][:2]) >= 0 for node_id, _ in placement)
 
     def _resized(self, run: Run) -> None:
         may_grow = run.workers < run.job.demand.num_workers

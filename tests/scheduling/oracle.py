@@ -5,23 +5,43 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import combinations
+from typing import NamedTuple
 
 from scheduling.strategies import Moment
 
 from orchestrator.control.scheduler.model import Demand, Job, Node, Placement, Policy, Run, Standing, Start
 
-Rooms = Mapping[str, tuple[int, int]]
-"""(CPU units, GPUs) that are free, by node id."""
+
+class Room(NamedTuple):
+    """What is free on a node, and what it has in all."""
+
+    cpu_units: int
+    gpus: int
+    of_cpu_units: int
+    of_gpus: int
+
+    @property
+    def idle(self) -> bool:
+        """All of its GPUs are free."""
+        return self.gpus == self.of_gpus
+
+    @property
+    def emptied(self) -> Room:
+        return Room(self.of_cpu_units, self.of_gpus, self.of_cpu_units, self.of_gpus)
 
 
-def rooms(nodes: Iterable[Node], held: Iterable[tuple[Demand, Placement]]) -> dict[str, tuple[int, int]]:
+Rooms = Mapping[str, Room]
+"""By node id."""
+
+
+def rooms(nodes: Iterable[Node], held: Iterable[tuple[Demand, Placement]]) -> dict[str, Room]:
     """What of `nodes` is left beside `held`; bundles on other nodes hold nothing."""
-    free = {node.id: (node.cpu_units, node.gpus) for node in nodes}
+    free = {node.id: Room(node.cpu_units, node.gpus, node.cpu_units, node.gpus) for node in nodes}
     for demand, placement in held:
         for node_id, workers in placement:
             if node_id in free:
-                cpu_units, gpus = free[node_id]
-                free[node_id] = (cpu_units - workers * demand.cpu_units, gpus - workers * demand.gpus)
+                cpu_units, gpus, *of = free[node_id]
+                free[node_id] = Room(cpu_units - workers * demand.cpu_units, gpus - workers * demand.gpus, *of)
     return free
 
 
@@ -32,13 +52,12 @@ def held(moment: Moment, starts: Iterable[Start] = (), without: Collection[str] 
     return running + [(jobs[start.job_id].demand, start.placement) for start in starts]
 
 
-def most(room: tuple[int, int], demand: Demand) -> int:
+def most(room: Room, demand: Demand) -> int:
     """Workers that fit there."""
-    cpu_units, gpus = room
     workers = 0
     while (
-        (workers + 1) * demand.cpu_units <= cpu_units
-        and (workers + 1) * demand.gpus <= gpus
+        (workers + 1) * demand.cpu_units <= room.cpu_units
+        and (workers + 1) * demand.gpus <= room.gpus
         and (not demand.max_workers_per_node or workers + 1 <= demand.max_workers_per_node)
     ):
         workers += 1
@@ -46,7 +65,7 @@ def most(room: tuple[int, int], demand: Demand) -> int:
 
 
 def placements(free: Rooms, demand: Demand, workers: int) -> Iterator[Placement]:
-    """All there are, each once."""
+    """All there are on these nodes, each once."""
 
     def on(nodes: list[str], left: int) -> Iterator[Placement]:
         if not left:
@@ -56,21 +75,44 @@ def placements(free: Rooms, demand: Demand, workers: int) -> Iterator[Placement]
                 for others in on(nodes[1:], left - here):
                     yield ((nodes[0], here), *others) if here else others
 
-    return (placement for placement in on(sorted(free), workers) if keeps_groups(placement, demand, workers))
+    return (placement for placement in on(sorted(free), workers) if is_legal(placement, free, demand))
 
 
-def keeps_groups(placement: Placement, demand: Demand, workers: int) -> bool:
-    """No group is cut: all are of `demand.group` workers, but the last where they do not divide the gang."""
+def is_legal(placement: Placement, free: Rooms, demand: Demand) -> bool:
+    """No group is cut: all are of `demand.group` workers, but the last where they do not divide the gang. A gang on GPUs that fits one of
+    these nodes when that is empty is on one; of a larger one all bundles but one are on nodes whose GPUs were all free."""
+    workers = sum(count for _, count in placement)
     cut = [count % demand.group for _, count in placement if count % demand.group]
-    return cut == ([workers % demand.group] if workers % demand.group else [])
+    if cut != ([workers % demand.group] if workers % demand.group else []):
+        return False
+    if not stays_together(demand):
+        return True
+    if fits_one_empty(free, demand, workers):
+        return len(placement) == 1
+    return sum(not free[node_id].idle for node_id, _ in placement) <= 1
+
+
+def stays_together(demand: Demand) -> bool:
+    """Of a gang on GPUs, unless its user spreads it."""
+    return bool(demand.gpus) and not demand.max_workers_per_node
+
+
+def fits_one_empty(free: Rooms, demand: Demand, workers: int) -> bool:
+    return any(most(room.emptied, demand) >= workers for room in free.values())
 
 
 def fits(free: Rooms, demand: Demand, workers: int) -> bool:
     """The same as whether there is any of `placements`, by counting groups."""
-    whole, last = divmod(workers, demand.group)
-    counts = [most(room, demand) for room in free.values()]
-    groups = sum(count // demand.group for count in counts)
-    return groups > whole or (groups == whole and (not last or any(count % demand.group >= last for count in counts)))
+    counts = {node_id: most(room, demand) for node_id, room in free.items()}
+    if stays_together(demand) and fits_one_empty(free, demand, workers):
+        return max(counts.values(), default=0) >= workers
+    last = workers % demand.group
+    for node_id, count in counts.items():
+        here = count - (count - last) % demand.group if count >= last else 0
+        others = (name for name in counts if name != node_id and (free[name].idle or not stays_together(demand)))
+        if here + sum(counts[name] - counts[name] % demand.group for name in others) >= workers and (here or not last):
+            return True
+    return False
 
 
 def open_nodes(moment: Moment, demand: Demand) -> tuple[Node, ...]:
@@ -93,7 +135,8 @@ def protected_until(run: Run, policy: Policy) -> float:
 
 def evictable(moment: Moment) -> list[Run]:
     """Runs that may be preempted now."""
-    return [run for run in moment.running if run.job.preemptible and not run.leaving and moment.now >= protected_until(run, moment.policy)]
+    runs = [run for run in moment.running if run.job.preemptible and not run.leaving]
+    return [run for run in runs if moment.now >= protected_until(run, moment.policy)]
 
 
 def lost(run: Run, now: float) -> float:
@@ -103,11 +146,12 @@ def lost(run: Run, now: float) -> float:
 
 
 def victim_sets(moment: Moment, job: Job, starts: Iterable[Start] = ()) -> Iterator[tuple[Run, ...]]:
-    """Every set of evictable runs without which `job` fits, from the smallest: 2 ** n of n."""
+    """Every set of evictable runs without which, and without what leaves already, `job` fits, from the smallest: 2 ** n of n."""
     candidates, nodes, starts = evictable(moment), open_nodes(moment, job.demand), tuple(starts)
+    leaving = {run.job.id for run in moment.running if run.leaving}
     for count in range(len(candidates) + 1):
         for chosen in combinations(candidates, count):
-            without = {run.job.id for run in chosen}
+            without = leaving | {run.job.id for run in chosen}
             if fits(rooms(nodes, held(moment, starts, without)), job.demand, job.demand.num_workers):
                 yield chosen
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from random import Random
 
-from scheduling.forms import applied, restored, shuffled, stored, told
-from scheduling.oracle import Rooms, feasible, fits, held, keeps_groups, most, open_nodes, protected_until, rooms
+from scheduling.fairness import reserved_nodes, width_of, work_conserving
+from scheduling.forms import applied, left, restored, shuffled, stored, told
+from scheduling.oracle import Rooms, fits, held, is_legal, most, open_nodes, protected_until, rooms
 from scheduling.strategies import Moment
 
-from orchestrator.control.scheduler.model import Demand, Job, Plan, Standing, Tenant
+from orchestrator.control.scheduler.model import Demand, Job, Plan, Standing
 
 Findings = Iterator[str]
 Property = Callable[[Moment, Plan], Findings]
@@ -27,7 +28,7 @@ def no_gpu_in_two_jobs(moment: Moment, plan: Plan) -> Findings:
     usable = {node.id for node in moment.usable}
     before, after = rooms(moment.usable, held(moment)), rooms(moment.usable, held(moment, plan.starts))
     for node_id, left in after.items():
-        if left != before[node_id] and min(left) < 0:
+        if left != before[node_id] and min(left.cpu_units, left.gpus) < 0:
             yield f"{node_id} is overfull: {left} would be free"
     for start in plan.starts:
         if gone := {node_id for node_id, _ in start.placement} - usable:
@@ -77,19 +78,20 @@ def sizes_are_legal(moment: Moment, plan: Plan) -> Findings:
 
 
 def topology_is_kept(moment: Moment, plan: Plan) -> Findings:
-    """No group is cut, and no node has more workers than the job allows on one. A gang is on one node where it fits one: a node of
-    good standing, in which nothing is reserved, that has room for all of it even after everything else of the plan has started."""
-    jobs, reserved = {job.id: job for job in moment.queue}, reserved_nodes(moment, plan)
-    for start in plan.starts:
-        demand = jobs[start.job_id].demand
-        size = sum(count for _, count in start.placement)
-        if not keeps_groups(start.placement, demand, size):
-            yield f"{start.job_id} on {start.placement}: groups of {demand.group}"
+    """`oracle.is_legal`, on what was free when it was placed, after the starts before it: no group is cut, and a gang on GPUs is on one
+    node where one is large enough, else on idle nodes and one more. No node has more workers than the job allows on one. And where a node
+    of good standing has room for all of it at the end, it is on one."""
+    jobs, reserved = {job.id: job for job in moment.queue}, reserved_nodes(plan)
+    for at, start in enumerate(plan.starts):
+        demand, taken = jobs[start.job_id].demand, {node_id for node_id, _ in start.placement}
+        nodes = [node for node in open_nodes(moment, demand) if node.id not in reserved or node.id in taken]
+        if not is_legal(start.placement, rooms(nodes, held(moment, plan.starts[:at])), demand):
+            yield f"{start.job_id} on {start.placement} of {rooms(nodes, held(moment, plan.starts[:at]))}: groups of {demand.group}"
         if demand.max_workers_per_node and any(count > demand.max_workers_per_node for _, count in start.placement):
             yield f"{start.job_id} on {start.placement}: at most {demand.max_workers_per_node} on a node"
-        others = [other for other in plan.starts if other is not start]
         good = [node for node in moment.usable if node.standing is Standing.GOOD and node.id not in reserved]
-        alone = [node_id for node_id, room in rooms(good, held(moment, others)).items() if most(room, demand) >= size]
+        others = rooms(good, held(moment, [other for other in plan.starts if other is not start]))
+        alone = [node_id for node_id, room in others.items() if most(room, demand) >= sum(count for _, count in start.placement)]
         if len(start.placement) > 1 and alone:
             yield f"{start.job_id} is spread over {start.placement}; it fits {alone}"
 
@@ -119,7 +121,7 @@ def quotas_are_kept(moment: Moment, plan: Plan) -> Findings:
     after = [(job, max(size, grown.get(job.id, 0))) for job, size in before]
     after += [(jobs[start.job_id], sum(count for _, count in start.placement)) for start in plan.starts]
     for name, tenant in moment.policy.tenants.items():
-        used, had = (_width(side, name) for side in (after, before))
+        used, had = (width_of(side, name) for side in (after, before))
         if tenant.quota is not None and used > max(tenant.quota, had):
             yield f"tenant {name!r} holds {used}, quota {tenant.quota}"
         for user in {job.user for job, _ in after}:
@@ -143,20 +145,6 @@ def each_that_waits_knows_why(moment: Moment, plan: Plan) -> Findings:
             yield f"reservation {reservation} at {moment.now}; {sorted(waits)} wait"
         elif reservation.placement and not _fits_exactly(rooms(moment.usable, ()), waits[reservation.job_id].demand, reservation.placement):
             yield f"{reservation.job_id} cannot run on {reservation.placement}"
-
-
-def work_conserving(moment: Moment, plan: Plan) -> Findings:
-    """No job waits that could start on what is left free by the runs, by what starts, and by all nodes on which something is reserved: for
-    a gang that is next (`Plan.reservations`) or for a run that grows. Among those that may start: within their quota, with their
-    whole gang, not on nodes that they are kept from. First in, first out never overtakes: of it this is said of the first only."""
-    blocked = reserved_nodes(moment, plan)
-    growing = any(run.growing for run in moment.running) or bool(plan.resizes)
-    for job in _may_start(moment, plan):
-        nodes = [node for node in open_nodes(moment, job.demand) if node.id not in blocked]
-        if not growing and fits(rooms(nodes, held(moment, plan.starts)), job.demand, job.demand.num_workers):
-            yield f"{job.id} waits ({plan.reasons.get(job.id)}), and fits {rooms(nodes, held(moment, plan.starts))}"
-        if moment.policy.mode == "fifo":
-            return
 
 
 def victims_may_be_preempted(moment: Moment, plan: Plan) -> Findings:
@@ -193,6 +181,17 @@ def victims_are_few(moment: Moment, plan: Plan) -> Findings:
                 yield f"{kept} is evicted for {name}, which fits without"
 
 
+def victims_make_room(moment: Moment, plan: Plan) -> Findings:
+    """No eviction is in vain: once all who were told to leave have left, at the same time, the first job for which one was starts, and nobody
+    else is evicted for it."""
+    wanting = {order.for_job for order in plan.preempts}
+    if wanting:
+        second = left(applied(moment, plan)).plan()
+        first = min(wanting, key=plan.order.index)
+        if first not in {start.job_id for start in second.starts}:
+            yield f"{first} does not start: {told(second)}"
+
+
 def nothing_is_left_to_do(moment: Moment, plan: Plan) -> Findings:
     """Once a plan is applied, the next at the same time has no orders, and the same jobs wait in the same order."""
     after = applied(moment, plan)
@@ -222,8 +221,8 @@ def next_change_is_right(moment: Moment, plan: Plan) -> Findings:
 
 PROPERTIES: tuple[Property, ...] = (
     no_gpu_in_two_jobs, orders_are_possible, all_or_nothing, sizes_are_legal, topology_is_kept, deterministic, equal_from_what_is_stored,
-    quotas_are_kept, each_that_waits_knows_why, work_conserving, victims_may_be_preempted, victims_are_few, nothing_is_left_to_do,
-    next_change_is_right,
+    quotas_are_kept, each_that_waits_knows_why, work_conserving, order_is_kept, victims_may_be_preempted, victims_are_few,
+    victims_make_room, nothing_is_left_to_do, next_change_is_right,
 )  # fmt: skip
 
 
@@ -231,28 +230,5 @@ def legal(job: Job) -> tuple[int, ...]:
     return (*job.smaller, job.demand.num_workers, *job.larger)
 
 
-def reserved_nodes(moment: Moment, plan: Plan) -> set[str]:
-    del moment
-    return {node_id for reservation in plan.reservations for node_id, _ in reservation.placement}
-
-
-def _width(holders: list[tuple[Job, int]], tenant: str) -> int:
-    return sum(size * (job.demand.gpus or 1) for job, size in holders if job.tenant == tenant)
-
-
 def _fits_exactly(free: Rooms, demand: Demand, placement: tuple[tuple[str, int], ...]) -> bool:
     return all(node_id in free and most(free[node_id], demand) >= count for node_id, count in placement)
-
-
-def _may_start(moment: Moment, plan: Plan) -> Iterator[Job]:
-    """The jobs that wait in their order, but those that quota, or missing nodes, keep waiting."""
-    jobs, started = {job.id: job for job in moment.queue}, {start.job_id for start in plan.starts}
-    holders = [(run.job, run.workers) for run in moment.running]
-    holders += [(jobs[start.job_id], sum(count for _, count in start.placement)) for start in plan.starts]
-    for name in plan.order:
-        job = jobs[name]
-        tenant = moment.policy.tenants.get(job.tenant, Tenant())
-        within = tenant.quota is None or _width(holders, job.tenant) + job.demand.width <= tenant.quota
-        of_user = sum(other.tenant == job.tenant and other.user == job.user for other, _ in holders)
-        if name not in started and within and (tenant.jobs_per_user is None or of_user < tenant.jobs_per_user) and feasible(moment, job):
-            yield job

@@ -96,7 +96,7 @@ def demand(rng: Random, nodes: tuple[Node, ...]) -> Demand:
     of_node = max(node.gpus for node in nodes)
     gpus = rng.choice((1, 1, 1, 2, 0)) if of_node else rng.choice((0, 0, 0, 1))
     on_one = max(1, of_node // gpus) if gpus else max(node.cpu_units for node in nodes) // CPU_UNITS
-    if rng.randrange(8) == 7:  # a node's worth is a group, and the last one may be smaller
+    if gpus and rng.randrange(8) == 7:  # a node's worth is a group, and the last one may be smaller
         workers = rng.randint(1, on_one * len(nodes))
         return Demand(num_workers=workers, cpu_units=CPU_UNITS, gpus=gpus, group=min(workers, on_one))
     group = rng.choice([size for size in (1, 1, 1, 2, 4) if size <= on_one])

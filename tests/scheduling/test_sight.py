@@ -126,6 +126,8 @@ BROKEN: list[tuple[Callable[..., Any], Moment, Plan]] = [
     (properties.victims_may_be_preempted, moment(Q4, running=(run("r", ("n0", 4), preemptible=False),), policy=PREEMPTIVE), evicts("r")),
     (properties.victims_are_few, moment(Q4, running=FULL, policy=PREEMPTIVE), evicts("r", "s")),
     (properties.victims_are_few, moment(job("q", 8), running=FULL, policy=PREEMPTIVE), evicts("r")),
+    (properties.order_is_kept, moment(job("q", 4, priority=1), job("p", 4), running=FULL[:1]), starts(("p", (("n1", 4),)), order=("q",))),
+    (properties.victims_make_room, moment(Q4, running=FULL, policy=PREEMPTIVE), evicts("r")),
     (properties.nothing_is_left_to_do, moment(Q4, running=FULL, policy=PREEMPTIVE), evicts("r")),
     (properties.next_change_is_right, moment(Q4, running=FULL), waits("q", next_change_at=NOW)),
     (properties.next_change_is_right, moment(Q4, running=FULL, policy=PREEMPTIVE), evicts("r")),

@@ -1,0 +1,93 @@
+"""Who waits while who starts: properties of one plan, beside what tenants deserve and who comes before whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scheduling.oracle import feasible, fits, held, open_nodes, rooms
+from scheduling.strategies import Moment
+
+from orchestrator.control.scheduler.model import Job, Plan, Policy, Tenant
+
+Holder = tuple[Job, int]
+"""(job, its number of workers)."""
+
+
+def work_conserving(moment: Moment, plan: Plan) -> Iterator[str]:
+    """No job waits that could start on what is left free by the runs, by what starts, and by all nodes on which something is reserved: for
+    a gang that is next (`Plan.reservations`) or for a run that grows. Among those that may start: within their quota, with their
+    whole gang, not on nodes that they are kept from. First in, first out never overtakes: of it this is said of the first only."""
+    blocked = reserved_nodes(plan)
+    growing = any(run.growing for run in moment.running) or bool(plan.resizes)
+    for job in may_start(moment, plan):
+        nodes = [node for node in open_nodes(moment, job.demand) if node.id not in blocked]
+        if not growing and fits(rooms(nodes, held(moment, plan.starts)), job.demand, job.demand.num_workers):
+            yield f"{job.id} waits ({plan.reasons.get(job.id)}), and fits {rooms(nodes, held(moment, plan.starts))}"
+        if moment.policy.mode == "fifo":
+            return
+
+
+def order_is_kept(moment: Moment, plan: Plan) -> Iterator[str]:
+    """No job starts on a place that one which comes before it, and may start, could have had: its own and what is free at the end, on
+    nodes where nothing is reserved. First in, first out it does not start at all before such a one. What comes before what, see `comes_before`."""
+    blocked, jobs = reserved_nodes(plan), {job.id: job for job in moment.queue}
+    waiting = list(may_start(moment, plan, beside_starts=False))
+    for start in plan.starts:
+        others = [other for other in plan.starts if other is not start]
+        for job in waiting:
+            if comes_before(moment, job, jobs[start.job_id]):
+                nodes = [node for node in open_nodes(moment, job.demand) if node.id not in blocked]
+                if moment.policy.mode == "fifo" or fits(rooms(nodes, held(moment, others)), job.demand, job.demand.num_workers):
+                    yield f"{start.job_id} starts on {start.placement} before {job.id}"
+
+
+def comes_before(moment: Moment, one: Job, other: Job) -> bool:
+    """By more than expected run times: starved, then by priority, then by what their tenants used for their weights, then, where the policy
+    preempts, by level of attained service."""
+    policy, now = moment.policy, moment.now
+    if policy.mode == "fifo":
+        return (one.queued_s, one.id) < (other.queued_s, other.id)
+    if starved(one, now, policy) or starved(other, now, policy):
+        return starved(one, now, policy) and (not starved(other, now, policy) or one.queued_s < other.queued_s)
+    if one.priority != other.priority:
+        return one.priority > other.priority
+    if one.tenant != other.tenant:
+        return used(moment, one.tenant) < used(moment, other.tenant)
+    return policy.mode == "preemptive" and level(policy, one.attained) < level(policy, other.attained)
+
+
+def starved(job: Job, now: float, policy: Policy) -> bool:
+    """It has waited too long: at once, or in all and longer than it ran."""
+    waited_s = now - job.queued_s
+    return waited_s >= policy.max_wait_s or job.waited_s + waited_s >= max(policy.max_total_wait_s, job.ran_s)
+
+
+def level(policy: Policy, attained: float) -> int:
+    return sum(attained >= bound for bound in policy.levels)
+
+
+def used(moment: Moment, tenant: str) -> float:
+    """Decayed service for its weight."""
+    return moment.usage.charged.get(tenant, 0.0) / moment.policy.tenants.get(tenant, Tenant()).weight
+
+
+def reserved_nodes(plan: Plan) -> set[str]:
+    return {node_id for reservation in plan.reservations for node_id, _ in reservation.placement}
+
+
+def width_of(holders: list[Holder], tenant: str) -> int:
+    return sum(size * (job.demand.gpus or 1) for job, size in holders if job.tenant == tenant)
+
+
+def may_start(moment: Moment, plan: Plan, *, beside_starts: bool = True) -> Iterator[Job]:
+    """The jobs that wait in their order, but those that quota, or missing nodes, keep waiting."""
+    jobs, started = {job.id: job for job in moment.queue}, {start.job_id for start in plan.starts}
+    holders = [(run.job, run.workers) for run in moment.running]
+    holders += [(jobs[start.job_id], sum(count for _, count in start.placement)) for start in plan.starts]
+    for name in plan.order:
+        job = jobs[name]
+        tenant = moment.policy.tenants.get(job.tenant, Tenant())
+        within = tenant.quota is None or width_of(holders, job.tenant) + job.demand.width <= tenant.quota
+        of_user = sum(other.tenant == job.tenant and other.user == job.user for other, _ in holders)
+        if name not in started and within and (tenant.jobs_per_user is None or of_user < tenant.jobs_per_user) and feasible(moment, job):
+            yield job

@@ -28,10 +28,10 @@ def work_conserving(moment: Moment, plan: Plan) -> Iterator[str]:
 
 
 def order_is_kept(moment: Moment, plan: Plan) -> Iterator[str]:
-    """No job starts on a place that one which comes before it, and may start, could have had: its own and what is free at the end, on
-    nodes where nothing is reserved. First in, first out it does not start at all before such a one. What comes before what, see `comes_before`."""
+    """No job starts on a place that one which comes before it, and may start, could have had: its own and what is free then, on
+    nodes where nothing is reserved. First in, first out it does not start at all before such a one."""
     blocked, jobs = reserved_nodes(plan), {job.id: job for job in moment.queue}
-    waiting = list(may_start(moment, plan, beside_starts=False))
+    waiting = list(may_start(moment, plan))
     for start in plan.starts:
         others = [other for other in plan.starts if other is not start]
         for job in waiting:
@@ -79,7 +79,7 @@ def width_of(holders: list[Holder], tenant: str) -> int:
     return sum(size * (job.demand.gpus or 1) for job, size in holders if job.tenant == tenant)
 
 
-def may_start(moment: Moment, plan: Plan, *, beside_starts: bool = True) -> Iterator[Job]:
+def may_start(moment: Moment, plan: Plan) -> Iterator[Job]:
     """The jobs that wait in their order, but those that quota, or missing nodes, keep waiting."""
     jobs, started = {job.id: job for job in moment.queue}, {start.job_id for start in plan.starts}
     holders = [(run.job, run.workers) for run in moment.running]

@@ -66,7 +66,7 @@ def applied(moment: Moment, plan: Plan) -> Moment:
     return replace(moment, queue=after.queue, running=after.running)
 
 
-def left(moment: Moment) -> Moment:
+def after_leaving(moment: Moment) -> Moment:
     """The moment after all runs that were told to leave have left, at the same time."""
     gone = [run for run in moment.running if run.leaving]
     waiting = [

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from random import Random
 
-from scheduling.fairness import reserved_nodes, width_of, work_conserving
-from scheduling.forms import applied, left, restored, shuffled, stored, told
+from scheduling.fairness import order_is_kept, reserved_nodes, width_of, work_conserving
+from scheduling.forms import after_leaving, applied, restored, shuffled, stored, told
 from scheduling.oracle import Rooms, fits, held, is_legal, most, open_nodes, protected_until, rooms
 from scheduling.strategies import Moment
 
@@ -182,11 +182,10 @@ def victims_are_few(moment: Moment, plan: Plan) -> Findings:
 
 
 def victims_make_room(moment: Moment, plan: Plan) -> Findings:
-    """No eviction is in vain: once all who were told to leave have left, at the same time, the first job for which one was starts, and nobody
-    else is evicted for it."""
+    """No eviction is in vain: once all who were told to leave have left, at the same time, the first job for which one was starts."""
     wanting = {order.for_job for order in plan.preempts}
     if wanting:
-        second = left(applied(moment, plan)).plan()
+        second = after_leaving(applied(moment, plan)).plan()
         first = min(wanting, key=plan.order.index)
         if first not in {start.job_id for start in second.starts}:
             yield f"{first} does not start: {told(second)}"

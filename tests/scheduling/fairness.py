@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from scheduling.oracle import feasible, fits, held, open_nodes, rooms
@@ -35,15 +36,15 @@ def order_is_kept(moment: Moment, plan: Plan) -> Iterator[str]:
     for start in plan.starts:
         others = [other for other in plan.starts if other is not start]
         for job in waiting:
-            if comes_before(moment, job, jobs[start.job_id]):
+            if comes_before(moment, plan, job, jobs[start.job_id]):
                 nodes = [node for node in open_nodes(moment, job.demand) if node.id not in blocked]
                 if moment.policy.mode == "fifo" or fits(rooms(nodes, held(moment, others)), job.demand, job.demand.num_workers):
                     yield f"{start.job_id} starts on {start.placement} before {job.id}"
 
 
-def comes_before(moment: Moment, one: Job, other: Job) -> bool:
-    """By more than expected run times: starved, then by priority, then by what their tenants used for their weights, then, where the policy
-    preempts, by level of attained service."""
+def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
+    """By more than expected run times: starved, then by priority, then a tenant that holds less than its share even with all that starts,
+    and used less for its weight than the other, then, where the policy preempts, by level of attained service."""
     policy, now = moment.policy, moment.now
     if policy.mode == "fifo":
         return (one.queued_s, one.id) < (other.queued_s, other.id)
@@ -52,7 +53,7 @@ def comes_before(moment: Moment, one: Job, other: Job) -> bool:
     if one.priority != other.priority:
         return one.priority > other.priority
     if one.tenant != other.tenant:
-        return used(moment, one.tenant) < used(moment, other.tenant)
+        return below_share(moment, plan, one.tenant) and used(moment, one.tenant) < used(moment, other.tenant)
     return policy.mode == "preemptive" and level(policy, one.attained) < level(policy, other.attained)
 
 
@@ -66,9 +67,32 @@ def level(policy: Policy, attained: float) -> int:
     return sum(attained >= bound for bound in policy.levels)
 
 
+def below_share(moment: Moment, plan: Plan, tenant: str) -> bool:
+    return width_of(holders_after(moment, plan), tenant) < shares(moment)[tenant]
+
+
+def shares(moment: Moment) -> dict[str, float]:
+    """Weighted max-min fairness: each tenant's width in GPUs of all there are, no more than it wants or its quota allows. It rises for all
+    alike, by weight, until everybody is content or nothing is left; here by bisection of the level."""
+    wanted: dict[str, float] = {}
+    for job, size in [(run.job, run.workers) for run in moment.running] + [(job, job.demand.num_workers) for job in moment.queue]:
+        wanted[job.tenant] = wanted.get(job.tenant, 0.0) + size * (job.demand.gpus or 1)
+    about = {name: moment.policy.tenants.get(name, Tenant()) for name in wanted}
+    most = {name: width if about[name].quota is None else min(width, about[name].quota or 0) for name, width in wanted.items()}
+    total, low, high = sum(node.gpus for node in moment.usable), 0.0, 1e9
+    for _ in range(100):
+        middle = (low + high) / 2
+        enough = sum(min(most[name], middle * about[name].weight) for name in most) <= total
+        low, high = (middle, high) if enough else (low, middle)
+    return {name: min(most[name], low * about[name].weight) for name in most}
+
+
 def used(moment: Moment, tenant: str) -> float:
-    """Decayed service for its weight."""
-    return moment.usage.charged.get(tenant, 0.0) / moment.policy.tenants.get(tenant, Tenant()).weight
+    """Service for its weight, decayed until now; what it holds has been charged on since."""
+    half_s = moment.policy.usage_half_life_s
+    kept = 0.5 ** ((moment.now - moment.usage.charged_at_s) / half_s)
+    since = sum(run.width for run in moment.running if run.job.tenant == tenant) * half_s / math.log(2) * (1 - kept)
+    return (moment.usage.charged.get(tenant, 0.0) * kept + since) / moment.policy.tenants.get(tenant, Tenant()).weight
 
 
 def reserved_nodes(plan: Plan) -> set[str]:
@@ -79,11 +103,17 @@ def width_of(holders: list[Holder], tenant: str) -> int:
     return sum(size * (job.demand.gpus or 1) for job, size in holders if job.tenant == tenant)
 
 
+def holders_after(moment: Moment, plan: Plan) -> list[Holder]:
+    """The runs, what leaves included, and what starts."""
+    jobs = {job.id: job for job in moment.queue}
+    running = [(run.job, run.workers) for run in moment.running]
+    return running + [(jobs[start.job_id], sum(count for _, count in start.placement)) for start in plan.starts]
+
+
 def may_start(moment: Moment, plan: Plan) -> Iterator[Job]:
     """The jobs that wait in their order, but those that quota, or missing nodes, keep waiting."""
     jobs, started = {job.id: job for job in moment.queue}, {start.job_id for start in plan.starts}
-    holders = [(run.job, run.workers) for run in moment.running]
-    holders += [(jobs[start.job_id], sum(count for _, count in start.placement)) for start in plan.starts]
+    holders = holders_after(moment, plan)
     for name in plan.order:
         job = jobs[name]
         tenant = moment.policy.tenants.get(job.tenant, Tenant())

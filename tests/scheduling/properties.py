@@ -182,12 +182,14 @@ def victims_are_few(moment: Moment, plan: Plan) -> Findings:
 
 
 def victims_make_room(moment: Moment, plan: Plan) -> Findings:
-    """No eviction is in vain: once all who were told to leave have left, at the same time, the first job for which one was starts."""
+    """No eviction is in vain: once all who were told to leave have left, at the same time, the first job for which one was starts, or one
+    that comes before it and was kept waiting by a quota that is free now."""
     wanting = {order.for_job for order in plan.preempts}
     if wanting:
         second = after_leaving(applied(moment, plan)).plan()
         first = min(wanting, key=plan.order.index)
-        if first not in {start.job_id for start in second.starts}:
+        before = set(plan.order[: plan.order.index(first) + 1])
+        if not before & {start.job_id for start in second.starts}:
             yield f"{first} does not start: {told(second)}"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from orchestrator.control.scheduler.model import ClusterView, Job, Plan, Policy, Run, Usage
+from orchestrator.errors import ConfigError
 
 Planner = Callable[[ClusterView, tuple[Job, ...], tuple[Run, ...], Usage, float, Policy], Plan]
 """`scheduler.plan`, or one of the baselines."""
@@ -30,6 +31,16 @@ class TraceJob:
     sizes: tuple[int, ...] = ()
     """Legal numbers of GPUs, ascending, `gpus` among them; empty: `gpus` only."""
 
+    def __post_init__(self) -> None:
+        if self.gpus < 1:
+            raise ConfigError(f"job {self.id}: gpus={self.gpus} must be at least 1")
+        if not 0 <= self.submit_s < float("inf"):
+            raise ConfigError(f"job {self.id}: submit_s={self.submit_s} must be 0 or later")
+        if not 0 <= self.duration_s < float("inf"):
+            raise ConfigError(f"job {self.id}: duration_s={self.duration_s} must not be negative")
+        if self.sizes and (self.gpus not in self.sizes or self.sizes[0] < 1 or list(self.sizes) != sorted(set(self.sizes))):
+            raise ConfigError(f"job {self.id}: sizes={self.sizes} must ascend from at least 1, with gpus={self.gpus} among them")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
@@ -38,8 +49,17 @@ class Shape:
     nodes: int
     gpus_per_node: int
     speed: float = 1.0
-    """Of a GPU, beside the one that the durations of the trace were taken on."""
+    """Of a GPU, beside the one that the durations of the trace were taken on. A gang runs at the speed of its slowest node."""
     cost_per_gpu_hour: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "gpus_per_node"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"cluster.{name}={getattr(self, name)} must be at least 1")
+        if not self.speed > 0:
+            raise ConfigError(f"cluster.speed={self.speed} must be above 0")
+        if not self.cost_per_gpu_hour >= 0:
+            raise ConfigError(f"cluster.cost_per_gpu_hour={self.cost_per_gpu_hour} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +68,7 @@ class World:
 
     shapes: tuple[Shape, ...]
     preemption_loss_s: float = 62.0
-    """Run time that each preemption costs the job: its save, its next start, and what it had not saved."""
+    """Run time that each preemption, resize or loss of a node costs the job: its save and its next start."""
     save_interval_s: float = 0.0
     """A job that dies with its node goes on from its last save; 0: it saves all the time."""
     node_mtbf_s: float = 0.0
@@ -57,6 +77,15 @@ class World:
     speedup_exponent: float = 0.9
     """An elastic job on n instead of m GPUs runs at (n / m) ** exponent of its speed."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.shapes:
+            raise ConfigError("the cluster has no nodes")
+        for name in ("preemption_loss_s", "save_interval_s", "node_mtbf_s", "node_repair_s"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"simulation.{name}={getattr(self, name)} must not be negative")
+        if not 0 < self.speedup_exponent <= 1:
+            raise ConfigError(f"simulation.speedup_exponent={self.speedup_exponent} must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +111,7 @@ class JobOutcome:
     longest_wait_s: float
     preemptions: int = 0
     lost_gpu_s: float = 0.0
+    """Work that was done again, and starts after the first one."""
 
     @property
     def jct_s(self) -> float:

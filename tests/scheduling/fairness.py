@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from scheduling.oracle import feasible, fits, held, open_nodes, rooms
+from scheduling.oracle import feasible, fits, held, open_nodes, possible, rooms
 from scheduling.strategies import Moment
 
 from orchestrator.control.scheduler.model import Job, Plan, Policy, Tenant
@@ -20,12 +20,14 @@ def work_conserving(moment: Moment, plan: Plan) -> Iterator[str]:
     whole gang, not on nodes that they are kept from. First in, first out never overtakes: of it this is said of the first only."""
     blocked = reserved_nodes(plan)
     growing = any(run.growing for run in moment.running) or bool(plan.resizes)
+    jobs = {job.id: job for job in moment.queue}
+    head = next((name for name in plan.order if possible(moment, jobs[name])), "")
     for job in may_start(moment, plan):
+        if moment.policy.mode == "fifo" and job.id != head:
+            return
         nodes = [node for node in open_nodes(moment, job.demand) if node.id not in blocked]
         if not growing and fits(rooms(nodes, held(moment, plan.starts)), job.demand, job.demand.num_workers):
             yield f"{job.id} waits ({plan.reasons.get(job.id)}), and fits {rooms(nodes, held(moment, plan.starts))}"
-        if moment.policy.mode == "fifo":
-            return
 
 
 def order_is_kept(moment: Moment, plan: Plan) -> Iterator[str]:
@@ -89,10 +91,14 @@ def shares(moment: Moment) -> dict[str, float]:
 
 def used(moment: Moment, tenant: str) -> float:
     """Service for its weight, decayed until now; what it holds has been charged on since."""
-    half_s = moment.policy.usage_half_life_s
-    kept = 0.5 ** ((moment.now - moment.usage.charged_at_s) / half_s)
-    since = sum(run.width for run in moment.running if run.job.tenant == tenant) * half_s / math.log(2) * (1 - kept)
-    return (moment.usage.charged.get(tenant, 0.0) * kept + since) / moment.policy.tenants.get(tenant, Tenant()).weight
+    half_s, at_s = moment.policy.usage_half_life_s, moment.usage.charged_at_s
+
+    def kept(since_s: float) -> float:
+        return 0.5 ** ((moment.now - since_s) / half_s)
+
+    runs = [run for run in moment.running if run.job.tenant == tenant]
+    since = sum(run.width * half_s / math.log(2) * (1 - kept(max(at_s, run.started_s))) for run in runs)
+    return (moment.usage.charged.get(tenant, 0.0) * kept(at_s) + since) / moment.policy.tenants.get(tenant, Tenant()).weight
 
 
 def reserved_nodes(plan: Plan) -> set[str]:

@@ -76,7 +76,7 @@ class Machine:
                 if ends[name] <= at:
                     self._finish(name)
                 elif self._leaves.get(name, math.inf) <= at:
-                    self._leave(name)
+                    self._go(name)
         self._charge(to_s)
 
     def lose(self, node_id: str) -> None:
@@ -97,8 +97,11 @@ class Machine:
             self.runs[order.job_id] = replace(self.runs[order.job_id], leaving=True)
         for resize in plan.resizes:
             self._tell(resize.job_id, "resized", resize.for_job, resize.workers)
-            self.runs[resize.job_id] = replace(self.runs[resize.job_id], growing=True)
-            self._moves[resize.job_id] = resize.placement
+            if resize.for_job:
+                self._move(resize.job_id, resize.placement)
+            else:
+                self.runs[resize.job_id] = replace(self.runs[resize.job_id], growing=True)
+                self._moves[resize.job_id] = resize.placement
         for reservation in plan.reservations:
             job = self.waiting.get(reservation.job_id)
             if job is not None and job.reserved_s is None:
@@ -117,16 +120,23 @@ class Machine:
                 job=replace(job, waited_s=job.waited_s + self.now - job.queued_s, reserved_s=None, short_since_s=None),
                 placement=start.placement, started_s=self.now, save_s=self._leave_s, restart_s=self._restart_s,
             )  # fmt: skip
-            if self.runs[job.id].workers != job.demand.num_workers:
-                self._resized(self.runs[job.id])
+            self.runs[job.id] = self._elastic(self.runs[job.id])
 
     def _has_room(self, demand: Demand, placement: Placement) -> bool:
         free = rooms((node for node in self.nodes.values() if node.alive), [*held(self.moment()), (demand, placement)])
         return all(node_id in free and min(free[node_id][:2]) >= 0 for node_id, _ in placement)
 
-    def _resized(self, run: Run) -> None:
-        may_grow = run.workers < run.job.demand.num_workers
-        self.runs[run.job.id] = replace(run, job=replace(run.job, resized_s=self.now), may_grow=may_grow)
+    def _elastic(self, run: Run) -> Run:
+        return replace(run, may_grow=run.workers < max(run.job.demand.num_workers, *run.job.larger, 0))
+
+    def _move(self, name: str, place: Placement) -> None:
+        """It goes on there, if there is room, with all that it has done; else it waits."""
+        self._leave(name)
+        job = self.waiting[name]
+        if self._has_room(job.demand, place):
+            del self.waiting[name]
+            run = Run(job=replace(job, resized_s=self.now), placement=place, started_s=self.now, restart_s=self._restart_s)
+            self.runs[name] = self._elastic(run)
 
     def _tell(self, name: str, what: str, beside: str = "", size: int = 0) -> None:
         run = self.runs.get(name)
@@ -149,19 +159,23 @@ class Machine:
         self._usage = replace(self._usage, history={**self._usage.history, key: times[-LAST:]})
         self.log.append(Event(at_s=self.now, what="done", job_id=name))
 
+    def _go(self, name: str) -> None:
+        place = self._moves.get(name)
+        if place is None:
+            self._leave(name)
+        else:
+            self._move(name, place)
+
     def _leave(self, name: str) -> None:
         run = self.runs.pop(name)
         self._leaves.pop(name, None)
-        self._done[name] += max(0.0, self.now - run.started_s - run.restart_s) * self._speed(run)
+        self._moves.pop(name, None)
+        self._done[name] = self._done.get(name, 0.0) + max(0.0, self.now - run.started_s - run.restart_s) * self._speed(run)
         self.waiting[name] = replace(
             run.job, queued_s=self.now, attained=run.attained(self.now), ran_s=run.job.ran_s + self.now - run.started_s,
             preemptions=run.job.preemptions + run.leaving,
         )  # fmt: skip
         self.log.append(Event(at_s=self.now, what="left", job_id=name))
-        place = self._moves.pop(name, None)
-        if place is not None and self._has_room(run.job.demand, place):
-            moved = replace(run, job=self.waiting.pop(name), placement=place, started_s=self.now, growing=False)
-            self._resized(moved)
 
     def _charge(self, to_s: float) -> None:
         """Service by tenant, decaying while it is charged: a run of width w adds w dt, of which half is left after a half-life."""

@@ -126,6 +126,11 @@ def feasible(moment: Moment, job: Job) -> bool:
     return fits(rooms(moment.usable, ()), job.demand, job.demand.num_workers)
 
 
+def possible(moment: Moment, job: Job) -> bool:
+    """So would some legal number of its workers."""
+    return any(fits(rooms(moment.usable, ()), job.demand, size) for size in (*job.smaller, job.demand.num_workers))
+
+
 def protected_until(run: Run, policy: Policy) -> float:
     """No one evicts it before."""
     if run.job.preemptions >= policy.max_preemptions:

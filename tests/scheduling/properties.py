@@ -23,10 +23,12 @@ Property = Callable[[Moment, Plan], Findings]
 
 
 def no_gpu_in_two_jobs(moment: Moment, plan: Plan) -> Findings:
-    """On no node do the runs, those that leave included, and what starts hold more than it has; nothing starts on a node that is dead,
-    draining or unknown, and no job starts twice. A node that was overfull before may stay so, but nothing starts there."""
+    """On no node do the runs, those that leave included, and what starts hold more than it has; what grows has both places, the old and
+    the new, until it has moved. Nothing starts on a node that is dead, draining or unknown, and no job starts twice. A node that was
+    overfull before may stay so, but nothing starts there."""
     usable = {node.id for node in moment.usable}
-    before, after = rooms(moment.usable, held(moment)), rooms(moment.usable, held(moment, plan.starts))
+    before = rooms(moment.usable, held(moment))
+    after = rooms(moment.usable, held(moment, plan.starts) + _grown(moment, plan))
     for node_id, left in after.items():
         if left != before[node_id] and min(left.cpu_units, left.gpus) < 0:
             yield f"{node_id} is overfull: {left} would be free"
@@ -35,6 +37,17 @@ def no_gpu_in_two_jobs(moment: Moment, plan: Plan) -> Findings:
             yield f"{start.job_id} starts on {gone}"
     twice = [name for name, count in Counter(start.job_id for start in plan.starts).items() if count > 1]
     yield from (f"{name} starts twice" for name in twice)
+
+
+def _grown(moment: Moment, plan: Plan) -> list[tuple[Demand, tuple[tuple[str, int], ...]]]:
+    """What larger places take beside what the runs hold now."""
+    runs = {run.job.id: run for run in moment.running}
+    found = []
+    for order in plan.resizes:
+        had = dict(runs[order.job_id].placement)
+        more = tuple((node_id, max(0, count - had.get(node_id, 0))) for node_id, count in order.placement)
+        found.append((runs[order.job_id].job.demand, more))
+    return found
 
 
 def orders_are_possible(moment: Moment, plan: Plan) -> Findings:
@@ -165,14 +178,14 @@ def victims_may_be_preempted(moment: Moment, plan: Plan) -> Findings:
 
 def victims_are_few(moment: Moment, plan: Plan) -> Findings:
     """Of the victims of one job none could stay: with any of them left where it is, the job does not fit into what is free, leaving
-    runs' places included. Where several jobs are made room for at once, the victims of the others stay."""
+    runs' places included, on the nodes that are not reserved for another. The victims of others stay."""
     jobs = {job.id: job for job in moment.queue}
     leaving = {run.job.id for run in moment.running if run.leaving}
     for name in sorted({order.for_job for order in plan.preempts}):
         victims = [order.job_id for order in plan.preempts if order.for_job == name]
-        job = jobs[name]
-        nodes = open_nodes(moment, job.demand)
-        enough = rooms(nodes, held(moment, plan.starts, {*victims, *leaving}))
+        job, others = jobs[name], {node_id for kept in plan.reservations if kept.job_id != name for node_id, _ in kept.placement}
+        nodes = [node for node in open_nodes(moment, job.demand) if node.id not in others]
+        enough = rooms(open_nodes(moment, job.demand), held(moment, plan.starts, {*victims, *leaving}))
         if not fits(enough, job.demand, min(legal(job))):
             yield f"{name} does not fit without {victims}: {enough}"
         for kept in victims:
@@ -194,23 +207,24 @@ def victims_make_room(moment: Moment, plan: Plan) -> Findings:
 
 
 def nothing_is_left_to_do(moment: Moment, plan: Plan) -> Findings:
-    """Once a plan is applied, the next at the same time has no orders, and the same jobs wait in the same order."""
+    """Once a plan is applied, the next at the same time has no orders, but for the start of a job that others have shrunk for."""
     after = applied(moment, plan)
     second = after.plan()
-    if second.starts or second.preempts or second.resizes:
+    served = {order.for_job for order in plan.resizes}
+    if [start for start in second.starts if start.job_id not in served] or second.preempts or second.resizes:
         yield f"then {told(second)}"
-    if second.order != plan.order:
-        yield f"the order was {plan.order}, now {second.order}"
 
 
 def next_change_is_right(moment: Moment, plan: Plan) -> Findings:
     """Between now and `next_change_at` nothing is decided: planned at any time between, with the plan applied, nothing is to be done. Where
-    it is None that is so for ever. It is never now."""
+    it is None that is so for ever. It is never now. After a job has shrunk there is another plan at once."""
     at = plan.next_change_at
     if at is not None and at <= moment.now:
         yield f"next change at {at}, it is {moment.now}"
         return
     after = applied(moment, plan)
+    if any(order.for_job for order in plan.resizes):
+        return
     spans = (0.001, 0.3, 0.7, 0.999) if at is not None else (1, 600, 3600, 40_000, 4_000_000)
     for part in spans:
         between = moment.now + part * ((at - moment.now) if at is not None else 1)

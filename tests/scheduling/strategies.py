@@ -212,10 +212,10 @@ def _past(rng: Random, made: Job, queued_s: float) -> Job:
 def _run(rng: Random, made: Job, placement: Placement, policy: Policy) -> Run:
     ran = rng.choice((0, 60, policy.min_run_s - 1, policy.min_run_s, policy.min_run_s + 60, 8 * policy.min_run_s, 20 * HOUR))
     started = NOW - ran
-    is_short = sum(count for _, count in placement) < made.demand.num_workers
+    can_grow = sum(count for _, count in placement) < max(made.demand.num_workers, *made.larger, 0)
     return Run(
         job=_past(rng, made, started - rng.choice((0, 600))), placement=placement, started_s=started,
         saved_s=rng.choice((None, math.inf, NOW - rng.randrange(int(ran) + 1))) if made.preemptible else None,
-        save_s=float(rng.choice((0, 30))), restart_s=float(rng.choice((0, 60))), may_grow=is_short and rng.randrange(2) == 1,
+        save_s=float(rng.choice((0, 30))), restart_s=float(rng.choice((0, 60))), may_grow=can_grow and rng.randrange(4) > 0,
         leaving=rng.randrange(12) == 11 and made.preemptible,
     )  # fmt: skip

@@ -18,19 +18,29 @@ class Accounts:
     def __init__(self, policy: Policy, running: Iterable[Run]) -> None:
         self._policy = policy
         self.held: dict[str, int] = {}
+        """Without those that are leaving: by that tenants are compared."""
+        self._used: dict[str, int] = {}
         self._jobs: dict[tuple[str, str], int] = {}
         for run in running:
             self.add(run.job, run.width)
+            if run.leaving:
+                self.leaves(run)
 
     def add(self, job: Job, width: int) -> None:
-        self.held[job.tenant] = self.held.get(job.tenant, 0) + width
-        user = job.tenant, job.user
-        self._jobs[user] = self._jobs.get(user, 0) + (1 if width > 0 else -1)
+        """It holds that, or is promised it."""
+        tenant, user = job.tenant, (job.tenant, job.user)
+        self.held[tenant] = self.held.get(tenant, 0) + width
+        self._used[tenant] = self._used.get(tenant, 0) + width
+        self._jobs[user] = self._jobs.get(user, 0) + 1
+
+    def leaves(self, run: Run) -> None:
+        """It was told to."""
+        self.held[run.job.tenant] -= run.width
 
     def refusal(self, job: Job, width: int) -> str:
         """Why it may not start with this width now; empty: it may."""
         tenant = self._policy.tenants.get(job.tenant, _UNNAMED)
-        held = self.held.get(job.tenant, 0)
+        held = self._used.get(job.tenant, 0)
         if tenant.quota is not None and held + width > tenant.quota:
             return why.over_quota(job.tenant, tenant.quota, held, width)
         if tenant.jobs_per_user is not None and self._jobs.get((job.tenant, job.user), 0) >= tenant.jobs_per_user:

@@ -85,9 +85,14 @@ class Grid:
         return tuple((nodes[i].id, workers) for i, workers in place)
 
 
-def place(grid: Grid, demand: Demand, among: int) -> Place | None:
-    """A place for the whole gang on the nodes of the set `among`, or None."""
-    find = _spread if not demand.gpus or demand.max_workers_per_node else _on_one if stays_on_one(grid, demand, among) else _on_whole_nodes
+def place(grid: Grid, demand: Demand, among: int, on_one: bool | None = None) -> Place | None:
+    """A place for the whole gang on the nodes of the set `among`, or None.
+
+    `on_one`: whether it stays on one node; None: if it would fit one of `among`.
+    """
+    if on_one is None:
+        on_one = stays_on_one(grid, demand, among)
+    find = _on_one if on_one else _on_whole_nodes if takes_whole_nodes(demand) else _spread
     good = among & grid.good
     found = find(grid, demand, good)
     return find(grid, demand, among) if found is None and good != among else found
@@ -95,10 +100,15 @@ def place(grid: Grid, demand: Demand, among: int) -> Place | None:
 
 def stays_on_one(grid: Grid, demand: Demand, among: int) -> bool:
     """Whether the gang is one that would fit a single of these nodes, on GPUs, if nothing ran there."""
-    if not demand.gpus or demand.max_workers_per_node:
+    if not takes_whole_nodes(demand):
         return False
     gpus, cpus, nodes = demand.num_workers * demand.gpus, demand.num_workers * demand.cpu_units, grid.cluster.usable
     return any(nodes[i].cpu_units >= cpus for count in range(gpus, len(grid.whole)) for i in bits(grid.whole[count] & among))
+
+
+def takes_whole_nodes(demand: Demand) -> bool:
+    """Where it is too large for one."""
+    return demand.gpus > 0 and not demand.max_workers_per_node
 
 
 def _on_one(grid: Grid, demand: Demand, among: int) -> Place | None:

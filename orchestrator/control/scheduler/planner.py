@@ -25,22 +25,24 @@ from orchestrator.control.scheduler.room import Kind, Room
 
 def plan(cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy) -> Plan:
     """What to do at `now`. The same for every order of nodes, queue and running jobs."""
-    return _Planner(cluster, queue, running, usage, now, policy).decide()
+    return Planner(cluster, queue, running, usage, now, policy).decide()
 
 
-class _Planner:
+class Planner:
+    """One plan while it is made; `explain` asks it what was left in the end."""
+
     def __init__(
         self, cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy
     ) -> None:
-        self._cluster, self._now, self._policy = cluster, now, policy
+        self._cluster, self._usage, self._now, self._policy = cluster, usage, now, policy
         self._estimates = Estimates(usage.history)
-        self._room = Room(cluster, running, now, policy, self._estimates)
+        self.room = Room(cluster, running, now, policy, self._estimates)
         self._accounts = Accounts(policy, running)
         self._fifo, self._preemptive = policy.mode == "fifo", policy.mode == "preemptive"
         self._changes: list[float] = []
         self._shares: dict[str, float] = {}
-        self._queue = self._ordered(queue, usage)
-        self._starts: list[Start] = []
+        self.queue = self._ordered(queue)
+        self.starts: list[Start] = []
         self._preempts: list[Preempt] = []
         self._reservations: list[Reservation] = []
         self._reasons: dict[str, Callable[[], str]] = {}
@@ -56,7 +58,7 @@ class _Planner:
     def decide(self) -> Plan:
         later: list[Job] = []
         priority: int | None = None
-        for job in self._queue:
+        for job in self.queue:
             if self._shares:
                 if later and job.priority != priority:
                     self._try_all(later)
@@ -70,7 +72,7 @@ class _Planner:
         if not self._blocked:
             self._grow()
         return Plan(
-            starts=tuple(self._starts), preempts=tuple(self._preempts), resizes=tuple(self._resizes),
+            starts=tuple(self.starts), preempts=tuple(self._preempts), resizes=tuple(self._resizes),
             reservations=tuple(self._reservations), order=tuple(job.id for job in self._waiting),
             reasons=why.Reasons(self._reasons), short=tuple(self._short),
             next_change_at=self._next_change(),
@@ -78,14 +80,13 @@ class _Planner:
 
     # order
 
-    def _ordered(self, queue: tuple[Job, ...], usage: Usage) -> list[Job]:
+    def _ordered(self, queue: tuple[Job, ...]) -> list[Job]:
         if self._fifo:
             return sorted(queue, key=fifo_key)
         ranks: dict[str, int] = {}
         names = {job.tenant for job in queue}.union(self._accounts.held)
         if len(names) > 1:
-            ranks, flip_s = tenant_ranks(self._policy, usage, self._accounts.held, names, self._now)
-            self._changes.append(flip_s)
+            ranks, _ = tenant_ranks(self._policy, self._usage, self._accounts.held, names, self._now)
             wanted = dict(self._accounts.held)
             for job in queue:
                 wanted[job.tenant] = wanted.get(job.tenant, 0) + job.demand.width
@@ -106,7 +107,7 @@ class _Planner:
             self._try(job)
 
     def _try(self, job: Job) -> None:
-        kind = self._room.kind(job.demand)
+        kind = self.room.kind(job.demand)
         if not kind.possible and (kind := self._smaller_kind(job)) is None:
             return
         if self._fifo and self._head:
@@ -117,7 +118,7 @@ class _Planner:
             return
         ends_s = self._now + self._estimates.ends_after_s(job, job.ran_s) - job.ran_s
         for size in (kind, *self._smaller_kinds(job)):
-            if (found := self._room.find(size, ends_s)) is not None:
+            if (found := self.room.find(size, ends_s)) is not None:
                 self._start(job, size, found, ends_s)
                 return
         self._blocked = True
@@ -130,7 +131,7 @@ class _Planner:
     def _smaller_kind(self, job: Job) -> Kind | None:
         """For a gang that nodes are missing for: what of it is tried now, or None, and the reason is told."""
         self._short.append(job.id)
-        sizes = (self._room.kind(replace(job.demand, num_workers=count)) for count in reversed(job.smaller))
+        sizes = (self.room.kind(replace(job.demand, num_workers=count)) for count in reversed(job.smaller))
         kind = next((kind for kind in sizes if kind.possible), None)
         if kind is None:
             self._reasons[job.id] = partial(why.infeasible, self._cluster.usable, job.demand)
@@ -148,13 +149,13 @@ class _Planner:
         """With how many workers fewer than it asks for it may start although nodes are not missing but in use."""
         if not self._fifo:
             for count in reversed(job.smaller):
-                yield self._room.kind(replace(job.demand, num_workers=count))
+                yield self.room.kind(replace(job.demand, num_workers=count))
 
     def _start(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
-        self._room.take(kind.demand, found, ends_s)
+        self.room.take(kind.demand, found, ends_s)
         self._accounts.add(job, kind.demand.width)
-        placement = self._room.grid.named(found)
-        self._starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.usable, placement)))
+        placement = self.room.grid.named(found)
+        self.starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.usable, placement)))
 
     def _wait(self, job: Job, reason: Callable[[], str]) -> None:
         self._waiting.append(job)
@@ -162,11 +163,11 @@ class _Planner:
 
     def _make_room(self, job: Job, kind: Kind) -> None:
         """Others shrink for it, else others leave, else a place is kept for it; or none of it."""
-        if self._room.find_soon(kind) is not None:
-            self._clear(job, kind, ())
-        elif kept := self._room.shrink(kind):
-            self._resizes += [self._resize(run, held, job.id) for run, held in kept]
-            self._clear(job, kind, [run.job.id for run, _ in kept])
+        if (found := self.room.find_soon(kind)) is not None:
+            self._clear(job, kind, found, ())
+        elif (given := self.room.shrink(kind)) is not None:
+            self._resizes += [self._resize(run, held, job.id) for run, held in given[0]]
+            self._clear(job, kind, given[1], [run.job.id for run, _ in given[0]])
         elif not self._preemptive:
             self._reserve(job, kind, None)
         else:
@@ -176,47 +177,51 @@ class _Planner:
                 self._reserve(job, kind, claim)
 
     def _evict(self, job: Job, kind: Kind, claim: Claim) -> bool:
-        victims = self._room.evict(kind, claim, self._policy.gain_factor, self._over())
+        found = self.room.evict(kind, claim, self._policy.gain_factor, self._over())
+        if found is None:
+            return False
+        victims, place = found
         for victim in victims:
-            self._accounts.add(victim.run.job, -victim.run.width)
+            self._accounts.leaves(victim.run)
             receipt = why.receipt(job.id, victim.cost, claim.starved)
             self._preempts.append(Preempt(job_id=victim.run.job.id, for_job=job.id, cost=victim.cost, why=receipt))
-        if victims:
-            self._clear(job, kind, [victim.run.job.id for victim in victims])
-        return bool(victims)
+        self._clear(job, kind, place, [victim.run.job.id for victim in victims])
+        return True
 
-    def _clear(self, job: Job, kind: Kind, leavers: Sequence[str]) -> None:
+    def _clear(self, job: Job, kind: Kind, place: Place, leavers: Sequence[str]) -> None:
         """The job is promised a place that others are about to leave."""
         self._accounts.add(job, kind.demand.width)
+        soon_s, placement = self._now + self._policy.grace_s, self.room.grid.named(place)
+        self._reservations.append(Reservation(job_id=job.id, start_s=soon_s, placement=placement))
         self._reasons[job.id] = partial(why.cleared, kind.demand, leavers)
 
     def _grow(self) -> None:
-        for run, held in sorted(self._room.runs, key=lambda row: row[0].job.id):
-            if not run.may_grow or not self._room.is_settled(run):
+        for run, held in sorted(self.room.runs, key=lambda row: row[0].job.id):
+            if not run.may_grow or not self.room.is_settled(run):
                 continue
             due = run.started_s if self._fifo else due_s(run, self._policy.resize_interval_s)
             if due > self._now:
                 self._changes.append(due)
-            elif (found := self._room.grow(run, held, whole_only=self._fifo)) is not None:
+            elif (found := self.room.grow(run, held, whole_only=self._fifo)) is not None:
                 self._resizes.append(self._resize(run, found))
 
     def _resize(self, run: Run, place: Place, for_job: str = "") -> Resize:
-        placement = self._room.grid.named(place)
+        placement = self.room.grid.named(place)
         return Resize(job_id=run.job.id, workers=sum(count for _, count in place), placement=placement, for_job=for_job)
 
     def _reserve(self, job: Job, kind: Kind, claim: Claim | None) -> None:
-        if len(self._room.reservations) >= self._policy.max_reservations:
+        if len(self.room.reservations) >= self._policy.max_reservations:
             return
         due_s = job.queued_s + self._policy.reserve_after_s
         if self._now < due_s and not self._is_starved(job):
             self._changes.append(due_s)
             return
-        found = self._room.reserve(kind, claim, self._over())
+        found = self.room.reserve(kind, claim, self._over())
         if found is not None:
             start_s, place = found
-            self._reservations.append(Reservation(job_id=job.id, start_s=start_s, placement=self._room.grid.named(place)))
+            self._reservations.append(Reservation(job_id=job.id, start_s=start_s, placement=self.room.grid.named(place)))
             self._reasons[job.id] = lambda: self._why_waiting(job, kind) + why.reserved(start_s - self._now)
-            self._changes += [time_s for time_s, *_ in self._room.releases if self._now < time_s <= start_s]
+            self._changes += [time_s for time_s, *_ in self.room.releases if self._now < time_s <= start_s]
 
     def _claim(self, job: Job, demand: Demand) -> Claim:
         overshoot = -math.inf
@@ -228,19 +233,31 @@ class _Planner:
     def _over(self) -> dict[str, float]:
         return {name: self._accounts.held.get(name, 0) - share for name, share in self._shares.items()}
 
+    def _started(self) -> list[Run]:
+        """Those that start now, as the runs that they become."""
+        jobs = {job.id: job for job in self.queue}
+        return [
+            Run(job=replace(job, waited_s=job.waited_s + self._now - job.queued_s), placement=start.placement, started_s=self._now)
+            for start in self.starts
+            for job in (jobs[start.job_id],)
+        ]
+
     # what is told
 
     def _why_waiting(self, job: Job, kind: Kind) -> str:
-        usable, grid = self._cluster.usable, self._room.grid
+        usable, grid = self._cluster.usable, self.room.grid
         allowed = [i for i in range(len(usable)) if kind.allowed >> i & 1]
-        holders = [run.job.id for run, held in sorted(self._room.runs, key=lambda row: row[0].job.id) if held]
-        holders += [start.job_id for start in self._starts]
+        holders = [run.job.id for run, held in sorted(self.room.runs, key=lambda row: row[0].job.id) if held]
+        holders += [start.job_id for start in self.starts]
         reason = why.waiting(kind.demand, [(grid.cpus[i], grid.gpus[i]) for i in allowed], holders)
         return reason + why.kept_out(usable, [usable[i] for i in allowed])
 
     def _next_change(self) -> float | None:
         if not self._fifo:
             self._changes += [starves_at(job, self._policy) for job in self._waiting]
+        if self._shares and self._waiting:
+            self._changes.append(tenant_ranks(self._policy, self._usage, self._accounts.held, self._shares, self._now)[1])
+        over, started = self._over(), self._started() if self._claims else []
         for claim in self._claims:
-            self._changes += self._room.evictable_at(claim, self._over())
+            self._changes += self.room.evictable_at(claim, over, started)
         return min((time for time in self._changes if self._now < time < math.inf), default=None)

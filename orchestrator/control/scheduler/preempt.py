@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from orchestrator.control.scheduler.model import Demand, Policy, Run
-from orchestrator.control.scheduler.place import Grid, Place, bits, place, stays_on_one
+from orchestrator.control.scheduler.place import Grid, Place, bits, place, stays_on_one, takes_whole_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,30 +81,37 @@ def evictable_from(claim: Claim, victim: Victim, policy: Policy, overshoot: floa
     return max(victim.free_from_s, leaves_level_s)
 
 
-def cheapest(grid: Grid, demand: Demand, among: int, victims: list[Victim]) -> tuple[list[Victim], Place] | None:
-    """(who leaves, where the gang is placed then) or None. `grid`: what is free before anyone leaves; `victims`: those that may."""
+def cheapest(
+    grid: Grid, demand: Demand, among: int, victims: list[Victim], on_one: bool | None = None
+) -> tuple[list[Victim], Place] | None:
+    """(who leaves, where the gang is placed then) or None. `grid`: what is free before anyone leaves; `victims`: those that may.
+
+    `on_one`: as in `place`.
+    """
     victims = sorted(victims, key=lambda victim: victim.key)
-    if stays_on_one(grid, demand, among):
+    if on_one is None:
+        on_one = stays_on_one(grid, demand, among)
+    if on_one:
         chosen = _on_one(grid, demand, among, victims)
-    elif demand.gpus and not demand.max_workers_per_node:
+    elif takes_whole_nodes(demand):
         chosen = _on_whole_nodes(grid, demand, among, victims)
     else:
         chosen = victims
-    return None if chosen is None else _minimal(grid, demand, among, chosen)
+    return None if chosen is None else _minimal(grid, demand, among, chosen, on_one)
 
 
-def _minimal(grid: Grid, demand: Demand, among: int, chosen: list[Victim]) -> tuple[list[Victim], Place] | None:
+def _minimal(grid: Grid, demand: Demand, among: int, chosen: list[Victim], on_one: bool) -> tuple[list[Victim], Place] | None:
     """Without those that need not leave, the dearest first."""
     after = grid.copy()
     for victim in chosen:
         after.give(victim.run.job.demand, victim.place)
-    found = place(after, demand, among)
+    found = place(after, demand, among, on_one)
     if found is None:
         return None
     kept = []
     for victim in sorted(chosen, key=lambda victim: victim.key, reverse=True):
         after.take(victim.run.job.demand, victim.place)
-        without = place(after, demand, among)
+        without = place(after, demand, among, on_one)
         if without is None:
             after.give(victim.run.job.demand, victim.place)
             kept.append(victim)
@@ -112,7 +119,7 @@ def _minimal(grid: Grid, demand: Demand, among: int, chosen: list[Victim]) -> tu
             found = without
     if not kept:
         return None
-    return kept, place(after, demand, among) or found
+    return kept, place(after, demand, among, on_one) or found
 
 
 def by_node(victims: Iterable[Victim], among: int) -> dict[int, list[tuple[Victim, int]]]:

@@ -18,17 +18,22 @@ Release = tuple[float, Demand, Place]
 """(when, what is free then): a run that leaves."""
 
 
-def earliest(grid: Grid, demand: Demand, among: int, releases: Sequence[Release]) -> tuple[float, Place] | None:
-    """(when, where) the gang has a place; None if not even after all releases (in order of time). `grid` has none for it yet."""
-    low, high = 0, len(releases)
-    found = place(_after(grid, releases, high), demand, among)
+def earliest(
+    grid: Grid, demand: Demand, among: int, releases: Sequence[Release], soon_s: float = -math.inf, on_one: bool | None = None
+) -> tuple[float, Place] | None:
+    """(when, where) the gang has a place; None if not even after all releases (in order of time).
+
+    `soon_s`: when `grid` is free; `on_one`: as in `place`.
+    """
+    low, high = -1, len(releases)
+    found = place(_after(grid, releases, high), demand, among, on_one)
     if found is None:
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        here = place(_after(grid, releases, middle), demand, among)
+        here = place(_after(grid, releases, middle), demand, among, on_one)
         low, high, found = (middle, high, found) if here is None else (low, middle, here)
-    return releases[high - 1][0], found
+    return (releases[high - 1][0] if high else soon_s), found
 
 
 def _after(grid: Grid, releases: Sequence[Release], count: int) -> Grid:
@@ -56,14 +61,17 @@ class Reservations:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def reserve(self, demand: Demand, among: int, soon: Grid, releases: Sequence[Release]) -> tuple[float, Place] | None:
+    def reserve(
+        self, demand: Demand, among: int, on_one: bool, soon: Grid, soon_s: float, releases: Sequence[Release]
+    ) -> tuple[float, Place] | None:
         """(when, where) a gang has its earliest place, which is kept from now on. None: it has none.
 
-        `soon`: what is free when all who are told to leave have left; `releases`: the other runs, in order of time."""
+        `soon`: what is free at `soon_s`, when all who are told to leave have left; `releases`: the other runs, in order of time.
+        """
         ledger = soon.copy()
         for _, other, place_kept in self._kept:
             ledger.take(other, place_kept)
-        found = earliest(ledger, demand, among, releases)
+        found = earliest(ledger, demand, among, releases, soon_s, on_one)
         if found is None:
             return None
         start_s, chosen = found
@@ -78,11 +86,11 @@ class Reservations:
         self._narrow(tuple((i, 0) for i in range(len(ledger.gpus))))
         return found
 
-    def place(self, demand: Demand, among: int, ends_s: float) -> Place | None:
+    def place(self, demand: Demand, among: int, on_one: bool, ends_s: float) -> Place | None:
         """A place for a gang that is expected to have left by `ends_s`."""
-        found = place(self._beside, demand, among)
+        found = place(self._beside, demand, among, on_one)
         if found is None and self._kept and ends_s <= self.first_s:
-            found = place(self._grid, demand, among)
+            found = place(self._grid, demand, among, on_one)
         return found
 
     def take(self, demand: Demand, taken: Place, ends_s: float) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.control.scheduler.model import Demand, Run
-from orchestrator.control.scheduler.place import Grid, Place, bits, place, stays_on_one
+from orchestrator.control.scheduler.place import Grid, Place, bits, place
 
 Held = tuple[Run, Place]
 
@@ -58,10 +58,8 @@ def grow(grid: Grid, run: Run, held: Place, sizes: Iterable[int], among: int) ->
 
 
 def shrink(grid: Grid, runs: Sequence[Held], demand: Demand, among: int) -> list[Drop]:
-    """Who gives up workers so that a gang that stays on one node fits there: on the node where the fewest are given up; nobody if it
-    cannot be."""
-    if not stays_on_one(grid, demand, among):
-        return []
+    """Who gives up workers so that a gang that stays on one node fits there: on the node where the fewest do, and the fewest are given up.
+    Nobody if it cannot be."""
     gpus, cpus = demand.num_workers * demand.gpus, demand.num_workers * demand.cpu_units
     elastic = sorted((held for held in runs if held[0].job.smaller), key=lambda held: held[0].job.id)
     found: list[tuple[int, int, int, list[Drop]]] = []

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.model import ClusterView, Demand, Policy, Run, Standing
-from orchestrator.control.scheduler.order import level
-from orchestrator.control.scheduler.place import Grid, Place, place
+from orchestrator.control.scheduler.place import Grid, Place, place, stays_on_one
 from orchestrator.control.scheduler.preempt import Claim, Victim, cheapest, cost, evictable_from, protected_until
 from orchestrator.control.scheduler.reserve import Release, Reservations
 from orchestrator.control.scheduler.resize import due_s, grow, larger_sizes, shrink, without
@@ -24,6 +23,8 @@ class Kind:
     """Nodes that it may run on: not those that are excluded, unless it could never run on the others."""
     possible: bool
     """It would fit if nothing else ran."""
+    on_one: bool
+    """It stays on one node."""
     full: bool = False
     """There is no place for it, for any time."""
     crowded: bool = False
@@ -67,7 +68,7 @@ class Room:
         """A place that is free now, for a gang that is expected to have left by `ends_s`."""
         if kind.full and (kind.crowded or ends_s > self.reservations.first_s):
             return None
-        found = self.reservations.place(kind.demand, kind.allowed, ends_s)
+        found = self.reservations.place(kind.demand, kind.allowed, kind.on_one, ends_s)
         if found is None:
             kind.crowded = kind.full and bool(self.reservations)
             kind.full = True
@@ -90,50 +91,53 @@ class Room:
         return self._soon
 
     def find_soon(self, kind: Kind) -> Place | None:
-        """A place that is being cleared already; it is kept for the gang."""
+        """A place that is being cleared already; it is promised to the gang."""
         if not self._leaving and not self._gone:
             return None
-        found = place(self.soon, kind.demand, kind.allowed & ~self.reservations.nodes)
+        found = place(self.soon, kind.demand, kind.allowed & ~self.reservations.nodes, kind.on_one)
         if found is not None:
             self._promise(kind.demand, found)
         return found
 
-    def evict(self, kind: Kind, claim: Claim, least_gain: float, over: dict[str, float]) -> list[Victim]:
-        """Who leaves for a gang, which is promised their place; nobody if that is no gain. `over`: what tenants hold above their shares."""
+    def evict(self, kind: Kind, claim: Claim, least_gain: float, over: dict[str, float]) -> tuple[list[Victim], Place] | None:
+        """(who leaves for a gang, the place that it is promised); None if nobody may, or for no gain. `over`: what tenants hold above
+        their shares."""
         if (claim, kind.demand) in self._refused:
-            return []
+            return None
         may_leave = [victim for victim in self._evictable(claim, over) if victim.run.job.id not in self._gone]
-        found = cheapest(self.soon, kind.demand, kind.allowed & ~self.reservations.nodes, may_leave) if may_leave else None
-        if found is None or (not claim.starved and not self._is_worth(kind.demand, found[0], least_gain)):
+        among = kind.allowed & ~self.reservations.nodes
+        found = cheapest(self.soon, kind.demand, among, may_leave, kind.on_one) if may_leave else None
+        if found is None or not self._is_worth(kind.demand, claim, found[0], least_gain):
             self._refused.add((claim, kind.demand))
-            return []
+            return None
         for victim in found[0]:
             self._gone.add(victim.run.job.id)
             self.soon.give(victim.run.job.demand, victim.place)
+        self._by_claim.clear()  # tenants hold less than before
         self._promise(kind.demand, found[1])
-        return found[0]
+        return found
 
-    def shrink(self, kind: Kind) -> list[tuple[Run, Place]]:
-        """(run, what it keeps) of each that gives up workers for a gang, which is promised the place; nobody if that does not help."""
-        if (None, kind.demand) in self._refused:
-            return []
+    def shrink(self, kind: Kind) -> tuple[list[tuple[Run, Place]], Place] | None:
+        """((run, what it keeps) of each that gives up workers for a gang, the place that it is promised); None if that does not help."""
+        if not kind.on_one or (None, kind.demand) in self._refused:
+            return None
         interval_s, among = self._policy.resize_interval_s, kind.allowed & ~self.reservations.nodes
         open_to = [row for row in self.runs if row[0].job.smaller and self.is_settled(row[0]) and due_s(row[0], interval_s) <= self._now]
         drops = shrink(self.soon, open_to, kind.demand, among) if open_to else []
         if not drops:
             self._refused.add((None, kind.demand))
-            return []
+            return None
         kept = [(drop.run, without(next(held for run, held in open_to if run is drop.run), drop)) for drop in drops]
         for drop in drops:
             self._gone.add(drop.run.job.id)
             self.soon.give(drop.run.job.demand, drop.freed)
-        self._promise(kind.demand, ((drops[0].node, kind.demand.num_workers),))
-        return kept
+        promised = ((drops[0].node, kind.demand.num_workers),)
+        self._promise(kind.demand, promised)
+        return kept, promised
 
     def grow(self, run: Run, held: Place, whole_only: bool) -> Place | None:
         """A place with more workers for a run, which is kept for it from now on."""
-        kind = self.kind(run.job.demand)
-        return grow(self.grid, run, held, larger_sizes(run, whole_only), kind.allowed)
+        return grow(self.grid, run, held, larger_sizes(run, whole_only), self.kind(run.job.demand).allowed)
 
     def is_settled(self, run: Run) -> bool:
         """Nobody has told it to leave."""
@@ -144,11 +148,13 @@ class Room:
         self.releases = sorted(self._releases(claim, over), key=lambda row: (row[0], row[2]))
         for other in self._kinds.values():
             other.full = other.crowded = False
-        return self.reservations.reserve(kind.demand, kind.allowed, self.soon, self.releases)
+        soon_s = self._now + self._policy.grace_s
+        return self.reservations.reserve(kind.demand, kind.allowed, kind.on_one, self.soon, soon_s, self.releases)
 
-    def evictable_at(self, claim: Claim, over: dict[str, float]) -> list[float]:
-        """The times at which runs become evictable that are not yet."""
-        found = (evictable_from(claim, victim, self._policy, over.get(victim.run.job.tenant, 0.0)) for victim in self.victims)
+    def evictable_at(self, claim: Claim, over: dict[str, float], started: Sequence[Run]) -> list[float]:
+        """The times at which runs become evictable that are not yet; `started`: those that start now."""
+        new = [Victim(run, (), 0.0, protected_until(run, self._policy)) for run in started]
+        found = (evictable_from(claim, victim, self._policy, over.get(victim.run.job.tenant, 0.0)) for victim in (*self.victims, *new))
         return [time for time in found if time > self._now]
 
     @property
@@ -178,15 +184,17 @@ class Room:
             ]
         return found
 
-    def _is_worth(self, demand: Demand, victims: Sequence[Victim], least_gain: float) -> bool:
-        """Whether the gang waits so much less that it pays for what is lost."""
-        wait_s = max(self._left_s(victim.run) for victim in victims)
+    def _is_worth(self, demand: Demand, claim: Claim, victims: Sequence[Victim], least_gain: float) -> bool:
+        """Whether the gang waits so much less that it pays for what is lost. One that is starved is not asked."""
+        if claim.starved:
+            return True
+        had = self._policy.levels[claim.level] if claim.level < len(self._policy.levels) else 0.0
+        wait_s = max(self._left_s(victim.run, had) for victim in victims)
         return demand.width * wait_s >= least_gain * math.fsum(victim.cost for victim in victims)
 
-    def _left_s(self, run: Run) -> float:
-        """Expected run time to the end: by the service at which it came to its level, so that it is the same as long as it stays there."""
-        at = level(run.attained(self._now), self._policy)
-        had = self._policy.levels[at - 1] if at else 0.0
+    def _left_s(self, run: Run, had: float) -> float:
+        """Expected run time to the end of one that has had so much service at least. The same at all times, so that what is no gain now
+        will be none later."""
         return max(run.job.demand.width * self._estimates.total_s(run.job)[0] - had, had) / run.width
 
     def _releases(self, claim: Claim | None, over: dict[str, float]) -> list[tuple[float, Demand, Place]]:
@@ -205,9 +213,10 @@ class Room:
     """Of the newest reservation."""
 
 
-def _possible(cluster: ClusterView, empty: Grid, demand: Demand) -> tuple[int, bool]:
-    """(nodes that a gang may run on, whether it fits them if nothing else runs)."""
+def _possible(cluster: ClusterView, empty: Grid, demand: Demand) -> tuple[int, bool, bool]:
+    """(nodes that a gang may run on, whether it fits them if nothing else runs, whether it stays on one)."""
     trusted = sum(1 << i for i, node in enumerate(cluster.usable) if node.standing is not Standing.EXCLUDED)
     if place(empty, demand, trusted) is not None:
-        return trusted, True
-    return empty.everywhere, place(empty, demand, empty.everywhere) is not None
+        return trusted, True, stays_on_one(empty, demand, trusted)
+    everywhere = empty.everywhere
+    return everywhere, place(empty, demand, everywhere) is not None, stays_on_one(empty, demand, everywhere)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
-from scheduling.oracle import feasible, fits, held, open_nodes, possible, rooms
+from scheduling.oracle import evictable, feasible, fits_on, held, possible, rooms
 from scheduling.strategies import Moment
 
 from orchestrator.control.scheduler.model import Job, Plan, Policy, Tenant
@@ -25,9 +26,8 @@ def work_conserving(moment: Moment, plan: Plan) -> Iterator[str]:
     for job in may_start(moment, plan):
         if moment.policy.mode == "fifo" and job.id != head:
             return
-        nodes = [node for node in open_nodes(moment, job.demand) if node.id not in blocked]
-        if not growing and fits(rooms(nodes, held(moment, plan.starts)), job.demand, job.demand.num_workers):
-            yield f"{job.id} waits ({plan.reasons.get(job.id)}), and fits {rooms(nodes, held(moment, plan.starts))}"
+        if not growing and fits_on(moment, job, plan.starts, but=blocked):
+            yield f"{job.id} waits ({plan.reasons.get(job.id)}), and fits {rooms(moment.usable, held(moment, plan.starts))}"
 
 
 def order_is_kept(moment: Moment, plan: Plan) -> Iterator[str]:
@@ -38,10 +38,35 @@ def order_is_kept(moment: Moment, plan: Plan) -> Iterator[str]:
     for start in plan.starts:
         others = [other for other in plan.starts if other is not start]
         for job in waiting:
-            if comes_before(moment, plan, job, jobs[start.job_id]):
-                nodes = [node for node in open_nodes(moment, job.demand) if node.id not in blocked]
-                if moment.policy.mode == "fifo" or fits(rooms(nodes, held(moment, others)), job.demand, job.demand.num_workers):
-                    yield f"{start.job_id} starts on {start.placement} before {job.id}"
+            could = moment.policy.mode == "fifo" or fits_on(moment, job, others, but=blocked)
+            if could and comes_before(moment, plan, job, jobs[start.job_id]):
+                yield f"{start.job_id} starts on {start.placement} before {job.id}"
+
+
+def no_tenant_waits_below_its_share(moment: Moment, plan: Plan) -> Iterator[str]:
+    """Where the policy preempts: no job waits with which its tenant would hold no more than its share, if it fits where runs have left that
+    may be preempted now, of tenants that hold more than theirs and not of a higher priority. What is reserved for others is left to them.
+    Said of the plan that asks for no gain: else the job waits as well where less would be gained than lost."""
+    if moment.policy.mode != "preemptive":
+        return
+    greedy = replace(moment, policy=replace(moment.policy, gain_factor=0.0))
+    plan = greedy.plan()
+    served = {order.for_job for order in (*plan.preempts, *plan.resizes)} | {kept.job_id for kept in plan.reservations}
+    told = {order.job_id for order in (*plan.preempts, *plan.resizes)} | {
+        run.job.id for run in moment.running if run.leaving or run.growing
+    }
+    stay = [(run.job, run.workers) for run in moment.running if run.job.id not in told]
+    deserved, blocked = shares(moment), reserved_nodes(plan)
+    over = {tenant for tenant in deserved if width_of(stay, tenant) > deserved[tenant] + 1e-6}
+    for job in may_start(moment, plan):
+        promised = sum(other.demand.width for other in moment.queue if other.id in served and other.tenant == job.tenant)
+        holds = width_of(holders_after(moment, plan), job.tenant) + promised + job.demand.width
+        if job.id in served or holds > deserved[job.tenant] + 1e-6:
+            continue
+        others = [run for run in evictable(moment) if run.job.tenant in over - {job.tenant} and run.job.priority <= job.priority]
+        gone = {run.job.id for run in others if run.job.id not in told and run.job.waited_s <= moment.policy.max_total_wait_s}
+        if gone and fits_on(moment, job, plan.starts, gone, blocked):
+            yield f"{job.id} waits, below the share {deserved[job.tenant]} of {job.tenant!r}; {sorted(gone)} are of tenants above theirs"
 
 
 def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from random import Random
 from typing import Any
 
+from scheduling.fairness import used
 from scheduling.machine import Machine
 from scheduling.strategies import Moment, Planner
 
@@ -79,7 +80,14 @@ def after_leaving(moment: Moment) -> Moment:
         )
         for run in gone
     ]
-    return replace(moment, queue=(*moment.queue, *waiting), running=tuple(run for run in moment.running if run not in gone))
+    tenants = {*moment.usage.charged, *(run.job.tenant for run in moment.running)}
+    charged = {name: used(moment, name) * moment.policy.tenants.get(name, Tenant()).weight for name in sorted(tenants)}
+    return replace(
+        moment,
+        queue=(*moment.queue, *waiting),
+        running=tuple(run for run in moment.running if run not in gone),
+        usage=replace(moment.usage, charged=charged, charged_at_s=moment.now),
+    )
 
 
 def job_from(values: Mapping[str, Any]) -> Job:

@@ -78,16 +78,17 @@ def placements(free: Rooms, demand: Demand, workers: int) -> Iterator[Placement]
     return (placement for placement in on(sorted(free), workers) if is_legal(placement, free, demand))
 
 
-def is_legal(placement: Placement, free: Rooms, demand: Demand) -> bool:
+def is_legal(placement: Placement, free: Rooms, demand: Demand, on_one: bool | None = None) -> bool:
     """No group is cut: all are of `demand.group` workers, but the last where they do not divide the gang. A gang on GPUs that fits one of
-    these nodes when that is empty is on one; of a larger one all bundles but one are on nodes whose GPUs were all free."""
+    these nodes when that is empty is on one; of a larger one all bundles but one are on nodes whose GPUs were all free. `on_one`: as in
+    `fits`."""
     workers = sum(count for _, count in placement)
     cut = [count % demand.group for _, count in placement if count % demand.group]
     if cut != ([workers % demand.group] if workers % demand.group else []):
         return False
     if not stays_together(demand):
         return True
-    if fits_one_empty(free, demand, workers):
+    if fits_one_empty(free, demand, workers) if on_one is None else on_one:
         return len(placement) == 1
     return sum(not free[node_id].idle for node_id, _ in placement) <= 1
 
@@ -98,13 +99,14 @@ def stays_together(demand: Demand) -> bool:
 
 
 def fits_one_empty(free: Rooms, demand: Demand, workers: int) -> bool:
-    return any(most(room.emptied, demand) >= workers for room in free.values())
+    return stays_together(demand) and any(most(room.emptied, demand) >= workers for room in free.values())
 
 
-def fits(free: Rooms, demand: Demand, workers: int) -> bool:
-    """The same as whether there is any of `placements`, by counting groups."""
+def fits(free: Rooms, demand: Demand, workers: int, on_one: bool | None = None) -> bool:
+    """The same as whether there is any of `placements`, by counting groups. `on_one`: whether it is to be on one node; None: if it fits one
+    of these when that is empty."""
     counts = {node_id: most(room, demand) for node_id, room in free.items()}
-    if stays_together(demand) and fits_one_empty(free, demand, workers):
+    if fits_one_empty(free, demand, workers) if on_one is None else on_one:
         return max(counts.values(), default=0) >= workers
     last = workers % demand.group
     for node_id, count in counts.items():
@@ -119,6 +121,14 @@ def open_nodes(moment: Moment, demand: Demand) -> tuple[Node, ...]:
     """The nodes that a gang may be placed on: of those that are excluded after their failures only where it could never run without."""
     trusted = tuple(node for node in moment.usable if node.standing is not Standing.EXCLUDED)
     return trusted if fits(rooms(trusted, ()), demand, demand.num_workers) else moment.usable
+
+
+def fits_on(moment: Moment, job: Job, starts: Iterable[Start], without: Collection[str] = (), but: Collection[str] = ()) -> bool:
+    """Whether the whole gang fits beside the runs, but those named `without`, and the starts, on none of the nodes `but`."""
+    nodes = open_nodes(moment, job.demand)
+    on_one = fits_one_empty(rooms(nodes, ()), job.demand, job.demand.num_workers)
+    free = rooms((node for node in nodes if node.id not in but), held(moment, starts, without))
+    return fits(free, job.demand, job.demand.num_workers, on_one)
 
 
 def feasible(moment: Moment, job: Job) -> bool:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from random import Random
 
-from scheduling.fairness import order_is_kept, reserved_nodes, width_of, work_conserving
+from scheduling.fairness import no_tenant_waits_below_its_share, order_is_kept, reserved_nodes, width_of, work_conserving
 from scheduling.forms import after_leaving, applied, restored, shuffled, stored, told
-from scheduling.oracle import Rooms, fits, held, is_legal, most, open_nodes, protected_until, rooms
+from scheduling.oracle import Rooms, fits_on, fits_one_empty, held, is_legal, most, open_nodes, protected_until, rooms
 from scheduling.strategies import Moment
 
 from orchestrator.control.scheduler.model import Demand, Job, Plan, Standing
@@ -96,9 +96,10 @@ def topology_is_kept(moment: Moment, plan: Plan) -> Findings:
     of good standing has room for all of it at the end, it is on one."""
     jobs, reserved = {job.id: job for job in moment.queue}, reserved_nodes(plan)
     for at, start in enumerate(plan.starts):
-        demand, taken = jobs[start.job_id].demand, {node_id for node_id, _ in start.placement}
-        nodes = [node for node in open_nodes(moment, demand) if node.id not in reserved or node.id in taken]
-        if not is_legal(start.placement, rooms(nodes, held(moment, plan.starts[:at])), demand):
+        demand = jobs[start.job_id].demand
+        nodes = open_nodes(moment, demand)
+        on_one = fits_one_empty(rooms(nodes, ()), demand, sum(count for _, count in start.placement))
+        if not is_legal(start.placement, rooms(nodes, held(moment, plan.starts[:at])), demand, on_one):
             yield f"{start.job_id} on {start.placement} of {rooms(nodes, held(moment, plan.starts[:at]))}: groups of {demand.group}"
         if demand.max_workers_per_node and any(count > demand.max_workers_per_node for _, count in start.placement):
             yield f"{start.job_id} on {start.placement}: at most {demand.max_workers_per_node} on a node"
@@ -184,13 +185,11 @@ def victims_are_few(moment: Moment, plan: Plan) -> Findings:
     for name in sorted({order.for_job for order in plan.preempts}):
         victims = [order.job_id for order in plan.preempts if order.for_job == name]
         job, others = jobs[name], {node_id for kept in plan.reservations if kept.job_id != name for node_id, _ in kept.placement}
-        nodes = [node for node in open_nodes(moment, job.demand) if node.id not in others]
-        enough = rooms(open_nodes(moment, job.demand), held(moment, plan.starts, {*victims, *leaving}))
-        if not fits(enough, job.demand, min(legal(job))):
-            yield f"{name} does not fit without {victims}: {enough}"
+        gone = {*leaving, *(order.job_id for order in plan.preempts)}
+        if not fits_on(moment, job, plan.starts, gone):
+            yield f"{name} does not fit without {gone}: {rooms(moment.usable, held(moment, plan.starts, gone))}"
         for kept in victims:
-            fewer = rooms(nodes, held(moment, plan.starts, {*victims, *leaving} - {kept}))
-            if fits(fewer, job.demand, job.demand.num_workers):
+            if fits_on(moment, job, plan.starts, {*victims, *leaving} - {kept}, others):
                 yield f"{kept} is evicted for {name}, which fits without"
 
 
@@ -236,8 +235,8 @@ def next_change_is_right(moment: Moment, plan: Plan) -> Findings:
 
 PROPERTIES: tuple[Property, ...] = (
     no_gpu_in_two_jobs, orders_are_possible, all_or_nothing, sizes_are_legal, topology_is_kept, deterministic, equal_from_what_is_stored,
-    quotas_are_kept, each_that_waits_knows_why, work_conserving, order_is_kept, victims_may_be_preempted, victims_are_few,
-    victims_make_room, nothing_is_left_to_do, next_change_is_right,
+    quotas_are_kept, each_that_waits_knows_why, work_conserving, order_is_kept, no_tenant_waits_below_its_share,
+    victims_may_be_preempted, victims_are_few, victims_make_room, nothing_is_left_to_do, next_change_is_right,
 )  # fmt: skip
 
 

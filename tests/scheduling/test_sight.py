@@ -127,6 +127,11 @@ BROKEN: list[tuple[Callable[..., Any], Moment, Plan]] = [
     (properties.victims_are_few, moment(Q4, running=FULL, policy=PREEMPTIVE), evicts("r", "s")),
     (properties.victims_are_few, moment(job("q", 8), running=FULL, policy=PREEMPTIVE), evicts("r")),
     (properties.order_is_kept, moment(job("q", 4, priority=1), job("p", 4), running=FULL[:1]), starts(("p", (("n1", 4),)), order=("q",))),
+    (
+        properties.no_tenant_waits_below_its_share,
+        moment(job("q", 4, tenant="a"), running=FULL, policy=PREEMPTIVE),
+        waits("q"),
+    ),
     (properties.victims_make_room, moment(Q4, running=FULL, policy=PREEMPTIVE), evicts("r")),
     (properties.nothing_is_left_to_do, moment(Q4, running=FULL, policy=PREEMPTIVE), evicts("r")),
     (properties.next_change_is_right, moment(Q4, running=FULL), waits("q", next_change_at=NOW)),

@@ -95,7 +95,7 @@ def level(policy: Policy, attained: float) -> int:
 
 
 def below_share(moment: Moment, plan: Plan, tenant: str) -> bool:
-    return width_of(holders_after(moment, plan), tenant) < shares(moment)[tenant]
+    return width_of(holders_after(moment, plan), tenant) < shares(moment)[tenant] - 1e-6
 
 
 def shares(moment: Moment) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
 
@@ -123,12 +124,16 @@ def open_nodes(moment: Moment, demand: Demand) -> tuple[Node, ...]:
     return trusted if fits(rooms(trusted, ()), demand, demand.num_workers) else moment.usable
 
 
-def fits_on(moment: Moment, job: Job, starts: Iterable[Start], without: Collection[str] = (), but: Collection[str] = ()) -> bool:
-    """Whether the whole gang fits beside the runs, but those named `without`, and the starts, on none of the nodes `but`."""
-    nodes = open_nodes(moment, job.demand)
-    on_one = fits_one_empty(rooms(nodes, ()), job.demand, job.demand.num_workers)
+def fits_on(
+    moment: Moment, job: Job, starts: Iterable[Start], without: Collection[str] = (), but: Collection[str] = (), workers: int = 0
+) -> bool:
+    """Whether the whole gang, or so many workers, fit beside the runs, but those named `without`, and the starts, on none of the nodes
+    `but`."""
+    demand = replace(job.demand, num_workers=workers or job.demand.num_workers)
+    nodes = open_nodes(moment, demand)
+    on_one = fits_one_empty(rooms(nodes, ()), demand, demand.num_workers)
     free = rooms((node for node in nodes if node.id not in but), held(moment, starts, without))
-    return fits(free, job.demand, job.demand.num_workers, on_one)
+    return fits(free, demand, demand.num_workers, on_one)
 
 
 def feasible(moment: Moment, job: Job) -> bool:

@@ -186,10 +186,11 @@ def victims_are_few(moment: Moment, plan: Plan) -> Findings:
         victims = [order.job_id for order in plan.preempts if order.for_job == name]
         job, others = jobs[name], {node_id for kept in plan.reservations if kept.job_id != name for node_id, _ in kept.placement}
         gone = {*leaving, *(order.job_id for order in plan.preempts)}
-        if not fits_on(moment, job, plan.starts, gone):
+        size = sum(count for kept in plan.reservations if kept.job_id == name for _, count in kept.placement)
+        if not fits_on(moment, job, plan.starts, gone, workers=size):
             yield f"{name} does not fit without {gone}: {rooms(moment.usable, held(moment, plan.starts, gone))}"
         for kept in victims:
-            if fits_on(moment, job, plan.starts, {*victims, *leaving} - {kept}, others):
+            if fits_on(moment, job, plan.starts, {*victims, *leaving} - {kept}, others, size):
                 yield f"{kept} is evicted for {name}, which fits without"
 
 

@@ -31,14 +31,13 @@ class LogTrace:
     """Jobs that ended without a place: left out."""
 
 
-def log_trace(jobs: Iterable[Job]) -> LogTrace:
+def log_trace(store: Iterable[Job]) -> LogTrace:
     """Of the jobs of a store, as `JobStore.all` gives them."""
-    found = list(jobs)
+    found = list(store)
     ended = [job for job in found if job.state.terminal]
     ran = [(job, duration_s) for job in ended if (duration_s := _duration_s(job)) > 0]
-    return LogTrace(
-        jobs=from_zero(_trace_job(job, duration_s) for job, duration_s in ran), live=len(found) - len(ended), never_ran=len(ended) - len(ran)
-    )  # fmt: skip
+    jobs = from_zero(_trace_job(job, duration_s) for job, duration_s in ran)
+    return LogTrace(jobs=jobs, live=len(found) - len(ended), never_ran=len(ended) - len(ran))
 
 
 def shapes_of(view: ClusterView) -> tuple[Shape, ...]:

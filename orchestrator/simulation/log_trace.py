@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from orchestrator.control.scheduler.model import ClusterView, Demand
+from orchestrator.control.scheduler.model import ClusterView
 from orchestrator.job import Job
 from orchestrator.layout import legal_world_sizes
 from orchestrator.simulation.model import Shape, TraceJob
@@ -57,7 +57,7 @@ def _duration_s(job: Job) -> float:
 
 def _trace_job(job: Job, duration_s: float) -> TraceJob:
     resources = job.spec.resources
-    width = Demand.of(resources).width
-    each = width // resources.num_workers
-    sizes = tuple(workers * each for workers in legal_world_sizes(job.spec)) if resources.min_workers else ()
-    return TraceJob(id=job.id, submit_s=job.submitted_s, gpus=width, duration_s=duration_s, status=job.state.value, sizes=sizes)
+    sizes = legal_world_sizes(job.spec) if resources.min_workers else ()
+    return TraceJob(
+        id=job.id, submit_s=job.submitted_s, gpus=resources.num_workers, duration_s=duration_s, status=job.state.value, sizes=sizes
+    )  # fmt: skip

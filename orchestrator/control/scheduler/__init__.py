@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Run, Standing, Usage
+from orchestrator.control.scheduler.place import Grid, place
+from orchestrator.control.scheduler.planner import plan
+from orchestrator.control.scheduler.reasons import infeasible
 
 __all__ = ["ClusterView", "Demand", "Job", "Plan", "Policy", "Run", "Standing", "Usage", "feasible", "plan"]
 
 
-def plan(cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy) -> Plan:
-    """What to do at `now`. The same for every order of nodes, queue and running jobs."""
-    raise NotImplementedError
-
-
 def feasible(cluster: ClusterView, demand: Demand) -> str | None:
     """None if the gang fits the empty cluster, else why it can never run there."""
-    raise NotImplementedError
+    alive = tuple(node for node in cluster.nodes if node.alive)
+    grid = Grid(ClusterView(nodes=tuple(replace(node, draining=False) for node in alive)))
+    return None if place(grid, demand, grid.everywhere) is not None else infeasible(alive, demand)

@@ -40,7 +40,8 @@ class Estimates:
             found = self._known[key] = self._of_like_jobs(*key)
         if job.limit_s is None:
             return found
-        return min(found[0], job.limit_s), job.limit_s
+        limit_s = max(1.0, job.limit_s)
+        return min(found[0], limit_s), limit_s
 
     def ends_after_s(self, job: Job, ran_s: float) -> float:
         """The p90 for a job that has run for `ran_s`: always more than that."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from orchestrator.spec import ResourcesSpec
@@ -49,6 +50,21 @@ class Node:
 @dataclass(frozen=True, kw_only=True)
 class ClusterView:
     nodes: tuple[Node, ...] = ()
+
+    @cached_property
+    def usable(self) -> tuple[Node, ...]:
+        """Those that take jobs, in order of their ids."""
+        return tuple(sorted((node for node in self.nodes if node.alive and not node.draining), key=lambda node: node.id))
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Where a node stands in `usable`, by its id."""
+        return {node.id: position for position, node in enumerate(self.usable)}
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What plans have derived from the nodes alone; they are asked the same again and again."""
+        return {}
 
     def to_dict(self) -> dict[str, Any]:
         return {"nodes": [vars(node) for node in self.nodes]}
@@ -193,6 +209,8 @@ class Policy:
     """Who has waited longer is starved: it comes first, and a place is cleared for it."""
     max_total_wait_s: float = 3 * 86_400.0
     """So is who has waited longer in all its waits together, and ran no longer than that."""
+    max_reservations: int = 1
+    """Places that are kept at once."""
     reserve_after_s: float = 0.0
     """Who has waited longer has a place reserved when it is the first that does not fit."""
     min_run_s: float = 1800.0

@@ -1,0 +1,43 @@
+"""Who comes next: starved, then priority, tenant, level of attained service, expected remaining service, time of submission. Pure.
+
+Levels of attained service with few preemptions between them: Gu et al., Tiresias, NSDI 2019. A job that waits keeps its service, so that
+its key changes only when it starves, and with the rank of its tenant.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.control.scheduler.estimate import Estimates
+from orchestrator.control.scheduler.model import Job, Policy
+
+Key = tuple[Any, ...]
+
+
+def starves_at(job: Job, policy: Policy) -> float:
+    """When a job that waits has waited too long: in this wait, or in all (and longer than it ran)."""
+    left_s = max(policy.max_total_wait_s, job.ran_s) - job.waited_s
+    return job.queued_s + min(policy.max_wait_s, max(0.0, left_s))
+
+
+def level(service: float, policy: Policy) -> int:
+    return bisect_right(policy.levels, service)
+
+
+def remaining(job: Job, estimates: Estimates) -> float:
+    """Expected service to its end, of a job that waits: after the median is over, as much again as it has had."""
+    return max(job.demand.width * estimates.total_s(job)[0] - job.attained, job.attained)
+
+
+def fifo_key(job: Job) -> Key:
+    return job.queued_s, job.id
+
+
+def key(job: Job, now: float, policy: Policy, tenant_ranks: Mapping[str, int], estimates: Estimates) -> Key:
+    """The smaller, the earlier."""
+    if now >= starves_at(job, policy):
+        return 0, job.queued_s, job.id
+    at = level(job.attained, policy) if policy.mode == "preemptive" else 0
+    return 1, -job.priority, tenant_ranks.get(job.tenant, 0), at, remaining(job, estimates), job.submitted_s, job.id

@@ -1,0 +1,200 @@
+"""`plan`: the parts put together. Pure: all that a plan works on is made for it.
+
+The jobs that wait are tried in order. One that has no place may have others shrunk for it, then evicted; if it is starved, or its turn has
+come long ago, the earliest place is kept for it. What a gang asked for in vain it need not be asked again in the same plan: what is free
+only becomes less. Those behind go on as far as they leave to it what is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+
+from orchestrator.control.scheduler import reasons as why
+from orchestrator.control.scheduler.admit import Accounts, shares, tenant_ranks
+from orchestrator.control.scheduler.estimate import Estimates
+from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Preempt, Reservation, Run, Start, Usage
+from orchestrator.control.scheduler.order import fifo_key, key, level, starves_at
+from orchestrator.control.scheduler.place import Place
+from orchestrator.control.scheduler.preempt import Claim
+from orchestrator.control.scheduler.room import Kind, Room
+
+
+def plan(cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy) -> Plan:
+    """What to do at `now`. The same for every order of nodes, queue and running jobs."""
+    return _Planner(cluster, queue, running, usage, now, policy).decide()
+
+
+class _Planner:
+    def __init__(
+        self, cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy
+    ) -> None:
+        self._cluster, self._now, self._policy = cluster, now, policy
+        self._estimates = Estimates(usage.history)
+        self._room = Room(cluster, running, now, policy, self._estimates)
+        self._accounts = Accounts(policy, running)
+        self._fifo, self._preemptive = policy.mode == "fifo", policy.mode == "preemptive"
+        self._changes: list[float] = []
+        self._shares: dict[str, float] = {}
+        self._queue = self._ordered(queue, usage)
+        self._starts: list[Start] = []
+        self._preempts: list[Preempt] = []
+        self._reservations: list[Reservation] = []
+        self._reasons: dict[str, Callable[[], str]] = {}
+        self._short: list[str] = []
+        self._waiting: list[Job] = []
+        self._claims: set[Claim] = set()
+        self._head = ""
+
+    def decide(self) -> Plan:
+        later: list[Job] = []
+        priority: int | None = None
+        for job in self._queue:
+            if self._shares:
+                if later and job.priority != priority:
+                    self._try_all(later)
+                    later = []
+                priority = job.priority
+                if not self._is_under_share(job) and not self._is_starved(job):
+                    later.append(job)
+                    continue
+            self._try(job)
+        self._try_all(later)
+        return Plan(
+            starts=tuple(self._starts), preempts=tuple(self._preempts), reservations=tuple(self._reservations),
+            order=tuple(job.id for job in self._waiting), reasons=why.Reasons(self._reasons), short=tuple(self._short),
+            next_change_at=self._next_change(),
+        )  # fmt: skip
+
+    # order
+
+    def _ordered(self, queue: tuple[Job, ...], usage: Usage) -> list[Job]:
+        if self._fifo:
+            return sorted(queue, key=fifo_key)
+        ranks: dict[str, int] = {}
+        names = {job.tenant for job in queue}.union(self._accounts.held)
+        if len(names) > 1:
+            ranks, flip_s = tenant_ranks(self._policy, usage, self._accounts.held, names, self._now)
+            self._changes.append(flip_s)
+            wanted = dict(self._accounts.held)
+            for job in queue:
+                wanted[job.tenant] = wanted.get(job.tenant, 0) + job.demand.width
+            total = sum(node.gpus for node in self._cluster.usable)
+            self._shares = shares(self._policy, total, wanted)
+        return sorted(queue, key=lambda job: key(job, self._now, self._policy, ranks, self._estimates))
+
+    def _is_starved(self, job: Job) -> bool:
+        return not self._fifo and self._now >= starves_at(job, self._policy)
+
+    def _is_under_share(self, job: Job) -> bool:
+        return self._accounts.held.get(job.tenant, 0) < self._shares.get(job.tenant, math.inf)
+
+    # one job
+
+    def _try_all(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._try(job)
+
+    def _try(self, job: Job) -> None:
+        kind = self._room.kind(job.demand)
+        if not kind.possible and (kind := self._smaller_kind(job)) is None:
+            return
+        if self._fifo and self._head:
+            self._wait(job, partial(why.behind, self._head))
+            return
+        if refusal := self._accounts.refusal(job, kind.demand.width):
+            self._wait(job, lambda: refusal)
+            return
+        ends_s = self._now + self._estimates.ends_after_s(job, job.ran_s) - job.ran_s
+        if (found := self._room.find(kind, ends_s)) is not None:
+            self._start(job, kind, found, ends_s)
+            return
+        self._wait(job, partial(self._why_waiting, job, kind))
+        if self._fifo:
+            self._head = job.id
+        else:
+            self._make_room(job, kind)
+
+    def _smaller_kind(self, job: Job) -> Kind | None:
+        """For a gang that nodes are missing for: what of it is tried now, or None, and the reason is told."""
+        self._short.append(job.id)
+        sizes = (self._room.kind(replace(job.demand, num_workers=count)) for count in reversed(job.smaller))
+        kind = next((kind for kind in sizes if kind.possible), None)
+        if kind is None:
+            self._reasons[job.id] = partial(why.infeasible, self._cluster.usable, job.demand)
+            self._waiting.append(job)
+            return None
+        starts_at = (self._now if job.short_since_s is None else job.short_since_s) + job.shrink_after_s
+        if starts_at <= self._now or (self._fifo and self._head):
+            return kind
+        self._wait(job, partial(why.short, self._cluster.usable, job, kind.demand))
+        self._changes.append(starts_at)
+        self._head = self._head or job.id
+        return None
+
+    def _start(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
+        self._room.take(kind.demand, found, ends_s)
+        self._accounts.add(job, kind.demand.width)
+        placement = self._room.grid.named(found)
+        self._starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.usable, placement)))
+
+    def _wait(self, job: Job, reason: Callable[[], str]) -> None:
+        self._waiting.append(job)
+        self._reasons[job.id] = reason
+
+    def _make_room(self, job: Job, kind: Kind) -> None:
+        claim = None
+        if self._preemptive:
+            if self._room.find_soon(kind) is not None:
+                return
+            claim = self._claim(job, kind.demand)
+            over = self._over()
+            if victims := self._room.evict(kind, claim, self._policy.gain_factor, over):
+                for victim in victims:
+                    self._accounts.add(victim.run.job, -victim.run.width)
+                    self._preempts.append(Preempt(job_id=victim.run.job.id, for_job=job.id, cost=victim.cost))
+                self._accounts.add(job, kind.demand.width)
+                return
+            self._claims.add(claim)
+        if len(self._room.reservations) < self._policy.max_reservations:
+            self._reserve(job, kind, claim)
+
+    def _reserve(self, job: Job, kind: Kind, claim: Claim | None) -> None:
+        due_s = job.queued_s + self._policy.reserve_after_s
+        if self._now < due_s and not self._is_starved(job):
+            self._changes.append(due_s)
+            return
+        found = self._room.reserve(kind, claim, self._over())
+        if found is not None:
+            start_s, place = found
+            self._reservations.append(Reservation(job_id=job.id, start_s=start_s, placement=self._room.grid.named(place)))
+            self._changes += [time_s for time_s, *_ in self._room.releases if self._now < time_s <= start_s]
+
+    def _claim(self, job: Job, demand: Demand) -> Claim:
+        overshoot = -math.inf
+        if self._shares:
+            held, share = self._accounts.held.get(job.tenant, 0), self._shares[job.tenant]
+            overshoot = held + demand.width - share if held < share else math.inf
+        return Claim(self._is_starved(job), job.priority, job.tenant, level(job.attained, self._policy), overshoot)
+
+    def _over(self) -> dict[str, float]:
+        return {name: self._accounts.held.get(name, 0) - share for name, share in self._shares.items()}
+
+    # what is told
+
+    def _why_waiting(self, job: Job, kind: Kind) -> str:
+        usable, grid = self._cluster.usable, self._room.grid
+        allowed = [i for i in range(len(usable)) if kind.allowed >> i & 1]
+        holders = [run.job.id for run, held in sorted(self._room.runs, key=lambda row: row[0].job.id) if held]
+        holders += [start.job_id for start in self._starts]
+        reason = why.waiting(kind.demand, [(grid.cpus[i], grid.gpus[i]) for i in allowed], holders)
+        return reason + why.kept_out(usable, [usable[i] for i in allowed])
+
+    def _next_change(self) -> float | None:
+        if not self._fifo:
+            self._changes += [starves_at(job, self._policy) for job in self._waiting]
+        for claim in self._claims:
+            self._changes += self._room.evictable_at(claim, self._over())
+        return min((time for time in self._changes if self._now < time < math.inf), default=None)

@@ -1,0 +1,184 @@
+"""What is free, what will be, and who may be asked to leave: what one plan works on, and changes as it decides."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.control.scheduler.estimate import Estimates
+from orchestrator.control.scheduler.model import ClusterView, Demand, Policy, Run, Standing
+from orchestrator.control.scheduler.order import level
+from orchestrator.control.scheduler.place import Grid, Place, place
+from orchestrator.control.scheduler.preempt import Claim, Victim, cheapest, cost, evictable_from, protected_until
+from orchestrator.control.scheduler.reserve import Release, Reservations
+
+
+@dataclass(slots=True)
+class Kind:
+    """Equal gangs, as long as one plan is made. What one of them was refused need not be looked for again."""
+
+    demand: Demand
+    allowed: int
+    """Nodes that it may run on: not those that are excluded, unless it could never run on the others."""
+    possible: bool
+    """It would fit if nothing else ran."""
+    full: bool = False
+    """There is no place for it, for any time."""
+    crowded: bool = False
+    """There is none until the first reservation either."""
+
+
+class Room:
+    """Of one plan."""
+
+    def __init__(self, cluster: ClusterView, running: Sequence[Run], now: float, policy: Policy, estimates: Estimates) -> None:
+        self._now, self._policy, self._estimates, self._cluster = now, policy, estimates, cluster
+        if "empty" not in cluster.memo:
+            cluster.memo["empty"] = Grid(cluster)
+        self.grid: Grid = cluster.memo["empty"].copy()
+        self.runs: list[tuple[Run, Place]] = []
+        self._leaving: list[tuple[Run, Place]] = []
+        for run in running:
+            held = self.grid.indexed(run.placement)
+            self.grid.take(run.job.demand, held)
+            (self._leaving if run.leaving else self.runs).append((run, held))
+        self._soon: Grid | None = None
+        self.reservations = Reservations(self.grid)
+        self._kinds: dict[Demand, Kind] = {}
+        self._victims: list[Victim] | None = None
+        self._by_claim: dict[Claim, list[Victim]] = {}
+        self._refused: set[tuple[Claim, Demand]] = set()
+        self._gone: set[str] = set()
+
+    def kind(self, demand: Demand) -> Kind:
+        found = self._kinds.get(demand)
+        if found is None:
+            memo = self._cluster.memo
+            if demand not in memo:
+                memo[demand] = _possible(self._cluster, memo["empty"], demand)
+            found = self._kinds[demand] = Kind(demand, *memo[demand])
+        return found
+
+    def find(self, kind: Kind, ends_s: float) -> Place | None:
+        """A place that is free now, for a gang that is expected to have left by `ends_s`."""
+        if kind.full and (kind.crowded or ends_s > self.reservations.first_s):
+            return None
+        found = self.reservations.place(kind.demand, kind.allowed, ends_s)
+        if found is None:
+            kind.crowded = kind.full and bool(self.reservations)
+            kind.full = True
+        return found
+
+    def take(self, demand: Demand, taken: Place, ends_s: float) -> None:
+        """It is given to a job that starts now."""
+        self.grid.take(demand, taken)
+        if self._soon is not None:
+            self._soon.take(demand, taken)
+        self.reservations.take(demand, taken, ends_s)
+
+    @property
+    def soon(self) -> Grid:
+        """What is free when all who were told to leave have left, and those whom they leave for have started."""
+        if self._soon is None:
+            self._soon = self.grid.copy()
+            for run, held in self._leaving:
+                self._soon.give(run.job.demand, held)
+        return self._soon
+
+    def find_soon(self, kind: Kind) -> Place | None:
+        """A place that is being cleared already; it is kept for the gang."""
+        if not self._leaving and not self._gone:
+            return None
+        found = place(self.soon, kind.demand, kind.allowed & ~self.reservations.nodes)
+        if found is not None:
+            self._promise(kind.demand, found)
+        return found
+
+    def evict(self, kind: Kind, claim: Claim, least_gain: float, over: dict[str, float]) -> list[Victim]:
+        """Who leaves for a gang, which is promised their place; nobody if that is no gain. `over`: what tenants hold above their shares."""
+        if (claim, kind.demand) in self._refused:
+            return []
+        may_leave = [victim for victim in self._evictable(claim, over) if victim.run.job.id not in self._gone]
+        found = cheapest(self.soon, kind.demand, kind.allowed & ~self.reservations.nodes, may_leave) if may_leave else None
+        if found is None or (not claim.starved and not self._is_worth(kind.demand, found[0], least_gain)):
+            self._refused.add((claim, kind.demand))
+            return []
+        for victim in found[0]:
+            self._gone.add(victim.run.job.id)
+            self.soon.give(victim.run.job.demand, victim.place)
+        self._promise(kind.demand, found[1])
+        return found[0]
+
+    def reserve(self, kind: Kind, claim: Claim | None, over: dict[str, float]) -> tuple[float, Place] | None:
+        """Keep the earliest place for a gang. `claim`: by which runs will be told to leave for it, once they may be; None: none will."""
+        self.releases = sorted(self._releases(claim, over), key=lambda row: (row[0], row[2]))
+        for other in self._kinds.values():
+            other.full = other.crowded = False
+        return self.reservations.reserve(kind.demand, kind.allowed, self.soon, self.releases)
+
+    def evictable_at(self, claim: Claim, over: dict[str, float]) -> list[float]:
+        """The times at which runs become evictable that are not yet."""
+        found = (evictable_from(claim, victim, self._policy, over.get(victim.run.job.tenant, 0.0)) for victim in self.victims)
+        return [time for time in found if time > self._now]
+
+    @property
+    def victims(self) -> list[Victim]:
+        if self._victims is None:
+            rows = ((run, held, protected_until(run, self._policy)) for run, held in self.runs)
+            self._victims = [Victim(run, held, cost(run, self._now), until) for run, held, until in rows if until < math.inf and held]
+        return self._victims
+
+    def ends_s(self, run: Run) -> float:
+        """When a run is expected to have ended."""
+        ran_s = run.job.ran_s + self._now - run.started_s
+        return self._now + self._estimates.ends_after_s(run.job, ran_s) - ran_s
+
+    def _promise(self, demand: Demand, promised: Place) -> None:
+        self.soon.take(demand, promised)
+        self.grid.narrow(self.soon, promised)
+        self.reservations.take(demand, promised, math.inf)
+
+    def _evictable(self, claim: Claim, over: dict[str, float]) -> list[Victim]:
+        found = self._by_claim.get(claim)
+        if found is None:
+            found = self._by_claim[claim] = [
+                victim
+                for victim in self.victims
+                if evictable_from(claim, victim, self._policy, over.get(victim.run.job.tenant, 0.0)) <= self._now
+            ]
+        return found
+
+    def _is_worth(self, demand: Demand, victims: Sequence[Victim], least_gain: float) -> bool:
+        """Whether the gang waits so much less that it pays for what is lost."""
+        wait_s = max(self._left_s(victim.run) for victim in victims)
+        return demand.width * wait_s >= least_gain * math.fsum(victim.cost for victim in victims)
+
+    def _left_s(self, run: Run) -> float:
+        """Expected run time to the end: by the service at which it came to its level, so that it is the same as long as it stays there."""
+        at = level(run.attained(self._now), self._policy)
+        had = self._policy.levels[at - 1] if at else 0.0
+        return max(run.job.demand.width * self._estimates.total_s(run.job)[0] - had, had) / run.width
+
+    def _releases(self, claim: Claim | None, over: dict[str, float]) -> list[tuple[float, Demand, Place]]:
+        free_from: dict[str, float] = {}
+        if claim is not None:
+            for victim in self.victims:
+                at = evictable_from(claim, victim, self._policy, over.get(victim.run.job.tenant, 0.0))
+                free_from[victim.run.job.id] = max(self._now, at)
+        return [
+            (min(self.ends_s(run), free_from.get(run.job.id, math.inf)), run.job.demand, held)
+            for run, held in self.runs
+            if run.job.id not in self._gone
+        ]
+
+    releases: Sequence[Release] = ()
+    """Of the newest reservation."""
+
+
+def _possible(cluster: ClusterView, empty: Grid, demand: Demand) -> tuple[int, bool]:
+    """(nodes that a gang may run on, whether it fits them if nothing else runs)."""
+    trusted = sum(1 << i for i, node in enumerate(cluster.usable) if node.standing is not Standing.EXCLUDED)
+    if place(empty, demand, trusted) is not None:
+        return trusted, True
+    return empty.everywhere, place(empty, demand, empty.everywhere) is not None

@@ -73,8 +73,9 @@ def stories(mode: str | None = None, *, calmly: bool = False) -> st.SearchStrate
     return st.randoms(use_true_random=False).map(lambda rng: story(rng, mode, calmly=calmly))
 
 
-def live(told: Story, *, step_s: float = math.inf, forget: bool = False, check: bool = False) -> Life:
-    """To the end of the last job that can end. `check`: every property of `PROPERTIES` at every plan."""
+def live(told: Story, *, step_s: float = math.inf, round_s: float = 0.0, forget: bool = False, check: bool = False) -> Life:
+    """To the end of the last job that can end. It is planned at multiples of `round_s` only, if given, and each `step_s` though nothing has
+    happened. `check`: every property of `PROPERTIES` at every plan."""
     machine = Machine(told.nodes, told.policy, 0.0, restart_s=told.restart_s, leave_s=told.leave_s)
     life, starts, again = Life(machine), 0, 0.0
     while len(life.plans) < MOST_PLANS:
@@ -98,7 +99,7 @@ def live(told: Story, *, step_s: float = math.inf, forget: bool = False, check: 
         at = min(_next(told, machine), plan.next_change_at or math.inf, again, machine.now + step_s)
         if not (math.isfinite(at) and (machine.runs or machine.waiting or _to_come(told, machine.now))):
             break
-        machine.advance(at)
+        machine.advance(math.ceil(at / round_s) * round_s if round_s else at)
     else:
         life.found.append(f"not over after {MOST_PLANS} plans, at {machine.now}")
     life.log = machine.log
@@ -113,8 +114,8 @@ def _happen(told: Story, machine: Machine) -> None:
         if back == machine.now:
             machine.repair(node_id)
     for at, one, needs in told.jobs:
-        if at == machine.now and one.id not in machine.needs:
-            machine.submit(one, needs)
+        if at <= machine.now and one.id not in machine.needs:
+            machine.submit(replace(one, submitted_s=at, queued_s=at), needs)
 
 
 def _to_come(told: Story, now: float) -> list[float]:

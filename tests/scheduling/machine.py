@@ -1,7 +1,7 @@
 """A cluster that does what a plan says, and what becomes of its jobs: a second, slow and simple engine beside the simulator's.
 
 It refuses a plan that cannot be carried out: `Impossible`. Time passes only in `advance`, exactly; a job has no other wish than to run
-for `needs[job]` seconds on its whole gang, twice as long on half of it.
+for `needs[job]` seconds on its whole gang, twice as long on half of it. It saves all the time.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Event:
     beside: str = ""
     """For whom it was evicted."""
     size: int = 0
+    placement: Placement = ()
+    """Where it started, or what it left."""
 
 
 class Machine:
@@ -49,7 +51,7 @@ class Machine:
         self._moves: dict[str, Placement] = {}
 
     def submit(self, job: Job, needs_s: float) -> None:
-        self.waiting[job.id] = replace(job, submitted_s=self.now, queued_s=self.now)
+        self.waiting[job.id] = job
         self.needs[job.id], self._done[job.id] = needs_s, 0.0
 
     def moment(self) -> Moment:
@@ -113,12 +115,12 @@ class Machine:
             raise Impossible(f"{start.job_id} does not wait")
         if not self._has_room(job.demand, start.placement):
             raise Impossible(f"{start.job_id} does not fit on {start.placement}")
-        self.log.append(Event(at_s=self.now, what="failed" if fails else "started", job_id=job.id, size=sum(n for _, n in start.placement)))
+        self.log.append(Event(at_s=self.now, what="failed" if fails else "started", job_id=job.id, placement=start.placement))
         if not fails:
             del self.waiting[job.id]
             self.runs[job.id] = Run(
                 job=replace(job, waited_s=job.waited_s + self.now - job.queued_s, reserved_s=None, short_since_s=None),
-                placement=start.placement, started_s=self.now, save_s=self._leave_s, restart_s=self._restart_s,
+                placement=start.placement, started_s=self.now, saved_s=math.inf, save_s=self._leave_s, restart_s=self._restart_s,
             )  # fmt: skip
             self.runs[job.id] = self._elastic(self.runs[job.id])
 
@@ -135,8 +137,11 @@ class Machine:
         job = self.waiting[name]
         if self._has_room(job.demand, place):
             del self.waiting[name]
-            run = Run(job=replace(job, resized_s=self.now), placement=place, started_s=self.now, restart_s=self._restart_s)
+            run = Run(
+                job=replace(job, resized_s=self.now), placement=place, started_s=self.now, saved_s=math.inf, restart_s=self._restart_s
+            )
             self.runs[name] = self._elastic(run)
+            self.log.append(Event(at_s=self.now, what="started", job_id=name, placement=place))
 
     def _tell(self, name: str, what: str, beside: str = "", size: int = 0) -> None:
         run = self.runs.get(name)
@@ -149,7 +154,11 @@ class Machine:
         return run.workers / run.job.demand.num_workers
 
     def _end(self, run: Run) -> float:
-        return run.started_s + run.restart_s + (self.needs[run.job.id] - self._done[run.job.id]) / self._speed(run)
+        return run.started_s + self._owed_s(run) + (self.needs[run.job.id] - self._done[run.job.id]) / self._speed(run)
+
+    def _owed_s(self, run: Run) -> float:
+        """Seconds that it takes to go on from where it was."""
+        return run.restart_s if run.job.ran_s else 0.0
 
     def _finish(self, name: str) -> None:
         run = self.runs.pop(name)
@@ -157,7 +166,7 @@ class Machine:
         key = (run.job.tenant, run.job.demand.width)
         times = (*self._usage.history.get(key, ()), run.job.ran_s + self.now - run.started_s)
         self._usage = replace(self._usage, history={**self._usage.history, key: times[-LAST:]})
-        self.log.append(Event(at_s=self.now, what="done", job_id=name))
+        self.log.append(Event(at_s=self.now, what="done", job_id=name, placement=run.placement))
 
     def _go(self, name: str) -> None:
         place = self._moves.get(name)
@@ -170,12 +179,12 @@ class Machine:
         run = self.runs.pop(name)
         self._leaves.pop(name, None)
         self._moves.pop(name, None)
-        self._done[name] = self._done.get(name, 0.0) + max(0.0, self.now - run.started_s - run.restart_s) * self._speed(run)
+        self._done[name] = self._done.get(name, 0.0) + max(0.0, self.now - run.started_s - self._owed_s(run)) * self._speed(run)
         self.waiting[name] = replace(
             run.job, queued_s=self.now, attained=run.attained(self.now), ran_s=run.job.ran_s + self.now - run.started_s,
             preemptions=run.job.preemptions + run.leaving,
         )  # fmt: skip
-        self.log.append(Event(at_s=self.now, what="left", job_id=name))
+        self.log.append(Event(at_s=self.now, what="left", job_id=name, placement=run.placement))
 
     def _charge(self, to_s: float) -> None:
         """Service by tenant, decaying while it is charged: a run of width w adds w dt, of which half is left after a half-life."""

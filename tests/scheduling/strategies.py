@@ -80,8 +80,8 @@ def cluster(rng: Random) -> tuple[Node, ...]:
     return tuple(_amiss(rng, node) for node in nodes) if rng.randrange(10) > 6 else nodes
 
 
-def policy(rng: Random, mode: str | None = None) -> Policy:
-    quotas = rng.randrange(10) > 6
+def policy(rng: Random, mode: str | None = None, *, quotas: bool | None = None) -> Policy:
+    quotas = rng.randrange(10) > 6 if quotas is None else quotas
     return Policy(
         mode=mode or rng.choice(MODES),
         tenants={name: _tenant(rng, quotas) for name in TENANTS if rng.randrange(2)},

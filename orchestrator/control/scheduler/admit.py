@@ -33,6 +33,16 @@ class Accounts:
         self._used[tenant] = self._used.get(tenant, 0) + width
         self._jobs[user] = self._jobs.get(user, 0) + 1
 
+    def wider(self, job: Job, width: int) -> None:
+        """It holds so much more."""
+        self.held[job.tenant] += width
+        self._used[job.tenant] += width
+
+    def left(self, job: Job) -> float:
+        """Width that its tenant may have beside what it holds."""
+        quota = self._policy.tenants.get(job.tenant, _UNNAMED).quota
+        return math.inf if quota is None else quota - self._used.get(job.tenant, 0)
+
     def leaves(self, run: Run) -> None:
         """It was told to."""
         self.held[run.job.tenant] -= run.width
@@ -65,29 +75,43 @@ def shares(policy: Policy, total: int, wanted: Mapping[str, int]) -> dict[str, f
     return found
 
 
-def tenant_ranks(policy: Policy, usage: Usage, held: Mapping[str, int], names: Iterable[str], now: float) -> tuple[dict[str, int], float]:
-    """(0 for the tenant that has used the least for its weight, and so on; when the first two of them change places).
-
-    Of what has been used, half counts after each half-life; a tenant that holds a width all the time approaches width x half-life / ln 2.
-    """
-    fade = 0.5 ** ((now - usage.charged_at_s) / policy.usage_half_life_s)
-    used: dict[str, tuple[float, float]] = {}
-    for name in names:
-        weight = _weight(policy, name)
-        limit = held.get(name, 0) * policy.usage_half_life_s / math.log(2.0) / weight
-        used[name] = limit + (usage.charged.get(name, 0.0) / weight - limit) * fade, limit
-    ordered = sorted(used, key=lambda name: (used[name][0], name))
-    flips = [_meet(used[first], used[second], policy.usage_half_life_s) for first, second in pairwise(ordered)]
-    return {name: rank for rank, name in enumerate(ordered)}, now + min(flips, default=math.inf)
+def used_by_tenant(policy: Policy, usage: Usage, running: Iterable[Run], names: Iterable[str], now: float) -> dict[str, float]:
+    """Service that each tenant has used for its weight, of which half counts after each half-life."""
+    fade = _fade(policy, now - usage.charged_at_s)
+    used = {name: [usage.charged.get(name, 0.0) * fade] for name in names}
+    for run in running:
+        since_s = now - max(usage.charged_at_s, run.started_s)
+        used[run.job.tenant].append(run.width * _limit_s(policy) * (1.0 - _fade(policy, since_s)))
+    return {name: math.fsum(parts) / _weight(policy, name) for name, parts in used.items()}
 
 
-def _meet(first: tuple[float, float], second: tuple[float, float], half_life_s: float) -> float:
-    """In how many seconds the first, which has used less, has used as much; each is given as (used, where it tends to)."""
-    (used, limit), (other_used, other_limit) = first, second
-    gap, gap_at_end = used - other_used, limit - other_limit
-    if gap_at_end <= 0.0:
-        return math.inf
-    return half_life_s * math.log2((gap_at_end - gap) / gap_at_end)
+def tenant_ranks(used: Mapping[str, float]) -> dict[str, int]:
+    """0 for the tenant that has used the least for its weight, and so on."""
+    return {name: rank for rank, name in enumerate(_ordered(used))}
+
+
+def ranks_change_at(policy: Policy, used: Mapping[str, float], held: Mapping[str, int], now: float) -> float:
+    """When the first two tenants change places, if each goes on with what it holds: its use approaches width x half-life / ln 2."""
+    limits = {name: held.get(name, 0) * _limit_s(policy) / _weight(policy, name) for name in used}
+    pairs = ((name, other) for name, other in pairwise(_ordered(used)))
+    return now + min((_meet(policy, used[a] - used[b], limits[a] - limits[b]) for a, b in pairs), default=math.inf)
+
+
+def _meet(policy: Policy, gap: float, gap_at_end: float) -> float:
+    """In how many seconds a gap, which is not above 0 now, is closed; infinite: never."""
+    return policy.usage_half_life_s * math.log2((gap_at_end - gap) / gap_at_end) if gap_at_end > 0.0 else math.inf
+
+
+def _ordered(used: Mapping[str, float]) -> list[str]:
+    return sorted(used, key=lambda name: (used[name], name))
+
+
+def _fade(policy: Policy, elapsed_s: float) -> float:
+    return 0.5 ** (max(0.0, elapsed_s) / policy.usage_half_life_s)
+
+
+def _limit_s(policy: Policy) -> float:
+    return policy.usage_half_life_s / math.log(2.0)
 
 
 def _weight(policy: Policy, name: str) -> float:

@@ -61,7 +61,7 @@ class _Question:
     def _holders(self, planner: Planner) -> tuple[str, ...]:
         """The runs that lose the least of those that would have to be gone."""
         room = planner.room
-        victims = [Victim(run, held, cost(run, self._now), self._now) for run, held in room.runs if held]
+        victims = [Victim(run, held, cost(run, self._now), self._now) for run, held in room.staying() if held]
         kind = room.kind(self._job.demand)
         found = cheapest(room.soon, kind.demand, kind.allowed, victims, kind.on_one) if kind.possible and victims else None
         return tuple(sorted(victim.run.job.id for victim in found[0])) if found is not None else ()
@@ -71,14 +71,14 @@ class _Question:
         room = planner.room
         started = {start.job_id: room.grid.indexed(start.placement) for start in planner.starts}
         grid = room.soon.copy()
-        releases: list[tuple[float, Demand, Place]] = [(self._ends_s(run), run.job.demand, held) for run, held in room.runs]
+        releases: list[tuple[float, Demand, Place]] = [(self._ends_s(run), run.job.demand, held) for run, held in room.staying()]
         releases += [(self._now + self._left_s(job), job.demand, started[job.id]) for job in ahead if job.id in started]
         start_s: float | None = None
         for job in (*(job for job in ahead if job.id not in started), self._job):
             kind = room.kind(job.demand)
             releases.sort(key=lambda row: (row[0], row[2]))
             found = earliest(grid, kind.demand, kind.allowed, releases, self._now, kind.on_one) if kind.possible else None
-            start_s = None if found is None else found[0]
+            start_s = None if found is None else max(self._now, found[0])
             if found is not None:
                 grid.take(kind.demand, found[1])
                 releases.append((found[0] + self._left_s(job), kind.demand, found[1]))

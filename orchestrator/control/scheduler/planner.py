@@ -13,12 +13,12 @@ from dataclasses import replace
 from functools import partial
 
 from orchestrator.control.scheduler import reasons as why
-from orchestrator.control.scheduler.admit import Accounts, shares, tenant_ranks
+from orchestrator.control.scheduler.admit import Accounts, ranks_change_at, shares, tenant_ranks, used_by_tenant
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Preempt, Reservation, Resize, Run, Start, Usage
 from orchestrator.control.scheduler.order import fifo_key, key, level, starves_at
 from orchestrator.control.scheduler.place import Place
-from orchestrator.control.scheduler.preempt import Claim
+from orchestrator.control.scheduler.preempt import ALONE, Claim, Footing
 from orchestrator.control.scheduler.resize import due_s
 from orchestrator.control.scheduler.room import Kind, Room
 
@@ -34,13 +34,15 @@ class Planner:
     def __init__(
         self, cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy
     ) -> None:
-        self._cluster, self._usage, self._now, self._policy = cluster, usage, now, policy
+        self._cluster, self._running, self._usage, self._now, self._policy = cluster, running, usage, now, policy
         self._estimates = Estimates(usage.history)
         self.room = Room(cluster, running, now, policy, self._estimates)
         self._accounts = Accounts(policy, running)
         self._fifo, self._preemptive = policy.mode == "fifo", policy.mode == "preemptive"
         self._changes: list[float] = []
         self._shares: dict[str, float] = {}
+        self._used: dict[str, float] = {}
+        self._ranks: dict[str, int] = {}
         self.queue = self._ordered(queue)
         self.starts: list[Start] = []
         self._preempts: list[Preempt] = []
@@ -64,7 +66,7 @@ class Planner:
                     self._try_all(later)
                     later = []
                 priority = job.priority
-                if not self._is_under_share(job) and not self._is_starved(job):
+                if not self._stays_within_share(job) and not self._is_starved(job):
                     later.append(job)
                     continue
             self._try(job)
@@ -83,22 +85,22 @@ class Planner:
     def _ordered(self, queue: tuple[Job, ...]) -> list[Job]:
         if self._fifo:
             return sorted(queue, key=fifo_key)
-        ranks: dict[str, int] = {}
         names = {job.tenant for job in queue}.union(self._accounts.held)
         if len(names) > 1:
-            ranks, _ = tenant_ranks(self._policy, self._usage, self._accounts.held, names, self._now)
+            self._used = used_by_tenant(self._policy, self._usage, self._running, names, self._now)
+            self._ranks = tenant_ranks(self._used)
             wanted = dict(self._accounts.held)
             for job in queue:
                 wanted[job.tenant] = wanted.get(job.tenant, 0) + job.demand.width
             total = sum(node.gpus for node in self._cluster.usable)
             self._shares = shares(self._policy, total, wanted)
-        return sorted(queue, key=lambda job: key(job, self._now, self._policy, ranks, self._estimates))
+        return sorted(queue, key=lambda job: key(job, self._now, self._policy, self._ranks, self._estimates))
 
     def _is_starved(self, job: Job) -> bool:
         return not self._fifo and self._now >= starves_at(job, self._policy)
 
-    def _is_under_share(self, job: Job) -> bool:
-        return self._accounts.held.get(job.tenant, 0) < self._shares.get(job.tenant, math.inf)
+    def _stays_within_share(self, job: Job) -> bool:
+        return self._accounts.held.get(job.tenant, 0) + job.demand.width <= self._shares[job.tenant]
 
     # one job
 
@@ -177,7 +179,7 @@ class Planner:
                 self._reserve(job, kind, claim)
 
     def _evict(self, job: Job, kind: Kind, claim: Claim) -> bool:
-        found = self.room.evict(kind, claim, self._policy.gain_factor, self._over())
+        found = self.room.evict(kind, claim, self._policy.gain_factor, self._tenants())
         if found is None:
             return False
         victims, place = found
@@ -197,13 +199,14 @@ class Planner:
 
     def _grow(self) -> None:
         for run, held in sorted(self.room.runs, key=lambda row: row[0].job.id):
-            if not run.may_grow or not self.room.is_settled(run):
+            if not run.may_grow or not self.room.is_settled(run, held):
                 continue
             due = run.started_s if self._fifo else due_s(run, self._policy.resize_interval_s)
             if due > self._now:
                 self._changes.append(due)
-            elif (found := self.room.grow(run, held, whole_only=self._fifo)) is not None:
+            elif (found := self.room.grow(run, held, self._fifo, self._accounts.left(run.job))) is not None:
                 self._resizes.append(self._resize(run, found))
+                self._accounts.wider(run.job, (self._resizes[-1].workers - run.workers) * (run.job.demand.gpus or 1))
 
     def _resize(self, run: Run, place: Place, for_job: str = "") -> Resize:
         placement = self.room.grid.named(place)
@@ -216,7 +219,7 @@ class Planner:
         if self._now < due_s and not self._is_starved(job):
             self._changes.append(due_s)
             return
-        found = self.room.reserve(kind, claim, self._over())
+        found = self.room.reserve(kind, claim, self._tenants())
         if found is not None:
             start_s, place = found
             self._reservations.append(Reservation(job_id=job.id, start_s=start_s, placement=self.room.grid.named(place)))
@@ -224,14 +227,18 @@ class Planner:
             self._changes += [time_s for time_s, *_ in self.room.releases if self._now < time_s <= start_s]
 
     def _claim(self, job: Job, demand: Demand) -> Claim:
-        overshoot = -math.inf
-        if self._shares:
-            held, share = self._accounts.held.get(job.tenant, 0), self._shares[job.tenant]
-            overshoot = held + demand.width - share if held < share else math.inf
-        return Claim(self._is_starved(job), job.priority, job.tenant, level(job.attained, self._policy), overshoot)
+        overshoot, rank = self._footing(job.tenant)
+        return Claim(
+            self._is_starved(job), job.priority, job.tenant, level(job.attained, self._policy), overshoot + demand.width, rank
+        )  # fmt: skip
 
-    def _over(self) -> dict[str, float]:
-        return {name: self._accounts.held.get(name, 0) - share for name, share in self._shares.items()}
+    def _footing(self, tenant: str) -> Footing:
+        if not self._shares:
+            return ALONE
+        return self._accounts.held.get(tenant, 0) - self._shares[tenant], self._ranks[tenant]
+
+    def _tenants(self) -> dict[str, Footing]:
+        return {name: self._footing(name) for name in self._shares}
 
     def _started(self) -> list[Run]:
         """Those that start now, as the runs that they become."""
@@ -255,9 +262,12 @@ class Planner:
     def _next_change(self) -> float | None:
         if not self._fifo:
             self._changes += [starves_at(job, self._policy) for job in self._waiting]
-        if self._shares and self._waiting:
-            self._changes.append(tenant_ranks(self._policy, self._usage, self._accounts.held, self._shares, self._now)[1])
-        over, started = self._over(), self._started() if self._claims else []
+        if self._used and self._waiting:
+            self._changes.append(ranks_change_at(self._policy, self._used, self._accounts.held, self._now))
+        tenants, started = self._tenants(), self._started() if self._blocked and not self._fifo else []
+        if self._blocked and not self._fifo:
+            elastic = [run for run in (*self._running, *started) if run.job.smaller]
+            self._changes += [due_s(run, self._policy.resize_interval_s) for run in elastic]
         for claim in self._claims:
-            self._changes += self.room.evictable_at(claim, over, started)
+            self._changes += self.room.evictable_at(claim, tenants, started)
         return min((time for time in self._changes if self._now < time < math.inf), default=None)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from orchestrator.control.scheduler.model import Demand, Policy, Run
 from orchestrator.control.scheduler.place import Grid, Place, bits, place, stays_on_one, takes_whole_nodes
 
+_SEEDS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -23,8 +25,15 @@ class Claim:
     priority: int
     tenant: str
     level: int
-    overshoot: float
-    """Width that its tenant would hold above its share with the job; infinite: the tenant holds its share already."""
+    overshoot: float = -math.inf
+    """Width that its tenant would hold above its share with the job."""
+    rank: int = 0
+    """Of its tenant."""
+
+
+Footing = tuple[float, int]
+"""(width that a tenant holds above its share, its rank)."""
+ALONE: Footing = (-math.inf, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ def protected_until(run: Run, policy: Policy) -> float:
         return math.inf
     until = run.started_s + policy.min_run_s * 2 ** min(job.preemptions, policy.max_doublings)
     if job.waited_s > policy.max_total_wait_s:
-        until = max(until, run.started_s + job.waited_s - job.ran_s)
+        until = max(until, run.started_s + job.waited_s - job.ran_s + policy.min_run_s)  # else it would be starved again at once
     return until
 
 
@@ -61,19 +70,20 @@ def cost(run: Run, now: float) -> float:
     return run.width * (max(0.0, now - saved_s) + run.save_s + run.restart_s)
 
 
-def evictable_from(claim: Claim, victim: Victim, policy: Policy, overshoot: float) -> float:
-    """From when the claim is good against the run; infinite: never. `overshoot`: width that the run's tenant holds above its share.
+def evictable_from(claim: Claim, victim: Victim, policy: Policy, footing: Footing) -> float:
+    """From when the claim is good against the run; infinite: never. `footing`: of the run's tenant.
 
-    Between tenants only the one that is less over its share, also after it was given the place, evicts the other: never in a circle."""
-    job = victim.run.job
+    It is good only if the job will still come before the run when that waits, so that nobody leaves in vain, or in a circle.
+    """
+    job, (overshoot, rank) = victim.run.job, footing
     if claim.starved or claim.priority > job.priority:
         return victim.free_from_s
-    if claim.priority < job.priority:
+    if claim.priority < job.priority or (claim.overshoot > 0.0 and (claim.tenant != job.tenant or overshoot <= 0.0)):
         return math.inf
     if claim.tenant != job.tenant:
-        if claim.overshoot < overshoot:
+        if overshoot > 0.0:
             return victim.free_from_s
-        if claim.overshoot > 0.0:
+        if claim.rank >= rank:
             return math.inf
     if claim.level >= len(policy.levels):
         return math.inf
@@ -180,12 +190,20 @@ def _cover(held: list[tuple[Victim, int]], missing: int) -> list[Victim]:
 
 
 def _on_whole_nodes(grid: Grid, demand: Demand, among: int, victims: list[Victim]) -> list[Victim]:
-    """Those of the nodes that are cleared at the least cost, one node after the other; the last part of the gang may share its node.
+    """Those of the nodes that are cleared at the least cost. Nodes are chosen one after the other, which is not always the best where runs
+    hold several nodes: so it is tried as well with each of the cheapest of these gone from the beginning."""
+    wide = [victim for victim in victims if len(victim.place) > 1]
+    seeds = [[], *([victim] for victim in sorted(wide, key=lambda victim: victim.cost / victim.run.width)[:_SEEDS])]
+    return min((_node_after_node(grid, demand, among, victims, seed) for seed in seeds), key=_score)
 
-    What a run that holds several nodes costs is counted by its share on each, and once in all. Where that finds no place: all.
-    """
+
+def _node_after_node(grid: Grid, demand: Demand, among: int, victims: list[Victim], gone: list[Victim]) -> list[Victim]:
+    """The last part of the gang may share its node. What a run that holds several nodes costs is counted by its share on each, and once in
+    all. Where that finds no place: all."""
     held, after, left = by_node(victims, among), grid.copy(), demand.num_workers
-    chosen: dict[str, Victim] = {}
+    chosen = {victim.run.job.id: victim for victim in gone}
+    for victim in gone:
+        after.give(victim.run.job.demand, victim.place)
     open_to = _clearable(grid, held, among)
     while not stays_on_one(grid, part := replace(demand, num_workers=left), among):
         if not open_to:

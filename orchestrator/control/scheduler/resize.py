@@ -6,6 +6,7 @@ want of nodes (decision 0033): then it grows back to its whole gang, and that pl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,14 +31,15 @@ class Drop:
 
 def due_s(run: Run, interval_s: float) -> float:
     """From when a run may be resized."""
-    return run.started_s if run.job.resized_s is None else run.job.resized_s + interval_s
+    return max(run.started_s, run.job.resized_s or 0.0) + interval_s
 
 
-def larger_sizes(run: Run, whole_only: bool) -> list[int]:
-    """Legal numbers of workers above what a run has, the largest first."""
+def larger_sizes(run: Run, whole_only: bool, most_width: float = math.inf) -> list[int]:
+    """Legal numbers of workers above what a run has, with so much more width at most, the largest first."""
     job = run.job
     sizes = (job.demand.num_workers,) if whole_only else (*job.smaller, job.demand.num_workers, *job.larger)
-    return sorted((size for size in sizes if size > run.workers), reverse=True)
+    each = job.demand.gpus or 1
+    return sorted((size for size in sizes if 0 < (size - run.workers) * each <= most_width), reverse=True)
 
 
 def grow(grid: Grid, run: Run, held: Place, sizes: Iterable[int], among: int) -> Place | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.model import ClusterView, Demand, Policy, Run, Standing
 from orchestrator.control.scheduler.place import Grid, Place, place, stays_on_one
-from orchestrator.control.scheduler.preempt import Claim, Victim, cheapest, cost, evictable_from, protected_until
+from orchestrator.control.scheduler.preempt import ALONE, Claim, Footing, Victim, cheapest, cost, evictable_from, protected_until
 from orchestrator.control.scheduler.reserve import Release, Reservations
 from orchestrator.control.scheduler.resize import due_s, grow, larger_sizes, shrink, without
 
@@ -99,12 +99,11 @@ class Room:
             self._promise(kind.demand, found)
         return found
 
-    def evict(self, kind: Kind, claim: Claim, least_gain: float, over: dict[str, float]) -> tuple[list[Victim], Place] | None:
-        """(who leaves for a gang, the place that it is promised); None if nobody may, or for no gain. `over`: what tenants hold above
-        their shares."""
+    def evict(self, kind: Kind, claim: Claim, least_gain: float, tenants: Mapping[str, Footing]) -> tuple[list[Victim], Place] | None:
+        """(who leaves for a gang, the place that it is promised); None if nobody may, or for no gain. `tenants`: what they are on."""
         if (claim, kind.demand) in self._refused:
             return None
-        may_leave = [victim for victim in self._evictable(claim, over) if victim.run.job.id not in self._gone]
+        may_leave = [victim for victim in self._evictable(claim, tenants) if victim.run.job.id not in self._gone]
         among = kind.allowed & ~self.reservations.nodes
         found = cheapest(self.soon, kind.demand, among, may_leave, kind.on_one) if may_leave else None
         if found is None or not self._is_worth(kind.demand, claim, found[0], least_gain):
@@ -122,7 +121,7 @@ class Room:
         if not kind.on_one or (None, kind.demand) in self._refused:
             return None
         interval_s, among = self._policy.resize_interval_s, kind.allowed & ~self.reservations.nodes
-        open_to = [row for row in self.runs if row[0].job.smaller and self.is_settled(row[0]) and due_s(row[0], interval_s) <= self._now]
+        open_to = [row for row in self.runs if row[0].job.smaller and self.is_settled(*row) and due_s(row[0], interval_s) <= self._now]
         drops = shrink(self.soon, open_to, kind.demand, among) if open_to else []
         if not drops:
             self._refused.add((None, kind.demand))
@@ -135,26 +134,30 @@ class Room:
         self._promise(kind.demand, promised)
         return kept, promised
 
-    def grow(self, run: Run, held: Place, whole_only: bool) -> Place | None:
+    def grow(self, run: Run, held: Place, whole_only: bool, most_width: float = math.inf) -> Place | None:
         """A place with more workers for a run, which is kept for it from now on."""
-        return grow(self.grid, run, held, larger_sizes(run, whole_only), self.kind(run.job.demand).allowed)
+        return grow(self.grid, run, held, larger_sizes(run, whole_only, most_width), self.kind(run.job.demand).allowed)
 
-    def is_settled(self, run: Run) -> bool:
-        """Nobody has told it to leave."""
-        return not run.growing and not run.leaving and run.job.id not in self._gone
+    def is_settled(self, run: Run, held: Place) -> bool:
+        """Nobody has told it to leave, and none of its nodes goes."""
+        return not run.growing and not run.leaving and run.job.id not in self._gone and len(held) == len(run.placement)
 
-    def reserve(self, kind: Kind, claim: Claim | None, over: dict[str, float]) -> tuple[float, Place] | None:
+    def staying(self) -> list[tuple[Run, Place]]:
+        """The runs that this plan has not told to leave."""
+        return [row for row in self.runs if row[0].job.id not in self._gone]
+
+    def reserve(self, kind: Kind, claim: Claim | None, tenants: Mapping[str, Footing]) -> tuple[float, Place] | None:
         """Keep the earliest place for a gang. `claim`: by which runs will be told to leave for it, once they may be; None: none will."""
-        self.releases = sorted(self._releases(claim, over), key=lambda row: (row[0], row[2]))
+        self.releases = sorted(self._releases(claim, tenants), key=lambda row: (row[0], row[2]))
         for other in self._kinds.values():
             other.full = other.crowded = False
         soon_s = self._now + self._policy.grace_s
         return self.reservations.reserve(kind.demand, kind.allowed, kind.on_one, self.soon, soon_s, self.releases)
 
-    def evictable_at(self, claim: Claim, over: dict[str, float], started: Sequence[Run]) -> list[float]:
+    def evictable_at(self, claim: Claim, tenants: Mapping[str, Footing], started: Sequence[Run]) -> list[float]:
         """The times at which runs become evictable that are not yet; `started`: those that start now."""
         new = [Victim(run, (), 0.0, protected_until(run, self._policy)) for run in started]
-        found = (evictable_from(claim, victim, self._policy, over.get(victim.run.job.tenant, 0.0)) for victim in (*self.victims, *new))
+        found = (evictable_from(claim, victim, self._policy, tenants.get(victim.run.job.tenant, ALONE)) for victim in (*self.victims, *new))
         return [time for time in found if time > self._now]
 
     @property
@@ -174,13 +177,13 @@ class Room:
         self.grid.narrow(self.soon, promised)
         self.reservations.take(demand, promised, math.inf)
 
-    def _evictable(self, claim: Claim, over: dict[str, float]) -> list[Victim]:
+    def _evictable(self, claim: Claim, tenants: Mapping[str, Footing]) -> list[Victim]:
         found = self._by_claim.get(claim)
         if found is None:
             found = self._by_claim[claim] = [
                 victim
                 for victim in self.victims
-                if evictable_from(claim, victim, self._policy, over.get(victim.run.job.tenant, 0.0)) <= self._now
+                if evictable_from(claim, victim, self._policy, tenants.get(victim.run.job.tenant, ALONE)) <= self._now
             ]
         return found
 
@@ -197,16 +200,15 @@ class Room:
         will be none later."""
         return max(run.job.demand.width * self._estimates.total_s(run.job)[0] - had, had) / run.width
 
-    def _releases(self, claim: Claim | None, over: dict[str, float]) -> list[tuple[float, Demand, Place]]:
+    def _releases(self, claim: Claim | None, tenants: Mapping[str, Footing]) -> list[tuple[float, Demand, Place]]:
         free_from: dict[str, float] = {}
         if claim is not None:
             for victim in self.victims:
-                at = evictable_from(claim, victim, self._policy, over.get(victim.run.job.tenant, 0.0))
+                at = evictable_from(claim, victim, self._policy, tenants.get(victim.run.job.tenant, ALONE))
                 free_from[victim.run.job.id] = max(self._now, at)
         return [
             (min(self.ends_s(run), free_from.get(run.job.id, math.inf)), run.job.demand, held)
-            for run, held in self.runs
-            if run.job.id not in self._gone
+            for run, held in self.staying()
         ]
 
     releases: Sequence[Release] = ()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from orchestrator.control.scheduler.admit import Accounts, shares, tenant_ranks
+from orchestrator.control.scheduler.admit import Accounts, ranks_change_at, shares, tenant_ranks, used_by_tenant
 from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Job, Policy, Run, Tenant, Usage
 
 
@@ -59,15 +60,26 @@ def test_shares_by_weight_and_what_is_left_over_goes_on(tenants, wanted, expecte
 
 def test_the_tenant_that_used_the_least_for_its_weight_comes_first():
     heavy = policy(a=Tenant(weight=4.0))
-    ranks, _ = tenant_ranks(heavy, Usage(charged={"a": 300.0, "b": 100.0}), {}, ["a", "b"], 0.0)
-    assert ranks == {"a": 0, "b": 1}
+    assert tenant_ranks(used_by_tenant(heavy, Usage(charged={"a": 300.0, "b": 100.0}), [], ["a", "b"], 0.0)) == {"a": 0, "b": 1}
+
+
+def test_what_runs_is_charged_since_it_was_charged_last_or_started():
+    rules = Policy(mode="preemptive", usage_half_life_s=1e9)
+    usage = Usage(charged={"t": 50.0}, charged_at_s=100.0)
+    early, late = run("early", 2), replace(run("late", 3), started_s=190.0)
+    assert used_by_tenant(rules, usage, [early, late], ["t"], 200.0)["t"] == pytest.approx(50.0 + 2 * 100.0 + 3 * 10.0)
 
 
 def test_when_two_tenants_change_places_is_known_before():
     rules = Policy(mode="preemptive", usage_half_life_s=1000.0)
     usage, held = Usage(charged={"a": 1000.0, "b": 5000.0}), {"a": 8, "b": 1}
-    ranks, flip_s = tenant_ranks(rules, usage, held, ["a", "b"], 0.0)
-    assert ranks == {"a": 0, "b": 1} and 0.0 < flip_s < math.inf
-    assert tenant_ranks(rules, usage, held, ["a", "b"], flip_s - 1.0)[0] == {"a": 0, "b": 1}
-    assert tenant_ranks(rules, usage, held, ["a", "b"], flip_s + 1.0)[0] == {"a": 1, "b": 0}
-    assert tenant_ranks(rules, usage, {"a": 1, "b": 8}, ["a", "b"], 0.0)[1] == math.inf
+    runs = [Run(job=job(name, gpus, tenant=name), placement=(("n", gpus),), started_s=0.0) for name, gpus in held.items()]
+
+    def used(now):
+        return used_by_tenant(rules, usage, runs, ["a", "b"], now)
+
+    flip_s = ranks_change_at(rules, used(0.0), held, 0.0)
+    assert 0.0 < flip_s < math.inf and ranks_change_at(rules, used(100.0), held, 100.0) == pytest.approx(flip_s)
+    assert tenant_ranks(used(flip_s - 1.0)) == {"a": 0, "b": 1}
+    assert tenant_ranks(used(flip_s + 1.0)) == {"a": 1, "b": 0}
+    assert ranks_change_at(rules, used(0.0), {"a": 1, "b": 8}, 0.0) == math.inf

@@ -43,7 +43,7 @@ def conf_dir() -> Path:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Schema:
+class Schema:
     """What overrides may name."""
 
     config: str
@@ -58,24 +58,24 @@ class _Schema:
     """Matches the names of settings that a user may add."""
 
 
-_JOB = _Schema(
+JOB = Schema(
     "config", JobSpec, tuple(item.name for item in dataclasses.fields(JobSpec)), "training.max_steps=100",
     "`-m` makes one job of each", r"(workload|model|data)\.options\.|tracking\.tags\.",
 )  # fmt: skip
-_SIMULATION = _Schema(
+SIMULATION = Schema(
     "simulate", SimulationSettings, ("scheduler",), "cluster.nodes=72", "`--compare` takes several policies", r"scheduler\.tenants\."
 )
 
 
 def load_job_spec(overrides: Sequence[str], config_dir: Path | None = None) -> JobSpec:
     """The spec of `overrides`. `config_dir`: a folder with more groups and options of the user's own."""
-    return job_spec(_compose(_JOB, overrides, config_dir))
+    return job_spec(_compose(JOB, overrides, config_dir))
 
 
 def load_simulation(overrides: Sequence[str], config_dir: Path | None = None) -> SimulationSettings:
     """What a simulation assumes. `scheduler.tenants.NAME.quota=64` needs no `+`, though the name is the user's own."""
-    added = [re.sub(rf"^\+*(?={_SIMULATION.open})", "++", text) for text in overrides]
-    values = OmegaConf.to_container(_compose(_SIMULATION, added, config_dir), resolve=True)
+    added = [re.sub(rf"^\+*(?={SIMULATION.open})", "++", text) for text in overrides]
+    values = OmegaConf.to_container(_compose(SIMULATION, added, config_dir), resolve=True)
     assert isinstance(values, dict)
     return settings_of({str(key): value for key, value in values.items()})
 
@@ -126,24 +126,15 @@ def with_home(spec: JobSpec, home: Path) -> JobSpec:
     return dataclasses.replace(spec, cluster=dataclasses.replace(spec.cluster, home=str(home)))
 
 
-def groups() -> dict[str, list[str]]:
-    """The options of every group of a job's settings that is shipped."""
-    return _groups(_JOB)
-
-
-def policies(config_dir: Path | None = None) -> list[str]:
-    """The names of the policies of the scheduler that are shipped, and of the user's own."""
-    return _groups(_SIMULATION, config_dir)["scheduler"]
-
-
-def _groups(schema: _Schema, config_dir: Path | None = None) -> dict[str, list[str]]:
+def groups(schema: Schema = JOB, config_dir: Path | None = None) -> dict[str, list[str]]:
+    """The options of every group that is shipped, with those of the user's own."""
     found = {name: [path.stem for path in sorted((conf_dir() / name).glob("*.yaml"))] for name in sorted(schema.groups)}
     for name in schema.groups if config_dir else ():
         found[name] += [path.stem for path in sorted((config_dir / name).glob("*.yaml")) if path.stem not in found[name]]
     return {name: options for name, options in found.items() if options}
 
 
-def _compose(schema: _Schema, overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
+def _compose(schema: Schema, overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
     if config_dir and not config_dir.is_dir():
         raise ConfigError(f"--config-dir={config_dir} is not possible: there is no such folder.")
     for override in _parse(overrides, schema):
@@ -160,11 +151,11 @@ def _search(config_dir: Path | None) -> list[str]:
     return [f"hydra.searchpath=[{config_dir.resolve()}]"] if config_dir else []
 
 
-def _parse(overrides: Sequence[str], schema: _Schema = _JOB) -> list[Any]:
+def _parse(overrides: Sequence[str], schema: Schema = JOB) -> list[Any]:
     return [_parse_one(text, schema) for text in overrides]
 
 
-def _parse_one(text: str, schema: _Schema) -> Any:
+def _parse_one(text: str, schema: Schema) -> Any:
     try:
         found = OverridesParser.create().parse_override(text)
     except (OverrideParseException, HydraException) as error:
@@ -174,13 +165,13 @@ def _parse_one(text: str, schema: _Schema) -> Any:
     return found
 
 
-def _no_override(text: str, schema: _Schema) -> str:
+def _no_override(text: str, schema: Schema) -> str:
     return f"'{text}' is no override: allowed is key=value, for example {schema.example}."
 
 
-def _explain(schema: _Schema, overrides: Sequence[str], config_dir: Path | None, error: Exception) -> str:
+def _explain(schema: Schema, overrides: Sequence[str], config_dir: Path | None, error: Exception) -> str:
     """In words what Hydra refused: the first override whose name or option does not exist."""
-    known = _groups(schema, config_dir)
+    known = groups(schema, config_dir)
     parsed = _parse(overrides, schema)
     choices = [override.input_line for override in parsed if override.key_or_group in known] + _search(config_dir)
     for override in parsed:
@@ -194,7 +185,7 @@ def _explain(schema: _Schema, overrides: Sequence[str], config_dir: Path | None,
     return str(error).splitlines()[0]
 
 
-def _unknown(key: str, value: Any, known: Mapping[str, list[str]], schema: _Schema = _JOB) -> str | None:
+def _unknown(key: str, value: Any, known: Mapping[str, list[str]], schema: Schema = JOB) -> str | None:
     if key in known and not isinstance(value, list | dict) and value not in known[key]:
         remark = (why_no_optimizer(str(value)) if key == "optimizer" else "") or nearest(str(value), known[key])
         return f"{key}={value} is not possible: allowed is {', '.join(known[key])}.{remark}"

@@ -87,7 +87,8 @@ class Bar:
     def _text(self, passed_s: float) -> str:
         share = min(1.0, self._done / max(1, self._total))
         filled = round(_BAR_WIDTH * share)
-        parts = [f"{self._what}  [{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]", f"{self._amount(self._done)} of {self._amount(self._total)}"]
+        bar = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]"
+        parts = [f"{self._what}  {bar}", f"{self._amount(self._done)} of {self._amount(self._total)}"]
         if passed_s > 0 and self._done:
             rate = self._done / passed_s
             parts += [f"{self._amount(rate)}/s", f"ETA {duration((self._total - self._done) / rate)}"]

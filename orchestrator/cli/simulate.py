@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.cli.jobs import parser_for
 from orchestrator.cli.screen import Bar
 from orchestrator.cli.simulated import shown, what
-from orchestrator.config import conf_dir, load_simulation, policies
+from orchestrator.config import SIMULATION, conf_dir, groups, load_simulation
 from orchestrator.control.scheduler import plan
 from orchestrator.control.scheduler.settings import check_tenants
 from orchestrator.errors import ConfigError, UserError, nearest
@@ -81,7 +81,9 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _settings_text()
     parser.add_argument("words", nargs="*", metavar="TRACE.csv key=value", help="the trace, and settings (see below)")
-    parser.add_argument("--from-log", nargs="?", const="", metavar="HOME", help="instead of a trace: the jobs of this machine that have ended")
+    parser.add_argument(
+        "--from-log", nargs="?", const="", metavar="HOME", help="instead of a trace: the jobs of this machine that have ended"
+    )
     parser.add_argument("--compare", default="", metavar="NAMES", help="several policies side by side: fifo,batch,preemptive")
     parser.add_argument("--plots", default="", metavar="FOLDER", help="write pictures: utilisation, waits, queue, big jobs")
     parser.add_argument("--config-dir", default="", metavar="FOLDER", help="with policies of your own: FOLDER/scheduler/NAME.yaml")
@@ -102,7 +104,7 @@ def _settings_text() -> str:
     text = (conf_dir() / "simulate.yaml").read_text()
     return (
         f"columns of a trace: {', '.join(REQUIRED)}; optional {', '.join(OPTIONAL)}\n"
-        f"policies (scheduler=NAME, --compare): {', '.join(policies())}; settings of one: scheduler.KEY=VALUE,\n"
+        f"policies (scheduler=NAME, --compare): {', '.join(groups(SIMULATION)['scheduler'])}; settings of one: scheduler.KEY=VALUE,\n"
         "  scheduler.tenants.NAME.weight=2, scheduler.tenants.NAME.quota=64\n"
         f"to compare with: {', '.join(BASELINES)}\n\nsettings and what they are if nothing is said:\n\n{text[text.index('cluster:') :]}"
     )
@@ -115,7 +117,7 @@ def _runs(asked: argparse.Namespace) -> list[Run]:
     if chosen and asked.compare:
         raise UserError(f"scheduler={chosen[-1]} and --compare {asked.compare} exclude each other: name all policies in --compare.")
     names = list(dict.fromkeys(asked.compare.split(","))) if asked.compare else chosen[-1:]
-    known = [*policies(config_dir), *BASELINES]
+    known = [*groups(SIMULATION, config_dir)["scheduler"], *BASELINES]
     for name in names:
         if name not in known:
             raise ConfigError(f"scheduler={name} is not possible: allowed is {', '.join(known)}.{nearest(name, known)}")
@@ -151,7 +153,9 @@ def _from_log(asked: argparse.Namespace, settings: SimulationSettings) -> tuple[
         raise UserError(f"no job in {home.root} has run and ended: {found.live} live, {found.never_ran} ended before they ran")
     shapes = settings.cluster.all_shapes or shapes_of(client.nodes()[0])
     if not shapes:
-        raise ConfigError("cluster.nodes=0 is not possible: no GPUs of that cluster are known. Give cluster.nodes; a worker on CPUs counts as a GPU.")
+        raise ConfigError(
+            "cluster.nodes=0 is not possible: no GPUs of that cluster are known. Give cluster.nodes; a worker on CPUs counts as a GPU."
+        )
     world = settings.world(shapes)
     why_never = _never_on(world)
     for job in found.jobs:
@@ -168,7 +172,9 @@ def _never_on(world: World) -> Why:
     @cache
     def why(gpus: int) -> str | None:
         fits = cluster.could_hold(demand_of(gpus, world))
-        return None if fits else f"the cluster has {cluster.gpus} GPUs, {max(shape.gpus_per_node for shape in world.shapes)} at most on a node"
+        return (
+            None if fits else f"the cluster has {cluster.gpus} GPUs, {max(shape.gpus_per_node for shape in world.shapes)} at most on a node"
+        )
 
     return lambda job: why(job.gpus)
 

@@ -28,13 +28,13 @@ _ROWS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("p50_jct_s", "  median", _seconds),
     ("p99_jct_s", "  99th percentile", _seconds),
     ("avg_wait_s", "wait, all waits of a job, mean", _seconds),
-    ("max_total_wait_s", "  longest", _seconds),
-    ("max_wait_s", "  longest at one go", _seconds),
     ("avg_wait_1_gpu_s", "  of jobs on 1 GPU", _seconds),
     ("avg_wait_2_to_8_gpus_s", "  on 2 to 8 GPUs", _seconds),
     ("avg_wait_9_to_64_gpus_s", "  on 9 to 64 GPUs", _seconds),
     ("avg_wait_over_64_gpus_s", "  on more than 64 GPUs", _seconds),
-    ("big_job_avg_wait_s", "first wait of jobs on more than 8", _seconds),
+    ("max_total_wait_s", "  longest", _seconds),
+    ("max_wait_s", "longest wait at one go", _seconds),
+    ("big_job_avg_wait_s", "first wait on more than 8 GPUs, mean", _seconds),
     ("preemptions", "preemptions", _number),
     ("max_preemptions_of_a_job", "  of one job, most", _number),
     ("lost_gpu_hours", "lost GPU-hours", _number),
@@ -46,6 +46,8 @@ _ROWS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("plans_per_s", "decisions in a second", _number),
     ("jobs_per_s", "jobs simulated in a second", _number),
 )
+_NOT_ALWAYS = {"cost", "big_job_avg_wait_s", *(key for key, _, _ in _ROWS if key.startswith("avg_wait_"))} - {"avg_wait_s"}
+"""Left out where they are nought for every policy."""
 
 
 def what(jobs: Sequence[TraceJob], world: World) -> str:
@@ -63,7 +65,7 @@ def shown(tables: Mapping[str, Mapping[str, float]]) -> str:
     first = next(iter(tables.values()))
     rows = [["", *tables]]
     for key, label, words in _ROWS:
-        if key == "cost" and not any(table[key] for table in tables.values()):
+        if key in _NOT_ALWAYS and not any(table[key] for table in tables.values()):
             continue
         rows.append([label, *(words(table[key]) for table in tables.values())])
         if key == "avg_jct_s" and len(tables) > 1 and first[key]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,11 +30,11 @@ def demand_of(gpus: int, world: World) -> Demand:
 
 
 def failures(world: World, node_id: str) -> Iterator[float]:
-    """When a node fails, for ever: exponential times between a repair and the next failure. The same for every policy."""
+    """When a node fails, for ever: exponential times between a repair and the next failure, in whole seconds. The same for any planner."""
     draws = random.Random(f"{world.seed} {node_id}")
     now = 0.0
     while True:
-        now += draws.expovariate(1 / world.node_mtbf_s)
+        now += math.ceil(draws.expovariate(1 / world.node_mtbf_s))
         yield now
         now += world.node_repair_s
 

@@ -52,7 +52,8 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def generate(name: str, *, jobs: int, gpus: int, seed: int) -> tuple[TraceJob, ...]:
-    """A trace of so many jobs for a cluster of so many GPUs, by submission. Sizes above a quarter of the cluster are left out.
+    """A trace of so many jobs for a cluster of so many GPUs, by submission, in whole seconds. Sizes above a quarter of the cluster are left
+    out.
 
     Raises ConfigError if there is no such recipe.
     """
@@ -65,7 +66,7 @@ def generate(name: str, *, jobs: int, gpus: int, seed: int) -> tuple[TraceJob, .
     digits = len(str(jobs - 1))
     return tuple(
         TraceJob(
-            id=f"{index:0{digits}d}", submit_s=round(at, 1), tenant=tenant, gpus=size, duration_s=round(duration_s, 1),
+            id=f"{index:0{digits}d}", submit_s=round(at), tenant=tenant, gpus=size, duration_s=round(duration_s),
             sizes=_legal(size, gpus) if size > 1 and draws.random() < recipe.elastic else (),
         )
         for index, (at, tenant, size, duration_s) in enumerate(drafts)

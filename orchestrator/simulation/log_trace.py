@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from orchestrator.control.scheduler.model import ClusterView, Demand
+from orchestrator.control.scheduler.model import ClusterView
 from orchestrator.job import Job
 from orchestrator.layout import legal_world_sizes
 from orchestrator.simulation.model import Shape, TraceJob
@@ -31,14 +31,13 @@ class LogTrace:
     """Jobs that ended without a place: left out."""
 
 
-def log_trace(jobs: Iterable[Job]) -> LogTrace:
+def log_trace(store: Iterable[Job]) -> LogTrace:
     """Of the jobs of a store, as `JobStore.all` gives them."""
-    found = list(jobs)
+    found = list(store)
     ended = [job for job in found if job.state.terminal]
     ran = [(job, duration_s) for job in ended if (duration_s := _duration_s(job)) > 0]
-    return LogTrace(
-        jobs=from_zero(_trace_job(job, duration_s) for job, duration_s in ran), live=len(found) - len(ended), never_ran=len(ended) - len(ran)
-    )  # fmt: skip
+    jobs = from_zero(_trace_job(job, duration_s) for job, duration_s in ran)
+    return LogTrace(jobs=jobs, live=len(found) - len(ended), never_ran=len(ended) - len(ran))
 
 
 def shapes_of(view: ClusterView) -> tuple[Shape, ...]:
@@ -58,7 +57,7 @@ def _duration_s(job: Job) -> float:
 
 def _trace_job(job: Job, duration_s: float) -> TraceJob:
     resources = job.spec.resources
-    width = Demand.of(resources).width
-    each = width // resources.num_workers
-    sizes = tuple(workers * each for workers in legal_world_sizes(job.spec)) if resources.min_workers else ()
-    return TraceJob(id=job.id, submit_s=job.submitted_s, gpus=width, duration_s=duration_s, status=job.state.value, sizes=sizes)
+    sizes = legal_world_sizes(job.spec) if resources.min_workers else ()
+    return TraceJob(
+        id=job.id, submit_s=job.submitted_s, gpus=resources.num_workers, duration_s=duration_s, status=job.state.value, sizes=sizes
+    )  # fmt: skip

@@ -33,7 +33,7 @@ Why = Callable[[TraceJob], str | None]
 
 
 def read_trace(path: Path, why_never: Why = lambda job: None) -> tuple[TraceJob, ...]:
-    """The jobs in the order of their submission, the first at 0 s. Raises DataError; also for a job that `why_never` has a reason against."""
+    """The jobs in the order of their submission, the first at 0 s. Raises DataError, also where `why_never` has a reason."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return parse_trace(file, str(path), why_never)

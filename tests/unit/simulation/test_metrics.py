@@ -11,7 +11,6 @@ from orchestrator.simulation.metrics import bounded_slowdown, jain, percentile, 
 from orchestrator.simulation.model import JobOutcome, Outcome, Segment, TraceJob
 
 
-
 def job(name: str, submit_s: float, gpus: int, *stays: tuple[float, float], tenant: str = "", lost_gpu_s: float = 0.0) -> JobOutcome:
     """A job that ran without loss from the first to the second time of each of `stays`, on nodes n0, n1 ... of 8 GPUs."""
     nodes = tuple((f"n{number}", min(8, gpus - 8 * number)) for number in range((gpus + 7) // 8))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.simulation.model import JobOutcome, Outcome, Segment, TraceJob
-from orchestrator.simulation.report import GANTT_ROWS, binned, draw_big_jobs, draw_waits, largest, write_plots
+from orchestrator.simulation.report import binned, draw_big_jobs, draw_waits, largest, write_plots
 
 
 def job(number: int, gpus: int, *stays: tuple[float, float]) -> JobOutcome:
@@ -65,20 +65,20 @@ def test_binning_keeps_the_area(points: list[tuple[float, int, int]]) -> None:
 def test_the_share_of_jobs_by_their_wait() -> None:
     (axes,) = draw_waits([outcome(jobs=JOBS)]).axes
     (line,) = axes.lines
-    assert list(line.get_xdata()) == [1.0, 5.0, 10.0]  # no wait stands at 1 s: the axis is logarithmic
-    assert list(line.get_ydata()) == pytest.approx([100 / 3, 200 / 3, 100])
+    assert list(line.get_xdata()) == [1.0, 5.0, 10.0, 10.0]  # no wait stands at 1 s: the axis is logarithmic
+    assert list(line.get_ydata()) == pytest.approx([100 / 3, 200 / 3, 100, 100])
 
 
 def test_of_the_big_jobs_the_largest_are_drawn() -> None:
-    assert list(largest(JOBS)) == ["j0", "j1"]
-    many = tuple(job(number, 9 + number, (0, 10)) for number in range(GANTT_ROWS + 5))
-    assert list(largest(many)) == [f"j{number}" for number in range(GANTT_ROWS + 4, 4, -1)]
+    assert list(largest(JOBS, 9)) == ["j0", "j1"]
+    assert list(largest(tuple(job(number, 9 + number, (0, 10)) for number in range(20)), 3)) == ["j19", "j18", "j17"]
 
 
 def test_each_policy_has_a_panel_with_its_stays_and_preemptions() -> None:
     panels = draw_big_jobs([outcome("a", JOBS), outcome("b", JOBS)]).axes[:2]
     assert [axes.get_title(loc="left") for axes in panels] == ["a", "b"]
-    stays = [[path.get_extents().intervalx.tolist() for path in found.get_paths()] for found in panels[0].collections]
+    bars = panels[0].collections[1::2]  # each behind the grey line of its wait
+    stays = [[path.get_extents().intervalx.tolist() for path in found.get_paths()] for found in bars]
     unit_s = 60.0
     assert [[[edge * unit_s for edge in stay] for stay in row] for row in stays] == [
         [pytest.approx([0, 20]), pytest.approx([30, 40])], [pytest.approx([5, 25])],

@@ -99,10 +99,12 @@ def test_a_wrong_field_is_named_with_its_line(line: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("column", "value", "allowed"),
     [
-        ("priority", "high", "a whole number."), ("limit_s", "-1", "seconds, at least 0."),
-        ("sizes", "1;2", "whole numbers of at least 1 with spaces between them."), ("sizes", "0 1", "whole numbers of at least 1 with spaces between them."),
+        ("priority", "high", "a whole number."),
+        ("limit_s", "-1", "seconds, at least 0."),
+        ("sizes", "1;2", "whole numbers of at least 1 with spaces between them."),
+        ("sizes", "0 1", "whole numbers of at least 1 with spaces between them."),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_optional_field_too(column: str, value: str, allowed: str) -> None:
     said = refusal(f"a,0,1,1,,,,{value}", header=f"{HEADER},{column}")
     assert said == f"t.csv line 2: {column}={value} is not possible: allowed is {allowed}"

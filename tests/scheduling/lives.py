@@ -1,0 +1,210 @@
+"""What must hold over time: a small cluster from the first job to the last, planned by the scheduler and carried out by the `Machine`.
+
+A story says what happens beside the scheduler. It is lived with plans only where something happens or `Plan.next_change_at` says so,
+or at every round as well; with or without a controller that forgets everything between two plans.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from hypothesis import strategies as st
+from scheduling.fairness import level, starved
+from scheduling.forms import restored, stored
+from scheduling.machine import Event, Impossible, Machine
+from scheduling.oracle import feasible, fits, rooms
+from scheduling.properties import PROPERTIES
+from scheduling.strategies import HOUR, Moment, calm, job, policy
+
+from orchestrator.control.scheduler.model import Job, Node, Plan, Policy
+
+RETRY_S = 10.0
+"""Until a start that failed is tried again."""
+MOST_PLANS = 3000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    nodes: tuple[Node, ...]
+    policy: Policy
+    jobs: tuple[tuple[float, Job, float], ...]
+    """(when it is submitted, job, seconds that it needs)."""
+    losses: tuple[tuple[float, str, float], ...] = ()
+    """(when, node, when it is back)."""
+    fails: frozenset[int] = frozenset()
+    """Of all starts, counted from 0, those that fail."""
+    restart_s: float = 0.0
+    leave_s: float = 0.0
+
+
+@dataclass
+class Life:
+    machine: Machine
+    log: list[Event] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)
+    plans: list[tuple[Moment, Plan]] = field(default_factory=list)
+
+
+def story(rng: Random, mode: str | None = None, *, calmly: bool = False) -> Story:
+    """`calmly`: nothing fails, every job ends when its user said, and none is elastic."""
+    nodes, made = calm(rng), policy(rng, mode)
+    jobs, at = [], 0.0
+    for number in range(rng.randint(1, 12)):
+        at += rng.choice((0, 0, 60, 600, HOUR))
+        needs = float(rng.choice((60, 300, 600, HOUR, 3 * HOUR, 12 * HOUR)))
+        one = job(rng, f"j{number}", nodes)
+        if calmly:
+            one = replace(one, limit_s=needs, smaller=(), larger=())
+        jobs.append((at, one, needs))
+    trouble = not calmly and rng.randrange(3) == 2
+    return Story(
+        nodes=nodes, policy=made, jobs=tuple(jobs),
+        losses=tuple(_loss(rng, nodes) for _ in range(rng.randrange(3))) if trouble else (),
+        fails=frozenset(rng.sample(range(12), 3)) if trouble else frozenset(),
+        restart_s=0.0 if calmly else float(rng.choice((0, 60))), leave_s=0.0 if calmly else float(rng.choice((0, 30))),
+    )  # fmt: skip
+
+
+def stories(mode: str | None = None, *, calmly: bool = False) -> st.SearchStrategy[Story]:
+    return st.randoms(use_true_random=False).map(lambda rng: story(rng, mode, calmly=calmly))
+
+
+def live(told: Story, *, step_s: float = math.inf, round_s: float = 0.0, forget: bool = False, check: bool = False) -> Life:
+    """To the end of the last job that can end. It is planned at multiples of `round_s` only, if given, and each `step_s` though nothing has
+    happened. `check`: every property of `PROPERTIES` at every plan."""
+    machine = Machine(told.nodes, told.policy, 0.0, restart_s=told.restart_s, leave_s=told.leave_s)
+    life, starts, again = Life(machine), 0, 0.0
+    while len(life.plans) < MOST_PLANS:
+        _happen(told, machine)
+        moment = machine.moment()
+        if forget:
+            moment = restored(json.loads(json.dumps(stored(moment))), moment.planner)
+        plan = moment.plan()
+        life.plans.append((moment, plan))
+        if check:
+            life.found += [f"{found.__name__} at {machine.now}: {said}" for found in PROPERTIES for said in found(moment, plan)]
+        fails = [start.job_id for number, start in enumerate(plan.starts, starts) if number in told.fails]
+        starts += len(plan.starts)
+        _note_shortage(machine, plan)
+        try:
+            machine.apply(plan, fails)
+        except Impossible as error:
+            life.found.append(f"impossible at {machine.now}: {error}")
+            break
+        again = machine.now + RETRY_S if fails else math.inf
+        at = min(_next(told, machine), plan.next_change_at or math.inf, again, machine.now + step_s)
+        if not (math.isfinite(at) and (machine.runs or machine.waiting or _to_come(told, machine.now))):
+            break
+        machine.advance(math.ceil(at / round_s) * round_s if round_s else at)
+    else:
+        life.found.append(f"not over after {MOST_PLANS} plans, at {machine.now}")
+    life.log = machine.log
+    return life
+
+
+def _happen(told: Story, machine: Machine) -> None:
+    """What the story has for now."""
+    for at, node_id, back in told.losses:
+        if at == machine.now:
+            machine.lose(node_id)
+        if back == machine.now:
+            machine.repair(node_id)
+    for at, one, needs in told.jobs:
+        if at <= machine.now and one.id not in machine.needs:
+            machine.submit(replace(one, submitted_s=at, queued_s=at), needs)
+
+
+def _to_come(told: Story, now: float) -> list[float]:
+    times = [at for at, _, _ in told.jobs] + [time for at, _, back in told.losses for time in (at, back)]
+    return [time for time in times if time > now]
+
+
+def _next(told: Story, machine: Machine) -> float:
+    return min((machine.next_event_s(), *_to_come(told, machine.now)))
+
+
+def _note_shortage(machine: Machine, plan: Plan) -> None:
+    """As a controller does: since when nodes have been missing."""
+    for name, one in machine.waiting.items():
+        since = one.short_since_s if one.short_since_s is not None else machine.now
+        machine.waiting[name] = replace(one, short_since_s=since if name in plan.short else None)
+
+
+def _loss(rng: Random, nodes: tuple[Node, ...]) -> tuple[float, str, float]:
+    at = float(rng.choice((30, 700, 5000, 20_000)))
+    return at, rng.choice(nodes).id, at + rng.choice((600, HOUR))
+
+
+def all_ends(told: Story, life: Life) -> Iterator[str]:
+    """Every job that fits the whole cluster and that quota allows ends, and holds nothing afterwards."""
+    done = {event.job_id for event in life.log if event.what == "done"}
+    if life.machine.runs:
+        yield f"{sorted(life.machine.runs)} still run"
+    for name, one in life.machine.waiting.items():
+        if name not in done and _can_run(told, one):
+            yield f"{name} never ran: {life.plans[-1][1].reasons.get(name)}"
+
+
+def _can_run(told: Story, one: Job) -> bool:
+    tenant = told.policy.tenants.get(one.tenant)
+    within = tenant is None or tenant.quota is None or one.demand.width <= tenant.quota
+    return within and fits(rooms(told.nodes, ()), one.demand, one.demand.num_workers)
+
+
+def protected_between_evictions(told: Story, life: Life) -> Iterator[str]:
+    """No job is told to leave twice within the minimum run time, nor within it after a start; it doubles with every time."""
+    times: dict[str, int] = {}
+    since: dict[str, float] = {}
+    for event in life.log:
+        if event.what == "started":
+            since[event.job_id] = event.at_s
+        if event.what == "evicted":
+            least = told.policy.min_run_s * 2 ** times.get(event.job_id, 0)
+            if event.at_s - since[event.job_id] < least:
+                yield f"{event.job_id} is evicted at {event.at_s}, it started at {since[event.job_id]}; {least} s are its own"
+            times[event.job_id] = times.get(event.job_id, 0) + 1
+
+
+def no_eviction_is_returned(told: Story, life: Life) -> Iterator[str]:
+    """Who was evicted for a job does not evict it in turn, unless the two have changed places in between by what only goes one way: the
+    other has fallen below it by its attained service, or it is starved now; or their tenants have, by what they used."""
+    before: set[tuple[str, str]] = set()
+    for moment, plan in life.plans:
+        for order in plan.preempts:
+            if (order.job_id, order.for_job) in before and not _changed_places(moment, order.for_job, order.job_id):
+                yield f"at {moment.now} {order.for_job} evicts {order.job_id}, for which it was evicted"
+        before |= {(order.for_job, order.job_id) for order in plan.preempts}
+
+
+def _changed_places(moment: Moment, waiting: str, running: str) -> bool:
+    one = next(job for job in moment.queue if job.id == waiting)
+    run = next(run for run in moment.running if run.job.id == running)
+    if one.tenant != run.job.tenant:
+        return True
+    return starved(one, moment.now, moment.policy) or (-one.priority, level(moment.policy, one.attained)) < (
+        -run.job.priority,
+        level(moment.policy, run.attained(moment.now)),
+    )
+
+
+def head_keeps_its_promise(told: Story, life: Life) -> Iterator[str]:
+    """Where every job ends when its user said, nothing fails and nothing is preempted: a job for which a start was reserved while it was
+    the first of those that can run starts then at the latest, if no other came to stand before it."""
+    promised: dict[str, float] = {}
+    for moment, plan in life.plans:
+        for start in plan.starts:
+            if promised.get(start.job_id, math.inf) < moment.now:
+                yield f"{start.job_id} was promised {promised[start.job_id]}, and starts at {moment.now}"
+        jobs = {one.id: one for one in moment.queue}
+        first = next((name for name in plan.order if feasible(moment, jobs[name])), "")
+        promised = {name: at for name, at in promised.items() if name == first}
+        for reservation in plan.reservations:
+            if reservation.job_id == first:
+                promised.setdefault(first, reservation.start_s)
+
+
+LIVES: tuple[Callable[[Story, Life], Iterator[str]], ...] = (all_ends, protected_between_evictions, no_eviction_is_returned)

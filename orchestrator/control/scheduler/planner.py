@@ -201,7 +201,7 @@ class Planner:
         for run, held in sorted(self.room.runs, key=lambda row: row[0].job.id):
             if not run.may_grow or not self.room.is_settled(run, held):
                 continue
-            due = run.started_s if self._fifo else due_s(run, self._policy.resize_interval_s)
+            due = due_s(run, 0.0 if self._fifo else self._policy.resize_interval_s)
             if due > self._now:
                 self._changes.append(due)
             elif (found := self.room.grow(run, held, self._fifo, self._accounts.left(run.job))) is not None:

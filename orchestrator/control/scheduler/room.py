@@ -90,7 +90,8 @@ class Room:
         """Those that were not told to leave before, and those that start now."""
         for job, held in self._starting:
             as_run = replace(job, waited_s=job.waited_s + self._now - job.queued_s)
-            self._runs.append((Run(job=as_run, placement=self.grid.named(held), started_s=self._now), held))
+            run = Run(job=as_run, placement=self.grid.named(held), started_s=self._now, may_grow=bool(job.smaller or job.larger))
+            self._runs.append((run, held))
         self._starting.clear()
         return self._runs
 

@@ -158,6 +158,14 @@ def test_the_trace_is_refused_with_line_field_and_reason(tmp_path: Path, capsys:
     assert "no.csv cannot be read: No such file" in refusal(capsys, str(tmp_path / "no.csv"), "cluster.nodes=2")
 
 
+def test_a_job_that_its_tenants_quota_can_never_hold_is_refused(trace: str, capsys: Capture) -> None:
+    flags = (trace, "cluster.nodes=2", "scheduler.tenants.field.quota=1", "--compare", "fifo,greedy")
+    assert refusal(capsys, *flags, "scheduler.tenants.lab.quota=15") == (
+        f"{trace} line 3: num_gpus=16 can never run: scheduler.tenants.lab.quota is 15."
+    )
+    assert main(["simulate", *flags, "scheduler.tenants.lab.quota=16"]) == 0
+
+
 def test_a_quota_for_an_unknown_tenant_is_refused(trace: str, capsys: Capture) -> None:
     said = refusal(capsys, trace, "cluster.nodes=2", "scheduler.tenants.filed.quota=8")
     assert said.endswith("Known: field, lab. Did you mean 'field'?") and said.startswith("scheduler.tenants.filed is not possible: ")

@@ -9,6 +9,7 @@ from orchestrator.control.scheduler.model import Job, Policy
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.simulation.backfill import ListScheduler
 from orchestrator.simulation.model import Planner, TraceJob
+from orchestrator.simulation.rounds import RoundScheduler, by_level, by_remaining
 
 Durations = Mapping[str, float]
 """Run time by job id: what no real scheduler knows, given to the exact ones only."""
@@ -17,9 +18,18 @@ Durations = Mapping[str, float]
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
     title: str
-    make: Callable[[Durations], Planner]
+    make: Callable[[Durations, float], Planner]
+    """From the run times and the run time that each preemption costs."""
     mode: str = "batch"
     """Of the policy that it is simulated with: `preemptive` plans in rounds."""
+
+
+LEVELS = (7_200.0, 72_000.0, 720_000.0)
+"""GPU-seconds."""
+
+
+def _least_attained(levels: tuple[float, ...]) -> Planner:
+    return RoundScheduler(rank=by_level(levels), thresholds=levels)
 
 
 def _submitted(job: Job) -> tuple[float, int, str]:
@@ -27,19 +37,26 @@ def _submitted(job: Job) -> tuple[float, int, str]:
 
 
 BASELINES: Mapping[str, Baseline] = {
-    "fifo-strict": Baseline(title="FIFO strict", make=lambda _: ListScheduler(key=_submitted, overtake=False)),
-    "greedy": Baseline(title="FIFO greedy, no reservation", make=lambda _: ListScheduler(key=_submitted)),
-    "easy": Baseline(title="FIFO + EASY, exact durations", make=lambda exact: ListScheduler(key=_submitted, durations=exact)),
+    "fifo-strict": Baseline(title="FIFO strict", make=lambda *_: ListScheduler(key=_submitted, overtake=False)),
+    "greedy": Baseline(title="FIFO greedy, no reservation", make=lambda *_: ListScheduler(key=_submitted)),
+    "easy": Baseline(title="FIFO + EASY, exact durations", make=lambda exact, _: ListScheduler(key=_submitted, durations=exact)),
     "sjf-easy": Baseline(
         title="SJF + EASY, exact durations",
-        make=lambda exact: ListScheduler(key=lambda job: (exact[job.id], *_submitted(job)), durations=exact),
+        make=lambda exact, _: ListScheduler(key=lambda job: (exact[job.id], *_submitted(job)), durations=exact),
+    ),
+    "las": Baseline(title="Tiresias LAS", make=lambda *_: _least_attained(LEVELS[:1]), mode="preemptive"),
+    "las-3": Baseline(title="LAS, 3 levels", make=lambda *_: _least_attained(LEVELS), mode="preemptive"),
+    "srtf": Baseline(
+        title="SRTF oracle",
+        make=lambda exact, loss_s: RoundScheduler(rank=by_remaining(exact, loss_s), thresholds=()),
+        mode="preemptive",
     ),
 }
 
 
-def baseline(name: str, trace: Iterable[TraceJob]) -> tuple[Planner, Policy]:
-    """For `simulate`. Raises ConfigError if there is no such baseline."""
+def baseline(name: str, trace: Iterable[TraceJob], loss_s: float = 62.0) -> tuple[Planner, Policy]:
+    """For `simulate`; `loss_s`: as `World.preemption_loss_s`. Raises ConfigError if there is no such baseline."""
     if name not in BASELINES:
         raise ConfigError(f"no baseline {name!r}; there are {', '.join(BASELINES)}.{nearest(name, BASELINES)}")
     found = BASELINES[name]
-    return found.make({job.id: job.duration_s for job in trace}), Policy(mode=found.mode)
+    return found.make({job.id: job.duration_s for job in trace}, loss_s), Policy(mode=found.mode)

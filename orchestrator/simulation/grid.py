@@ -54,6 +54,13 @@ class Grid:
             self._count[before] -= 1
             self._count[before + sign * count] += 1
 
+    def take_back(self, placement: Placement) -> bool:
+        """Take it if all of it is free."""
+        if any(self._free.get(node_id, 0) < count for node_id, count in placement):
+            return False
+        self.take(placement)
+        return True
+
     def give_back(self, placement: Placement) -> None:
         self.take(placement, 1)
 

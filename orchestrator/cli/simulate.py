@@ -42,7 +42,9 @@ class Run:
     """Of a baseline only the cluster and what happens on it."""
 
     def outcome(self, jobs: tuple[TraceJob, ...], world: World) -> Outcome:
-        planner, policy = baseline(self.name, jobs) if _is_baseline(self.name) else (plan, self.settings.scheduler)
+        planner, policy = plan, self.settings.scheduler
+        if self.name in BASELINES:
+            planner, policy = baseline(self.name, jobs, world.preemption_loss_s)
         with Bar(self.name, len(jobs), amount=_jobs) as bar:
             return simulate(jobs, world, planner, policy, name=self.name, progress=lambda ended, total: bar.add(1))
 
@@ -124,12 +126,8 @@ def _runs(asked: argparse.Namespace) -> list[Run]:
     if not names:
         settings = load_simulation(rest, config_dir)
         return [Run(settings.scheduler.mode, settings)]
-    choices = {name: [] if _is_baseline(name) else [f"scheduler={name}"] for name in names}
+    choices = {name: [] if name in BASELINES else [f"scheduler={name}"] for name in names}
     return [Run(name, load_simulation([*rest, *choice], config_dir)) for name, choice in choices.items()]
-
-
-def _is_baseline(name: str) -> bool:
-    return name in BASELINES
 
 
 def _from_file(asked: argparse.Namespace, runs: list[Run]) -> tuple[tuple[TraceJob, ...], World]:

@@ -73,7 +73,7 @@ def test_the_figures_as_json(trace: str, capsys: Capture) -> None:
 def test_the_table_for_people(trace: str, capsys: Capture) -> None:
     assert main(["simulate", trace, "cluster.nodes=2", "cluster.gpus_per_node=8", "scheduler=greedy"]) == 0
     head, columns, *rows = capsys.readouterr().out.splitlines()
-    assert head == "4 jobs, submitted over 0.0 days, on 16 GPUs (2 x 8); load 33.54"
+    assert head == "4 jobs, submitted within 30s, on 16 GPUs (2 x 8); load 33.54"
     assert columns.split() == ["greedy"]
     assert "job completion time, mean" in rows[0] and rows[0].endswith(" s")
     assert not any(row.startswith("cost") for row in rows), "nothing has a price"
@@ -126,7 +126,7 @@ def test_the_jobs_of_this_machine_are_a_trace(home: Home, capsys: Capture) -> No
     assert main(["simulate", "--from-log", "scheduler=greedy"]) == 0
     left_out, head, *_ = capsys.readouterr().out.splitlines()
     assert left_out == f"{home.root}: left out are 1 job that have not ended and 0 jobs that never ran"
-    assert head.startswith("2 jobs, submitted over 0.0 days, on 4 GPUs (1 x 4)")
+    assert head.startswith("2 jobs, submitted within 1s, on 4 GPUs (1 x 4)")
     assert told(capsys, "--from-log", str(home.root), "scheduler=greedy")["max_wait_s"] == 99
     assert told(capsys, "--from-log", "scheduler=greedy", "cluster.nodes=2")["max_wait_s"] == 0
     assert "job job-0 can never run on 4 GPUs: the cluster has 3 GPUs" in refusal(

@@ -63,6 +63,8 @@ def _simulate(asked: argparse.Namespace) -> int:
     jobs, world = _from_file(asked, runs) if asked.from_log is None else _from_log(asked, runs)
     for run in runs:
         check_tenants(run.settings.scheduler, (job.tenant for job in jobs))
+    if asked.plots:
+        _make_folder(Path(asked.plots))
     say = (lambda text: None) if asked.json else print
     say(what(jobs, world))
     outcomes = [run.outcome(jobs, world) for run in runs]
@@ -93,11 +95,10 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     asked = parser.parse_intermixed_args(arguments)
     if asked.from_log and "=" in asked.from_log:
         asked.words, asked.from_log = [asked.from_log, *asked.words], ""
-    asked.trace = asked.words.pop(0) if asked.words and ("=" not in asked.words[0] or Path(asked.words[0]).exists()) else ""
+    asked.trace = next((word for word in asked.words if "=" not in word or Path(word).exists()), "")
+    asked.words = [word for word in asked.words if word != asked.trace]
     if bool(asked.trace) == (asked.from_log is not None):
         raise UserError("give either a trace (TRACE.csv) or --from-log, for the jobs of this machine; `orchestrator simulate --help`")
-    if asked.plots and Path(asked.plots).exists() and not Path(asked.plots).is_dir():
-        raise UserError(f"--plots={asked.plots} is not possible: it is a file, and a folder is needed.")
     return asked
 
 
@@ -181,6 +182,14 @@ def _why_never(world: World, runs: list[Run]) -> Why:
         return f"scheduler.tenants.{job.tenant}.quota is {quota}" if quota and job.gpus > quota else None
 
     return why
+
+
+def _make_folder(folder: Path) -> None:
+    """Before the work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--plots={folder} is not possible: {error.strerror or error}.") from error
 
 
 def _jobs(count: float) -> str:

@@ -62,7 +62,7 @@ def refusal(capsys: Capture, *arguments: str) -> str:
 
 
 def test_the_figures_as_json(trace: str, capsys: Capture) -> None:
-    found = told(capsys, trace, "cluster.nodes=2", "cluster.cost_per_gpu_hour=3.6", "scheduler=fifo-strict")
+    found = told(capsys, "cluster.nodes=2", trace, "cluster.cost_per_gpu_hour=3.6", "scheduler=fifo-strict")
     assert set(PROMISED) <= set(found) and all(isinstance(value, int | float) for value in found.values())
     waits = (0, 990, 1480, 1490 - 20)
     assert (found["max_wait_s"], found["max_total_wait_s"], found["big_job_avg_wait_s"]) == (1480, 1480, 990)
@@ -100,7 +100,7 @@ def test_each_shipped_policy_runs_all_jobs_to_their_end(policy: str, trace: str,
 
 
 def test_pictures_are_written(trace: str, tmp_path: Path, capsys: Capture) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "new" / "pictures"
     assert main(["simulate", trace, "cluster.nodes=2", "scheduler=greedy", "--plots", str(folder)]) == 0
     names = ["utilisation.png", "waits.png", "queue.png", "big_jobs.png"]
     assert capsys.readouterr().out.splitlines()[-4:] == [str(folder / name) for name in names]
@@ -182,7 +182,7 @@ def test_settings_are_refused_with_the_nearest(trace: str, tmp_path: Path, capsy
     assert refusal(capsys, trace, "cluster.nods=2").endswith("Did you mean 'cluster.nodes'?")
     assert refusal(capsys, trace).startswith("cluster.nodes=0 is not possible: say how many nodes")
     assert "'more.csv' is no override" in refusal(capsys, trace, "more.csv")
-    assert "it is a file" in refusal(capsys, trace, "cluster.nodes=2", "--plots", trace)
+    assert refusal(capsys, trace, "cluster.nodes=2", "--plots", trace) == f"--plots={trace} is not possible: File exists."
 
 
 def test_either_a_trace_or_the_log_is_asked_for(trace: str, capsys: Capture) -> None:

@@ -8,17 +8,18 @@ only becomes less. Those behind go on as far as they leave to it what is kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
 from orchestrator.control.scheduler import reasons as why
 from orchestrator.control.scheduler.admit import Accounts, shares, tenant_ranks
 from orchestrator.control.scheduler.estimate import Estimates
-from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Preempt, Reservation, Run, Start, Usage
+from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Preempt, Reservation, Resize, Run, Start, Usage
 from orchestrator.control.scheduler.order import fifo_key, key, level, starves_at
 from orchestrator.control.scheduler.place import Place
 from orchestrator.control.scheduler.preempt import Claim
+from orchestrator.control.scheduler.resize import due_s
 from orchestrator.control.scheduler.room import Kind, Room
 
 
@@ -46,7 +47,11 @@ class _Planner:
         self._short: list[str] = []
         self._waiting: list[Job] = []
         self._claims: set[Claim] = set()
+        self._resizes: list[Resize] = []
         self._head = ""
+        """Who keeps all behind it waiting."""
+        self._blocked = False
+        """A job waits that could run."""
 
     def decide(self) -> Plan:
         later: list[Job] = []
@@ -62,9 +67,12 @@ class _Planner:
                     continue
             self._try(job)
         self._try_all(later)
+        if not self._blocked:
+            self._grow()
         return Plan(
-            starts=tuple(self._starts), preempts=tuple(self._preempts), reservations=tuple(self._reservations),
-            order=tuple(job.id for job in self._waiting), reasons=why.Reasons(self._reasons), short=tuple(self._short),
+            starts=tuple(self._starts), preempts=tuple(self._preempts), resizes=tuple(self._resizes),
+            reservations=tuple(self._reservations), order=tuple(job.id for job in self._waiting),
+            reasons=why.Reasons(self._reasons), short=tuple(self._short),
             next_change_at=self._next_change(),
         )  # fmt: skip
 
@@ -108,9 +116,11 @@ class _Planner:
             self._wait(job, lambda: refusal)
             return
         ends_s = self._now + self._estimates.ends_after_s(job, job.ran_s) - job.ran_s
-        if (found := self._room.find(kind, ends_s)) is not None:
-            self._start(job, kind, found, ends_s)
-            return
+        for size in (kind, *self._smaller_kinds(job)):
+            if (found := self._room.find(size, ends_s)) is not None:
+                self._start(job, size, found, ends_s)
+                return
+        self._blocked = True
         self._wait(job, partial(self._why_waiting, job, kind))
         if self._fifo:
             self._head = job.id
@@ -131,8 +141,14 @@ class _Planner:
             return kind
         self._wait(job, partial(why.short, self._cluster.usable, job, kind.demand))
         self._changes.append(starts_at)
-        self._head = self._head or job.id
+        self._head, self._blocked = self._head or job.id, True
         return None
+
+    def _smaller_kinds(self, job: Job) -> Iterator[Kind]:
+        """With how many workers fewer than it asks for it may start although nodes are not missing but in use."""
+        if not self._fifo:
+            for count in reversed(job.smaller):
+                yield self._room.kind(replace(job.demand, num_workers=count))
 
     def _start(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
         self._room.take(kind.demand, found, ends_s)
@@ -145,23 +161,52 @@ class _Planner:
         self._reasons[job.id] = reason
 
     def _make_room(self, job: Job, kind: Kind) -> None:
-        claim = None
-        if self._preemptive:
-            if self._room.find_soon(kind) is not None:
-                return
+        """Others shrink for it, else others leave, else a place is kept for it; or none of it."""
+        if self._room.find_soon(kind) is not None:
+            self._clear(job, kind, ())
+        elif kept := self._room.shrink(kind):
+            self._resizes += [self._resize(run, held, job.id) for run, held in kept]
+            self._clear(job, kind, [run.job.id for run, _ in kept])
+        elif not self._preemptive:
+            self._reserve(job, kind, None)
+        else:
             claim = self._claim(job, kind.demand)
-            over = self._over()
-            if victims := self._room.evict(kind, claim, self._policy.gain_factor, over):
-                for victim in victims:
-                    self._accounts.add(victim.run.job, -victim.run.width)
-                    self._preempts.append(Preempt(job_id=victim.run.job.id, for_job=job.id, cost=victim.cost))
-                self._accounts.add(job, kind.demand.width)
-                return
-            self._claims.add(claim)
-        if len(self._room.reservations) < self._policy.max_reservations:
-            self._reserve(job, kind, claim)
+            if not self._evict(job, kind, claim):
+                self._claims.add(claim)
+                self._reserve(job, kind, claim)
+
+    def _evict(self, job: Job, kind: Kind, claim: Claim) -> bool:
+        victims = self._room.evict(kind, claim, self._policy.gain_factor, self._over())
+        for victim in victims:
+            self._accounts.add(victim.run.job, -victim.run.width)
+            receipt = why.receipt(job.id, victim.cost, claim.starved)
+            self._preempts.append(Preempt(job_id=victim.run.job.id, for_job=job.id, cost=victim.cost, why=receipt))
+        if victims:
+            self._clear(job, kind, [victim.run.job.id for victim in victims])
+        return bool(victims)
+
+    def _clear(self, job: Job, kind: Kind, leavers: Sequence[str]) -> None:
+        """The job is promised a place that others are about to leave."""
+        self._accounts.add(job, kind.demand.width)
+        self._reasons[job.id] = partial(why.cleared, kind.demand, leavers)
+
+    def _grow(self) -> None:
+        for run, held in sorted(self._room.runs, key=lambda row: row[0].job.id):
+            if not run.may_grow or not self._room.is_settled(run):
+                continue
+            due = run.started_s if self._fifo else due_s(run, self._policy.resize_interval_s)
+            if due > self._now:
+                self._changes.append(due)
+            elif (found := self._room.grow(run, held, whole_only=self._fifo)) is not None:
+                self._resizes.append(self._resize(run, found))
+
+    def _resize(self, run: Run, place: Place, for_job: str = "") -> Resize:
+        placement = self._room.grid.named(place)
+        return Resize(job_id=run.job.id, workers=sum(count for _, count in place), placement=placement, for_job=for_job)
 
     def _reserve(self, job: Job, kind: Kind, claim: Claim | None) -> None:
+        if len(self._room.reservations) >= self._policy.max_reservations:
+            return
         due_s = job.queued_s + self._policy.reserve_after_s
         if self._now < due_s and not self._is_starved(job):
             self._changes.append(due_s)
@@ -170,6 +215,7 @@ class _Planner:
         if found is not None:
             start_s, place = found
             self._reservations.append(Reservation(job_id=job.id, start_s=start_s, placement=self._room.grid.named(place)))
+            self._reasons[job.id] = lambda: self._why_waiting(job, kind) + why.reserved(start_s - self._now)
             self._changes += [time_s for time_s, *_ in self._room.releases if self._now < time_s <= start_s]
 
     def _claim(self, job: Job, demand: Demand) -> Claim:

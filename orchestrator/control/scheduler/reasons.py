@@ -54,13 +54,18 @@ def behind(job_id: str) -> str:
     return f"waits its turn behind {job_id}"
 
 
-def leaving(demand: Demand, leavers: Sequence[str]) -> str:
-    return f"needs {_needs(demand)}; its place is being cleared by {_some(leavers)}"
+def cleared(demand: Demand, leavers: Sequence[str]) -> str:
+    return f"needs {_needs(demand)}; " + (f"its place is being cleared by {_some(leavers)}" if leavers else "its place is being cleared")
 
 
 def reserved(in_s: float) -> str:
     """A part of the reason, for a job whose place is kept."""
-    return f"; has a place reserved in {in_s:.0f} s"
+    return f"; has a place reserved in {in_s:.0f} s at the latest"
+
+
+def receipt(for_job: str, cost: float, starved: bool) -> str:
+    """Of a preemption."""
+    return f"makes room for {for_job}, which {'has waited too long' if starved else 'comes first'}; {cost:.0f} GPU-seconds are lost"
 
 
 def over_quota(tenant: str, quota: int, held: int, width: int) -> str:

@@ -12,6 +12,7 @@ from orchestrator.control.scheduler.order import level
 from orchestrator.control.scheduler.place import Grid, Place, place
 from orchestrator.control.scheduler.preempt import Claim, Victim, cheapest, cost, evictable_from, protected_until
 from orchestrator.control.scheduler.reserve import Release, Reservations
+from orchestrator.control.scheduler.resize import due_s, grow, larger_sizes, shrink, without
 
 
 @dataclass(slots=True)
@@ -39,17 +40,19 @@ class Room:
         self.grid: Grid = cluster.memo["empty"].copy()
         self.runs: list[tuple[Run, Place]] = []
         self._leaving: list[tuple[Run, Place]] = []
-        for run in running:
-            held = self.grid.indexed(run.placement)
-            self.grid.take(run.job.demand, held)
-            (self._leaving if run.leaving else self.runs).append((run, held))
         self._soon: Grid | None = None
         self.reservations = Reservations(self.grid)
         self._kinds: dict[Demand, Kind] = {}
         self._victims: list[Victim] | None = None
         self._by_claim: dict[Claim, list[Victim]] = {}
-        self._refused: set[tuple[Claim, Demand]] = set()
+        self._refused: set[tuple[Claim | None, Demand]] = set()
         self._gone: set[str] = set()
+        for run in running:
+            held = self.grid.indexed(run.placement)
+            self.grid.take(run.job.demand, held)
+            (self._leaving if run.leaving else self.runs).append((run, held))
+        for run, held in sorted((row for row in self.runs if row[0].growing), key=lambda row: row[0].job.id):
+            self.grow(run, held, whole_only=True)
 
     def kind(self, demand: Demand) -> Kind:
         found = self._kinds.get(demand)
@@ -109,6 +112,32 @@ class Room:
             self.soon.give(victim.run.job.demand, victim.place)
         self._promise(kind.demand, found[1])
         return found[0]
+
+    def shrink(self, kind: Kind) -> list[tuple[Run, Place]]:
+        """(run, what it keeps) of each that gives up workers for a gang, which is promised the place; nobody if that does not help."""
+        if (None, kind.demand) in self._refused:
+            return []
+        interval_s, among = self._policy.resize_interval_s, kind.allowed & ~self.reservations.nodes
+        open_to = [row for row in self.runs if row[0].job.smaller and self.is_settled(row[0]) and due_s(row[0], interval_s) <= self._now]
+        drops = shrink(self.soon, open_to, kind.demand, among) if open_to else []
+        if not drops:
+            self._refused.add((None, kind.demand))
+            return []
+        kept = [(drop.run, without(next(held for run, held in open_to if run is drop.run), drop)) for drop in drops]
+        for drop in drops:
+            self._gone.add(drop.run.job.id)
+            self.soon.give(drop.run.job.demand, drop.freed)
+        self._promise(kind.demand, ((drops[0].node, kind.demand.num_workers),))
+        return kept
+
+    def grow(self, run: Run, held: Place, whole_only: bool) -> Place | None:
+        """A place with more workers for a run, which is kept for it from now on."""
+        kind = self.kind(run.job.demand)
+        return grow(self.grid, run, held, larger_sizes(run, whole_only), kind.allowed)
+
+    def is_settled(self, run: Run) -> bool:
+        """Nobody has told it to leave."""
+        return not run.growing and not run.leaving and run.job.id not in self._gone
 
     def reserve(self, kind: Kind, claim: Claim | None, over: dict[str, float]) -> tuple[float, Place] | None:
         """Keep the earliest place for a gang. `claim`: by which runs will be told to leave for it, once they may be; None: none will."""

@@ -69,10 +69,9 @@ class _Question:
     def _predicted(self, planner: Planner, ahead: tuple[Job, ...]) -> float | None:
         """If all run as long as half of the jobs like them, those ahead start one after the other, and nobody else comes."""
         room = planner.room
-        started = {start.job_id: room.grid.indexed(start.placement) for start in planner.starts}
+        started = {start.job_id for start in planner.starts}
         grid = room.soon.copy()
         releases: list[tuple[float, Demand, Place]] = [(self._ends_s(run), run.job.demand, held) for run, held in room.staying()]
-        releases += [(self._now + self._left_s(job), job.demand, started[job.id]) for job in ahead if job.id in started]
         start_s: float | None = None
         for job in (*(job for job in ahead if job.id not in started), self._job):
             kind = room.kind(job.demand)
@@ -86,8 +85,7 @@ class _Question:
 
     def _ends_s(self, run: Run) -> float:
         ran_s = run.job.ran_s + self._now - run.started_s
-        p50_s = self._estimates.total_s(run.job)[0]
-        return self._now + max(p50_s - ran_s, ran_s)
+        return self._now + max(self._estimates.total_s(run.job)[0] - ran_s, ran_s)
 
     def _left_s(self, job: Job) -> float:
         return max(self._estimates.total_s(job)[0] - job.ran_s, job.ran_s, 1.0)

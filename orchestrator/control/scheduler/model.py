@@ -141,7 +141,7 @@ class Job:
     """Since when nodes have been missing (`Plan.short`), as far as known."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A job that holds a place, from the moment it was given one."""
 
@@ -162,11 +162,11 @@ class Run:
     leaving: bool = False
     """It was told to leave (`Plan.preempts`), and has not left yet."""
 
-    @property
+    @cached_property
     def workers(self) -> int:
         return sum(count for _, count in self.placement)
 
-    @property
+    @cached_property
     def width(self) -> int:
         return self.workers * (self.job.demand.gpus or 1)
 

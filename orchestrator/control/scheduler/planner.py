@@ -154,7 +154,7 @@ class Planner:
                 yield self.room.kind(replace(job.demand, num_workers=count))
 
     def _start(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
-        self.room.take(kind.demand, found, ends_s)
+        self.room.start(job, kind.demand, found, ends_s)
         self._accounts.add(job, kind.demand.width)
         placement = self.room.grid.named(found)
         self.starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.usable, placement)))
@@ -201,7 +201,7 @@ class Planner:
         for run, held in sorted(self.room.runs, key=lambda row: row[0].job.id):
             if not run.may_grow or not self.room.is_settled(run, held):
                 continue
-            due = run.started_s if self._fifo else due_s(run, self._policy.resize_interval_s)
+            due = due_s(run, 0.0 if self._fifo else self._policy.resize_interval_s)
             if due > self._now:
                 self._changes.append(due)
             elif (found := self.room.grow(run, held, self._fifo, self._accounts.left(run.job))) is not None:
@@ -240,22 +240,13 @@ class Planner:
     def _tenants(self) -> dict[str, Footing]:
         return {name: self._footing(name) for name in self._shares}
 
-    def _started(self) -> list[Run]:
-        """Those that start now, as the runs that they become."""
-        jobs = {job.id: job for job in self.queue}
-        return [
-            Run(job=replace(job, waited_s=job.waited_s + self._now - job.queued_s), placement=start.placement, started_s=self._now)
-            for start in self.starts
-            for job in (jobs[start.job_id],)
-        ]
-
     # what is told
 
     def _why_waiting(self, job: Job, kind: Kind) -> str:
         usable, grid = self._cluster.usable, self.room.grid
         allowed = [i for i in range(len(usable)) if kind.allowed >> i & 1]
-        holders = [run.job.id for run, held in sorted(self.room.runs, key=lambda row: row[0].job.id) if held]
-        holders += [start.job_id for start in self.starts]
+        started = [start.job_id for start in self.starts]
+        holders = sorted(run.job.id for run, held in self.room.runs if held and run.job.id not in started) + started
         reason = why.waiting(kind.demand, [(grid.cpus[i], grid.gpus[i]) for i in allowed], holders)
         return reason + why.kept_out(usable, [usable[i] for i in allowed])
 
@@ -264,10 +255,9 @@ class Planner:
             self._changes += [starves_at(job, self._policy) for job in self._waiting]
         if self._used and self._waiting:
             self._changes.append(ranks_change_at(self._policy, self._used, self._accounts.held, self._now))
-        tenants, started = self._tenants(), self._started() if self._blocked and not self._fifo else []
         if self._blocked and not self._fifo:
-            elastic = [run for run in (*self._running, *started) if run.job.smaller]
-            self._changes += [due_s(run, self._policy.resize_interval_s) for run in elastic]
+            self._changes += [due_s(run, self._policy.resize_interval_s) for run, _ in self.room.runs if run.job.smaller]
+        tenants = self._tenants()
         for claim in self._claims:
-            self._changes += self.room.evictable_at(claim, tenants, started)
+            self._changes += self.room.evictable_at(claim, tenants)
         return min((time for time in self._changes if self._now < time < math.inf), default=None)

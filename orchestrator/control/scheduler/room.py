@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.control.scheduler.estimate import Estimates
-from orchestrator.control.scheduler.model import ClusterView, Demand, Policy, Run, Standing
+from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Policy, Run, Standing
 from orchestrator.control.scheduler.place import Grid, Place, place, stays_on_one
 from orchestrator.control.scheduler.preempt import ALONE, Claim, Footing, Victim, cheapest, cost, evictable_from, protected_until
 from orchestrator.control.scheduler.reserve import Release, Reservations
@@ -39,20 +39,23 @@ class Room:
         if "empty" not in cluster.memo:
             cluster.memo["empty"] = Grid(cluster)
         self.grid: Grid = cluster.memo["empty"].copy()
-        self.runs: list[tuple[Run, Place]] = []
+        self._runs: list[tuple[Run, Place]] = []
+        self._starting: list[tuple[Job, Place]] = []
         self._leaving: list[tuple[Run, Place]] = []
         self._soon: Grid | None = None
         self.reservations = Reservations(self.grid)
         self._kinds: dict[Demand, Kind] = {}
-        self._victims: list[Victim] | None = None
+        self._victims: list[Victim] = []
+        self._looked_at = 0
+        """So many of the runs have been asked whether they are victims."""
         self._by_claim: dict[Claim, list[Victim]] = {}
         self._refused: set[tuple[Claim | None, Demand]] = set()
         self._gone: set[str] = set()
         for run in running:
             held = self.grid.indexed(run.placement)
             self.grid.take(run.job.demand, held)
-            (self._leaving if run.leaving else self.runs).append((run, held))
-        for run, held in sorted((row for row in self.runs if row[0].growing), key=lambda row: row[0].job.id):
+            (self._leaving if run.leaving else self._runs).append((run, held))
+        for run, held in sorted((row for row in self._runs if row[0].growing), key=lambda row: row[0].job.id):
             self.grow(run, held, whole_only=True)
 
     def kind(self, demand: Demand) -> Kind:
@@ -74,12 +77,23 @@ class Room:
             kind.full = True
         return found
 
-    def take(self, demand: Demand, taken: Place, ends_s: float) -> None:
-        """It is given to a job that starts now."""
+    def start(self, job: Job, demand: Demand, taken: Place, ends_s: float) -> None:
+        """The job is given that now; it is a run from here on."""
+        self._starting.append((job, taken))
         self.grid.take(demand, taken)
         if self._soon is not None:
             self._soon.take(demand, taken)
         self.reservations.take(demand, taken, ends_s)
+
+    @property
+    def runs(self) -> list[tuple[Run, Place]]:
+        """Those that were not told to leave before, and those that start now."""
+        for job, held in self._starting:
+            as_run = replace(job, waited_s=job.waited_s + self._now - job.queued_s)
+            run = Run(job=as_run, placement=self.grid.named(held), started_s=self._now, may_grow=bool(job.smaller or job.larger))
+            self._runs.append((run, held))
+        self._starting.clear()
+        return self._runs
 
     @property
     def soon(self) -> Grid:
@@ -154,17 +168,18 @@ class Room:
         soon_s = self._now + self._policy.grace_s
         return self.reservations.reserve(kind.demand, kind.allowed, kind.on_one, self.soon, soon_s, self.releases)
 
-    def evictable_at(self, claim: Claim, tenants: Mapping[str, Footing], started: Sequence[Run]) -> list[float]:
-        """The times at which runs become evictable that are not yet; `started`: those that start now."""
-        new = [Victim(run, (), 0.0, protected_until(run, self._policy)) for run in started]
-        found = (evictable_from(claim, victim, self._policy, tenants.get(victim.run.job.tenant, ALONE)) for victim in (*self.victims, *new))
+    def evictable_at(self, claim: Claim, tenants: Mapping[str, Footing]) -> list[float]:
+        """The times at which runs become evictable that are not yet."""
+        found = (evictable_from(claim, victim, self._policy, tenants.get(victim.run.job.tenant, ALONE)) for victim in self.victims)
         return [time for time in found if time > self._now]
 
     @property
     def victims(self) -> list[Victim]:
-        if self._victims is None:
-            rows = ((run, held, protected_until(run, self._policy)) for run, held in self.runs)
-            self._victims = [Victim(run, held, cost(run, self._now), until) for run, held, until in rows if until < math.inf and held]
+        for run, held in self.runs[self._looked_at :]:
+            until = protected_until(run, self._policy)
+            if until < math.inf and held:
+                self._victims.append(Victim(run, held, cost(run, self._now), until))
+        self._looked_at = len(self._runs)
         return self._victims
 
     def ends_s(self, run: Run) -> float:

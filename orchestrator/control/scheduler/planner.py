@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
+from typing import Any
 
 from orchestrator.control.scheduler import reasons as why
 from orchestrator.control.scheduler.admit import Accounts, ranks_change_at, shares, tenant_ranks, used_by_tenant
@@ -43,6 +45,7 @@ class Planner:
         self._shares: dict[str, float] = {}
         self._used: dict[str, float] = {}
         self._ranks: dict[str, int] = {}
+        self._starved: set[str] = set()
         self.queue = self._ordered(queue)
         self.starts: list[Start] = []
         self._preempts: list[Preempt] = []
@@ -56,6 +59,8 @@ class Planner:
         """Who keeps all behind it waiting."""
         self._blocked = False
         """A job waits that could run."""
+        self._hopeless: set[tuple[Any, ...]] = set()
+        """What was tried in vain, and would be again."""
 
     def decide(self) -> Plan:
         later: list[Job] = []
@@ -66,7 +71,7 @@ class Planner:
                     self._try_all(later)
                     later = []
                 priority = job.priority
-                if not self._stays_within_share(job) and not self._is_starved(job):
+                if job.id not in self._starved and not self._stays_within_share(job):
                     later.append(job)
                     continue
             self._try(job)
@@ -75,8 +80,8 @@ class Planner:
             self._grow()
         return Plan(
             starts=tuple(self.starts), preempts=tuple(self._preempts), resizes=tuple(self._resizes),
-            reservations=tuple(self._reservations), order=tuple(job.id for job in self._waiting),
-            reasons=why.Reasons(self._reasons), short=tuple(self._short),
+            reservations=tuple(self._reservations), order=tuple([job.id for job in self._waiting]),
+            reasons=why.Reasons(self._waiting, self._reasons, self._why_waiting), short=tuple(self._short),
             next_change_at=self._next_change(),
         )  # fmt: skip
 
@@ -94,10 +99,13 @@ class Planner:
                 wanted[job.tenant] = wanted.get(job.tenant, 0) + job.demand.width
             total = sum(node.gpus for node in self._cluster.usable)
             self._shares = shares(self._policy, total, wanted)
-        return sorted(queue, key=lambda job: key(job, self._now, self._policy, self._ranks, self._estimates))
-
-    def _is_starved(self, job: Job) -> bool:
-        return not self._fifo and self._now >= starves_at(job, self._policy)
+        keys = [(key(job, self._now, self._policy, self._ranks, self._estimates), job) for job in queue]
+        keys.sort(key=itemgetter(0))
+        for found, job in keys:
+            if found[0]:
+                break
+            self._starved.add(job.id)
+        return [job for _, job in keys]
 
     def _stays_within_share(self, job: Job) -> bool:
         return self._accounts.held.get(job.tenant, 0) + job.demand.width <= self._shares[job.tenant]
@@ -114,21 +122,29 @@ class Planner:
             return
         if self._fifo and self._head:
             self._wait(job, partial(why.behind, self._head))
-            return
-        if refusal := self._accounts.refusal(job, kind.demand.width):
+        elif refusal := self._accounts.refusal(job, kind.demand.width):
             self._wait(job, lambda: refusal)
-            return
+        else:
+            self._place(job, kind)
+
+    def _place(self, job: Job, kind: Kind) -> None:
         ends_s = self._now + self._estimates.ends_after_s(job, job.ran_s) - job.ran_s
+        mark = id(kind), job.tenant, job.priority, job.attained, job.id in self._starved, ends_s <= self.room.reservations.first_s
+        if mark in self._hopeless and not self._may_reserve(job):
+            self._wait(job)
+            return
         for size in (kind, *self._smaller_kinds(job)):
             if (found := self.room.find(size, ends_s)) is not None:
                 self._start(job, size, found, ends_s)
                 return
         self._blocked = True
-        self._wait(job, partial(self._why_waiting, job, kind))
+        self._wait(job, None if kind.demand is job.demand else partial(self._why_waiting, job, kind))
         if self._fifo:
             self._head = job.id
-        else:
-            self._make_room(job, kind)
+        elif self._make_room(job, kind):
+            self._hopeless.clear()
+        elif not job.smaller:
+            self._hopeless.add(mark)
 
     def _smaller_kind(self, job: Job) -> Kind | None:
         """For a gang that nodes are missing for: what of it is tried now, or None, and the reason is told."""
@@ -159,24 +175,27 @@ class Planner:
         placement = self.room.grid.named(found)
         self.starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.usable, placement)))
 
-    def _wait(self, job: Job, reason: Callable[[], str]) -> None:
+    def _wait(self, job: Job, reason: Callable[[], str] | None = None) -> None:
+        """`reason`: None if it is the usual one."""
         self._waiting.append(job)
-        self._reasons[job.id] = reason
+        if reason is not None:
+            self._reasons[job.id] = reason
 
-    def _make_room(self, job: Job, kind: Kind) -> None:
-        """Others shrink for it, else others leave, else a place is kept for it; or none of it."""
+    def _make_room(self, job: Job, kind: Kind) -> bool:
+        """Others shrink for it, else others leave, else a place is kept for it; or none of it: False."""
         if (found := self.room.find_soon(kind)) is not None:
             self._clear(job, kind, found, ())
         elif (given := self.room.shrink(kind)) is not None:
             self._resizes += [self._resize(run, held, job.id) for run, held in given[0]]
             self._clear(job, kind, given[1], [run.job.id for run, _ in given[0]])
         elif not self._preemptive:
-            self._reserve(job, kind, None)
+            return self._reserve(job, kind, None)
         else:
             claim = self._claim(job, kind.demand)
             if not self._evict(job, kind, claim):
                 self._claims.add(claim)
-                self._reserve(job, kind, claim)
+                return self._reserve(job, kind, claim)
+        return True
 
     def _evict(self, job: Job, kind: Kind, claim: Claim) -> bool:
         found = self.room.evict(kind, claim, self._policy.gain_factor, self._tenants())
@@ -212,24 +231,30 @@ class Planner:
         placement = self.room.grid.named(place)
         return Resize(job_id=run.job.id, workers=sum(count for _, count in place), placement=placement, for_job=for_job)
 
-    def _reserve(self, job: Job, kind: Kind, claim: Claim | None) -> None:
+    def _may_reserve(self, job: Job) -> bool:
+        """Whether a place may be kept for it."""
         if len(self.room.reservations) >= self._policy.max_reservations:
-            return
+            return False
         due_s = job.queued_s + self._policy.reserve_after_s
-        if self._now < due_s and not self._is_starved(job):
+        if self._now < due_s and job.id not in self._starved:
             self._changes.append(due_s)
-            return
-        found = self.room.reserve(kind, claim, self._tenants())
-        if found is not None:
-            start_s, place = found
-            self._reservations.append(Reservation(job_id=job.id, start_s=start_s, placement=self.room.grid.named(place)))
-            self._reasons[job.id] = lambda: self._why_waiting(job, kind) + why.reserved(start_s - self._now)
-            self._changes += [time_s for time_s, *_ in self.room.releases if self._now < time_s <= start_s]
+            return False
+        return True
+
+    def _reserve(self, job: Job, kind: Kind, claim: Claim | None) -> bool:
+        found = self.room.reserve(kind, claim, self._tenants()) if self._may_reserve(job) else None
+        if found is None:
+            return False
+        start_s, place = found
+        self._reservations.append(Reservation(job_id=job.id, start_s=start_s, placement=self.room.grid.named(place)))
+        self._reasons[job.id] = lambda: self._why_waiting(job, kind) + why.reserved(start_s - self._now)
+        self._changes += [time_s for time_s, *_ in self.room.releases if self._now < time_s <= start_s]
+        return True
 
     def _claim(self, job: Job, demand: Demand) -> Claim:
         overshoot, rank = self._footing(job.tenant)
         return Claim(
-            self._is_starved(job), job.priority, job.tenant, level(job.attained, self._policy), overshoot + demand.width, rank
+            job.id in self._starved, job.priority, job.tenant, level(job.attained, self._policy), overshoot + demand.width, rank
         )  # fmt: skip
 
     def _footing(self, tenant: str) -> Footing:
@@ -242,7 +267,8 @@ class Planner:
 
     # what is told
 
-    def _why_waiting(self, job: Job, kind: Kind) -> str:
+    def _why_waiting(self, job: Job, kind: Kind | None = None) -> str:
+        kind = kind or self.room.kind(job.demand)
         usable, grid = self._cluster.usable, self.room.grid
         allowed = [i for i in range(len(usable)) if kind.allowed >> i & 1]
         started = [start.job_id for start in self.starts]
@@ -252,7 +278,7 @@ class Planner:
 
     def _next_change(self) -> float | None:
         if not self._fifo:
-            self._changes += [starves_at(job, self._policy) for job in self._waiting]
+            self._changes += [starves_at(job, self._policy) for job in self._waiting if job.id not in self._starved]
         if self._used and self._waiting:
             self._changes.append(ranks_change_at(self._policy, self._used, self._accounts.held, self._now))
         if self._blocked and not self._fifo:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Job, Node, Placement, Standing
 
 
 class Reasons(Mapping[str, str]):
-    """Sentences that are made as they are read: most are not."""
+    """Sentences of all jobs that wait, made as they are read: most are not."""
 
-    def __init__(self, made: Mapping[str, Callable[[], str]]) -> None:
-        self._made = made
+    def __init__(self, waiting: Sequence[Job], special: Mapping[str, Callable[[], str]], other: Callable[[Job], str]) -> None:
+        """`special`: of some of the jobs, by id; `other`: of each of the rest."""
+        self._waiting, self._special, self._other = waiting, special, other
 
     def __getitem__(self, job_id: str) -> str:
-        return self._made[job_id]()
+        if job_id in self._special:
+            return self._special[job_id]()
+        return self._other(self._jobs[job_id])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._made)
+        return (job.id for job in self._waiting)
 
     def __len__(self) -> int:
-        return len(self._made)
+        return len(self._waiting)
+
+    @cached_property
+    def _jobs(self) -> dict[str, Job]:
+        return {job.id: job for job in self._waiting}
 
     def __repr__(self) -> str:
         return repr(dict(self))

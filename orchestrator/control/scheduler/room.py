@@ -51,8 +51,11 @@ class Room:
         self._by_claim: dict[Claim, list[Victim]] = {}
         self._refused: set[tuple[Claim | None, Demand]] = set()
         self._gone: set[str] = set()
+        places = cluster.memo.setdefault("places", {})
         for run in running:
-            held = self.grid.indexed(run.placement)
+            held = places.get(run.placement)
+            if held is None:
+                held = places[run.placement] = self.grid.indexed(run.placement)
             self.grid.take(run.job.demand, held)
             (self._leaving if run.leaving else self._runs).append((run, held))
         for run, held in sorted((row for row in self._runs if row[0].growing), key=lambda row: row[0].job.id):
@@ -73,8 +76,8 @@ class Room:
             return None
         found = self.reservations.place(kind.demand, kind.allowed, kind.on_one, ends_s)
         if found is None:
-            kind.crowded = kind.full and bool(self.reservations)
             kind.full = True
+            kind.crowded = ends_s <= self.reservations.first_s or place(self.grid, kind.demand, kind.allowed, kind.on_one) is None
         return found
 
     def start(self, job: Job, demand: Demand, taken: Place, ends_s: float) -> None:

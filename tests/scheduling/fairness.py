@@ -148,9 +148,10 @@ def holders_after(moment: Moment, plan: Plan) -> list[Holder]:
 
 
 def may_start(moment: Moment, plan: Plan) -> Iterator[Job]:
-    """The jobs that wait in their order, but those that quota, or missing nodes, keep waiting."""
+    """The jobs that wait in their order, but those that quota, or missing nodes, keep waiting. For what is reserved quota is kept too."""
     jobs, started = {job.id: job for job in moment.queue}, {start.job_id for start in plan.starts}
     holders = holders_after(moment, plan)
+    holders += [(jobs[kept.job_id], jobs[kept.job_id].demand.num_workers) for kept in plan.reservations]
     for name in plan.order:
         job = jobs[name]
         tenant = moment.policy.tenants.get(job.tenant, Tenant())

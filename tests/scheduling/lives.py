@@ -163,7 +163,7 @@ def protected_between_evictions(told: Story, life: Life) -> Iterator[str]:
         if event.what == "started":
             since[event.job_id] = event.at_s
         if event.what == "evicted":
-            least = told.policy.min_run_s * 2 ** times.get(event.job_id, 0)
+            least = told.policy.min_run_s * 2 ** min(times.get(event.job_id, 0), told.policy.max_doublings)
             if event.at_s - since[event.job_id] < least:
                 yield f"{event.job_id} is evicted at {event.at_s}, it started at {since[event.job_id]}; {least} s are its own"
             times[event.job_id] = times.get(event.job_id, 0) + 1

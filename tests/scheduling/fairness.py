@@ -70,8 +70,8 @@ def no_tenant_waits_below_its_share(moment: Moment, plan: Plan) -> Iterator[str]
 
 
 def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
-    """By more than expected run times: starved, then by priority, then a tenant that holds less than its share even with all that starts,
-    and used less for its weight than the other, then, where the policy preempts, by level of attained service."""
+    """By more than expected run times: starved, then by priority, then a tenant that would hold no more than its share with it and all
+    that starts, and used less for its weight than the other, then, where the policy preempts, by level of attained service."""
     policy, now = moment.policy, moment.now
     if policy.mode == "fifo":
         return (one.queued_s, one.id) < (other.queued_s, other.id)
@@ -80,7 +80,7 @@ def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
     if one.priority != other.priority:
         return one.priority > other.priority
     if one.tenant != other.tenant:
-        return below_share(moment, plan, one.tenant) and used(moment, one.tenant) < used(moment, other.tenant)
+        return below_share(moment, plan, one) and used(moment, one.tenant) < used(moment, other.tenant)
     return policy.mode == "preemptive" and level(policy, one.attained) < level(policy, other.attained)
 
 
@@ -94,8 +94,14 @@ def level(policy: Policy, attained: float) -> int:
     return sum(attained >= bound for bound in policy.levels)
 
 
-def below_share(moment: Moment, plan: Plan, tenant: str) -> bool:
-    return width_of(holders_after(moment, plan), tenant) < shares(moment)[tenant] - 1e-6
+def below_share(moment: Moment, plan: Plan, job: Job) -> bool:
+    return width_of(holders_after(moment, plan), job.tenant) + job.demand.width < shares(moment)[job.tenant] + 1e-6
+
+
+def above_share(moment: Moment, tenant: str, more: int = 0) -> float:
+    """Width that a tenant holds above its share, with so much more; what leaves is not counted."""
+    holders = [(run.job, run.workers) for run in moment.running if not run.leaving]
+    return width_of(holders, tenant) + more - shares(moment)[tenant]
 
 
 def shares(moment: Moment) -> dict[str, float]:
@@ -142,9 +148,10 @@ def holders_after(moment: Moment, plan: Plan) -> list[Holder]:
 
 
 def may_start(moment: Moment, plan: Plan) -> Iterator[Job]:
-    """The jobs that wait in their order, but those that quota, or missing nodes, keep waiting."""
+    """The jobs that wait in their order, but those that quota, or missing nodes, keep waiting. For what is reserved quota is kept too."""
     jobs, started = {job.id: job for job in moment.queue}, {start.job_id for start in plan.starts}
     holders = holders_after(moment, plan)
+    holders += [(jobs[kept.job_id], jobs[kept.job_id].demand.num_workers) for kept in plan.reservations]
     for name in plan.order:
         job = jobs[name]
         tenant = moment.policy.tenants.get(job.tenant, Tenant())

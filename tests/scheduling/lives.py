@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from hypothesis import strategies as st
-from scheduling.fairness import level, starved
+from scheduling.fairness import above_share, level, starved
 from scheduling.forms import restored, stored
 from scheduling.machine import Event, Impossible, Machine
 from scheduling.oracle import feasible, fits, rooms
@@ -55,7 +55,7 @@ def story(rng: Random, mode: str | None = None, *, calmly: bool = False) -> Stor
     jobs, at = [], 0.0
     for number in range(rng.randint(1, 12)):
         at += rng.choice((0, 0, 60, 600, HOUR))
-        needs = float(rng.choice((60, 300, 600, HOUR, 3 * HOUR, 12 * HOUR)))
+        needs = float(rng.choice((60, 600, HOUR, 3 * HOUR, 12 * HOUR, 40 * HOUR)))
         one = job(rng, f"j{number}", nodes)
         if calmly:
             one = replace(one, limit_s=needs, smaller=(), larger=())
@@ -163,15 +163,15 @@ def protected_between_evictions(told: Story, life: Life) -> Iterator[str]:
         if event.what == "started":
             since[event.job_id] = event.at_s
         if event.what == "evicted":
-            least = told.policy.min_run_s * 2 ** times.get(event.job_id, 0)
+            least = told.policy.min_run_s * 2 ** min(times.get(event.job_id, 0), told.policy.max_doublings)
             if event.at_s - since[event.job_id] < least:
                 yield f"{event.job_id} is evicted at {event.at_s}, it started at {since[event.job_id]}; {least} s are its own"
             times[event.job_id] = times.get(event.job_id, 0) + 1
 
 
 def no_eviction_is_returned(told: Story, life: Life) -> Iterator[str]:
-    """Who was evicted for a job does not evict it in turn, unless the two have changed places in between by what only goes one way: the
-    other has fallen below it by its attained service, or it is starved now; or their tenants have, by what they used."""
+    """Who was evicted for a job does not evict it in turn, unless the two have changed places in between: the other has fallen below it by
+    its attained service, it is starved now, or the other's tenant has come to be further above its share than its own would be."""
     before: set[tuple[str, str]] = set()
     for moment, plan in life.plans:
         for order in plan.preempts:
@@ -183,12 +183,11 @@ def no_eviction_is_returned(told: Story, life: Life) -> Iterator[str]:
 def _changed_places(moment: Moment, waiting: str, running: str) -> bool:
     one = next(job for job in moment.queue if job.id == waiting)
     run = next(run for run in moment.running if run.job.id == running)
-    if one.tenant != run.job.tenant:
+    if starved(one, moment.now, moment.policy) or one.priority > run.job.priority:
         return True
-    return starved(one, moment.now, moment.policy) or (-one.priority, level(moment.policy, one.attained)) < (
-        -run.job.priority,
-        level(moment.policy, run.attained(moment.now)),
-    )
+    if one.tenant != run.job.tenant and above_share(moment, one.tenant, one.demand.width) < above_share(moment, run.job.tenant):
+        return True
+    return level(moment.policy, one.attained) < level(moment.policy, run.attained(moment.now))
 
 
 def head_keeps_its_promise(told: Story, life: Life) -> Iterator[str]:

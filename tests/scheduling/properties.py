@@ -207,11 +207,11 @@ def victims_make_room(moment: Moment, plan: Plan) -> Findings:
 
 
 def nothing_is_left_to_do(moment: Moment, plan: Plan) -> Findings:
-    """Once a plan is applied, the next at the same time has no orders, but for the start of a job that others have shrunk for."""
+    """Once a plan is applied, the next at the same time has no orders, but for starts in the place that others have shrunk from."""
     after = applied(moment, plan)
     second = after.plan()
-    served = {order.for_job for order in plan.resizes}
-    if [start for start in second.starts if start.job_id not in served] or second.preempts or second.resizes:
+    shrunk = any(order.for_job for order in plan.resizes)
+    if (second.starts and not shrunk) or second.preempts or second.resizes:
         yield f"then {told(second)}"
 
 

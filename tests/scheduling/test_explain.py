@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from scheduling.oracle import fits, held, lost, open_nodes, possible, rooms, stays_together
-from scheduling.strategies import Moment, moment
+from scheduling.strategies import Moment, moment, moments
 
 from orchestrator.control.scheduler import explain
 from orchestrator.control.scheduler.model import Explanation, Job, Plan
@@ -119,6 +120,15 @@ def test_with_the_number_of_workers_that_is_told_it_would_start_and_with_none_ab
         return job.id in {start.job_id for start in planned_with(at, fewer).starts}
 
     assert told.with_workers == next((size for size in sizes if starts(size)), None)
+
+
+@QUICK
+@given(moments())
+def test_first_in_first_out_nobody_is_told_an_earlier_start_than_those_ahead(at: Moment):
+    at = replace(at, policy=replace(at.policy, mode="fifo"))
+    jobs = {job.id: job for job in at.queue}
+    waiting = [told for told in (asked_of(at, jobs[name]) for name in at.plan().order) if told.start_s is not None]
+    assert all(one.start_s <= other.start_s for one, other in pairwise(waiting))
 
 
 def _whole(job: Job, size: int) -> bool:

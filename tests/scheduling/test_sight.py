@@ -8,41 +8,20 @@ from typing import Any
 
 import pytest
 from scheduling import properties
+from scheduling.by_hand import BATCH, PREEMPTIVE, TWO, job, moment, need, node, run
 from scheduling.strategies import NOW, Moment
 
 from orchestrator.control.scheduler.model import (
-    CPU_UNITS,
     ClusterView,
-    Demand,
     Job,
-    Node,
     Plan,
     Policy,
     Preempt,
     Reservation,
     Resize,
-    Run,
     Start,
     Tenant,
 )
-
-
-def node(name: str, gpus: int = 4, **more: Any) -> Node:
-    return Node(id=name, cpu_units=16 * CPU_UNITS, gpus=gpus, **more)
-
-
-def need(workers: int, **more: Any) -> Demand:
-    return Demand(num_workers=workers, cpu_units=CPU_UNITS, gpus=1, **more)
-
-
-def job(name: str, workers: int, waits: float = 60.0, **more: Any) -> Job:
-    demand = more.pop("demand", need(workers))
-    return Job(id=name, demand=demand, submitted_s=NOW - waits, queued_s=NOW - waits, **more)
-
-
-def run(name: str, *placement: tuple[str, int], ran: float = 7200.0, **more: Any) -> Run:
-    about = {key: more.pop(key) for key in ("preemptible", "preemptions", "smaller", "larger", "tenant", "resized_s") if key in more}
-    return Run(job=job(name, sum(count for _, count in placement), ran, **about), placement=placement, started_s=NOW - ran, **more)
 
 
 @dataclass
@@ -53,15 +32,6 @@ class Fixed:
 
     def __call__(self, cluster: ClusterView, queue: Any, running: Any, usage: Any, now: float, policy: Policy) -> Plan:
         return self.plan
-
-
-TWO = ClusterView(nodes=(node("n0"), node("n1")))
-PREEMPTIVE = Policy(mode="preemptive")
-BATCH = Policy(mode="batch")
-
-
-def moment(*queue: Job, running: tuple[Run, ...] = (), cluster: ClusterView = TWO, policy: Policy = BATCH) -> Moment:
-    return Moment(cluster=cluster, queue=queue, running=running, policy=policy)
 
 
 def starts(*places: tuple[str, tuple[tuple[str, int], ...]], **more: Any) -> Plan:

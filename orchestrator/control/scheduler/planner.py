@@ -17,10 +17,10 @@ from typing import Any
 from orchestrator.control.scheduler import reasons as why
 from orchestrator.control.scheduler.admit import Accounts, ranks_change_at, shares, tenant_ranks, used_by_tenant
 from orchestrator.control.scheduler.estimate import Estimates
-from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Preempt, Reservation, Resize, Run, Start, Usage
+from orchestrator.control.scheduler.model import ClusterView, Job, Plan, Policy, Preempt, Reservation, Resize, Run, Start, Usage
 from orchestrator.control.scheduler.order import fifo_key, key, level, starves_at
 from orchestrator.control.scheduler.place import Place
-from orchestrator.control.scheduler.preempt import ALONE, Claim, Footing
+from orchestrator.control.scheduler.preempt import Claim, Footing
 from orchestrator.control.scheduler.resize import due_s
 from orchestrator.control.scheduler.room import Kind, Room
 
@@ -196,7 +196,7 @@ class Planner:
         elif not self._preemptive:
             return self._reserve(job, kind, None)
         else:
-            claim = self._claim(job, kind.demand)
+            claim = self._claim(job)
             if not self._evict(job, kind, claim):
                 self._claims.add(claim)
                 return self._reserve(job, kind, claim)
@@ -257,19 +257,14 @@ class Planner:
         self._changes += [time_s for time_s, *_ in self.room.releases if self._now < time_s <= start_s]
         return True
 
-    def _claim(self, job: Job, demand: Demand) -> Claim:
-        overshoot, rank = self._footing(job.tenant)
-        return Claim(
-            job.id in self._starved, job.priority, job.tenant, level(job.attained, self._policy), overshoot + demand.width, rank
-        )  # fmt: skip
-
-    def _footing(self, tenant: str) -> Footing:
-        if not self._shares:
-            return ALONE
-        return self._accounts.held.get(tenant, 0) - self._shares[tenant], self._ranks[tenant]
+    def _claim(self, job: Job) -> Claim:
+        within = not self._shares or self._stays_within_share(job)
+        rank = self._ranks.get(job.tenant, 0)
+        return Claim(job.id in self._starved, job.priority, job.tenant, level(job.attained, self._policy), within, rank)
 
     def _tenants(self) -> dict[str, Footing]:
-        return {name: self._footing(name) for name in self._shares}
+        held = self._accounts.held
+        return {name: (held.get(name, 0) > share, self._ranks[name]) for name, share in self._shares.items()}
 
     # what is told
 
@@ -291,5 +286,5 @@ class Planner:
             self._changes += [due_s(run, self._policy.resize_interval_s) for run, _ in self.room.runs if run.job.smaller]
         tenants = self._tenants()
         for claim in self._claims:
-            self._changes += self.room.evictable_at(claim, tenants)
+            self._changes.append(self.room.victims.next_at(claim, tenants))
         return min((time for time in self._changes if self._now < time < math.inf), default=None)

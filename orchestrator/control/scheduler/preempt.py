@@ -7,8 +7,9 @@ more, or of a lower level of attained service. Expected run times alone are neve
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from orchestrator.control.scheduler.model import Demand, Policy, Run
@@ -25,15 +26,16 @@ class Claim:
     priority: int
     tenant: str
     level: int
-    overshoot: float = -math.inf
-    """Width that its tenant would hold above its share with the job."""
+    within_share: bool = True
+    """Its tenant would hold no more than its share with the job."""
     rank: int = 0
     """Of its tenant."""
 
 
-Footing = tuple[float, int]
-"""(width that a tenant holds above its share, its rank)."""
-ALONE: Footing = (-math.inf, 0)
+Footing = tuple[bool, int]
+"""(whether a tenant holds more than its share, its rank)."""
+ALONE: Footing = (False, 0)
+ANY_LEVEL = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,21 @@ class Victim:
     """Service that would be lost."""
     free_from_s: float
     """Until then it is left alone."""
+    service: float = 0.0
+    """What it has had."""
+
+    def leaves_level_s(self, level: int, policy: Policy) -> float:
+        """When the run has had the service of that level."""
+        return self.run.started_s + (policy.levels[level] - self.run.job.attained) / self.run.width
 
     @property
     def key(self) -> tuple[float, float, str]:
         """The cheapest first, of those the one with the most service."""
-        return self.cost, -self.run.job.attained, self.run.job.id
+        return self.cost, -self.service, self.run.job.id
+
+
+Held = tuple[Victim, int]
+"""(run, its workers on a node)."""
 
 
 def protected_until(run: Run, policy: Policy) -> float:
@@ -70,25 +82,31 @@ def cost(run: Run, now: float) -> float:
     return run.width * (max(0.0, now - saved_s) + run.save_s + run.restart_s)
 
 
-def evictable_from(claim: Claim, victim: Victim, policy: Policy, footing: Footing) -> float:
-    """From when the claim is good against the run; infinite: never. `footing`: of the run's tenant.
+def level_to_leave(claim: Claim, priority: int, tenant: str, footing: Footing, policy: Policy) -> int | None:
+    """The level that a run has to have left before the claim is good against it; None: the claim never is. `footing`: of the run's tenant.
 
     It is good only if the job will still come before the run when that waits, so that nobody leaves in vain, or in a circle.
     """
-    job, (overshoot, rank) = victim.run.job, footing
-    if claim.starved or claim.priority > job.priority:
-        return victim.free_from_s
-    if claim.priority < job.priority or (claim.overshoot > 0.0 and (claim.tenant != job.tenant or overshoot <= 0.0)):
-        return math.inf
-    if claim.tenant != job.tenant:
-        if overshoot > 0.0:
-            return victim.free_from_s
+    over_share, rank = footing
+    if claim.starved or claim.priority > priority:
+        return ANY_LEVEL
+    if claim.priority < priority or (not claim.within_share and (claim.tenant != tenant or not over_share)):
+        return None
+    if claim.tenant != tenant:
+        if over_share:
+            return ANY_LEVEL
         if claim.rank >= rank:
-            return math.inf
-    if claim.level >= len(policy.levels):
+            return None
+    return claim.level if claim.level < len(policy.levels) else None
+
+
+def evictable_from(claim: Claim, victim: Victim, policy: Policy, footing: Footing) -> float:
+    """From when the claim is good against the run; infinite: never."""
+    job = victim.run.job
+    level = level_to_leave(claim, job.priority, job.tenant, footing, policy)
+    if level is None:
         return math.inf
-    leaves_level_s = victim.run.started_s + (policy.levels[claim.level] - job.attained) / victim.run.width
-    return max(victim.free_from_s, leaves_level_s)
+    return victim.free_from_s if level == ANY_LEVEL else max(victim.free_from_s, victim.leaves_level_s(level, policy))
 
 
 def cheapest(
@@ -132,9 +150,8 @@ def _minimal(grid: Grid, demand: Demand, among: int, chosen: list[Victim], on_on
     return kept, place(after, demand, among, on_one) or found
 
 
-def by_node(victims: Iterable[Victim], among: int) -> dict[int, list[tuple[Victim, int]]]:
-    """(run, workers there) of each node."""
-    found: dict[int, list[tuple[Victim, int]]] = {}
+def by_node(victims: Iterable[Victim], among: int) -> dict[int, list[Held]]:
+    found: dict[int, list[Held]] = {}
     for victim in victims:
         for i, workers in victim.place:
             if among >> i & 1:
@@ -143,40 +160,81 @@ def by_node(victims: Iterable[Victim], among: int) -> dict[int, list[tuple[Victi
 
 
 def _on_one(grid: Grid, demand: Demand, among: int, victims: list[Victim]) -> list[Victim] | None:
-    """Those of one node that free enough at the least cost (a covering knapsack for each node, in whole GPUs)."""
-    gpus, cpus = demand.num_workers * demand.gpus, demand.num_workers * demand.cpu_units
-    candidates = []
-    for i, held in by_node(victims, among).items():
-        free = max(0, grid.gpus[i])
-        freed = [(victim, workers * victim.run.job.demand.gpus, workers * victim.run.job.demand.cpu_units) for victim, workers in held]
-        if free + sum(count for _, count, _ in freed) >= gpus and grid.cpus[i] + sum(units for *_, units in freed) >= cpus:
-            unit = min((victim.cost / count for victim, count, _ in freed if count), default=0.0)
-            candidates.append((unit * (gpus - free), i, gpus - free, freed))
-    best: tuple[float, int, float, tuple[str, ...]] | None = None
-    chosen: list[Victim] | None = None
-    for bound, i, missing, freed in sorted(candidates, key=lambda row: row[:2]):
-        if best is not None and bound > best[0]:
-            break
-        found = _cover([(victim, count) for victim, count, _ in freed], missing)
-        if grid.cpus[i] + sum(units for victim, _, units in freed if victim in found) < cpus:
-            found = [victim for victim, *_ in freed]
-        score = _score(found)
-        if best is None or score < best:
-            best, chosen = score, found
-    return chosen
+    held = by_node(victims, among)
+    found = Search(grid, demand, held, lambda i: held[i]).best(among)
+    return None if found is None else found[1]
+
+
+class Search:
+    """For those of one node that free enough for a gang at the least cost; of equal cost the fewest, then those with the most service.
+
+    Nodes are looked at in the order of a bound on the cost, so that few of them have to be; what changed can be looked at again.
+    """
+
+    def __init__(self, grid: Grid, demand: Demand, nodes: Iterable[int], held: Callable[[int], list[Held]]) -> None:
+        """`held`: who may leave a node."""
+        self._grid, self._held = grid, held
+        self._gpus, self._cpus = demand.num_workers * demand.gpus, demand.num_workers * demand.cpu_units
+        self._heap: list[tuple[float, int, float, int, int, list[Victim] | None]] = []
+        """(cost, number, minus the most service, node, version of the node, who leaves or None while these are bounds)."""
+        self._versions: dict[int, int] = {}
+        for i in nodes:
+            self.look_again(i)
+
+    def look_again(self, i: int) -> None:
+        self._versions[i] = version = self._versions.get(i, 0) + 1
+        held = self._held(i)
+        gpus = units = most = 0
+        unit, service = math.inf, 0.0
+        for victim, workers in held:
+            demand = victim.run.job.demand
+            count = workers * demand.gpus
+            gpus, units, most = gpus + count, units + workers * demand.cpu_units, max(most, count)
+            if count:
+                unit = min(unit, victim.cost / count)
+                service = max(service, victim.service)
+        free = max(0, self._grid.gpus[i])
+        if held and free + gpus >= self._gpus and self._grid.cpus[i] + units >= self._cpus:
+            missing = max(0, self._gpus - free)
+            bound = (unit * missing, -(-missing // most)) if missing else (0.0, 0)
+            heapq.heappush(self._heap, (*bound, -service, i, version, None))
+
+    def best(self, among: int) -> tuple[int, list[Victim]] | None:
+        """(node, who leaves it)."""
+        while self._heap:
+            total, number, service, i, version, chosen = heapq.heappop(self._heap)
+            if version != self._versions[i] or not among >> i & 1:
+                continue
+            if chosen is not None:
+                return i, chosen
+            chosen = self._choose(i)
+            cost = math.fsum(victim.cost for victim in chosen)
+            heapq.heappush(self._heap, (max(cost, total), max(len(chosen), number), service, i, version, chosen))
+        return None
+
+    def _choose(self, i: int) -> list[Victim]:
+        held = sorted(self._held(i), key=lambda row: row[0].key)
+        missing = self._gpus - max(0, self._grid.gpus[i])
+        found = _cover([(victim, workers * victim.run.job.demand.gpus) for victim, workers in held], missing)
+        units = {victim.run.job.id: workers * victim.run.job.demand.cpu_units for victim, workers in held}
+        missing = self._cpus - self._grid.cpus[i] - sum(units[victim.run.job.id] for victim in found)
+        if missing > 0:  # CPUs are what it lacks: who else leaves
+            for victim, _ in held:
+                if missing > 0 and victim not in found:
+                    found.append(victim)
+                    missing -= units[victim.run.job.id]
+        return found
 
 
 def _score(victims: list[Victim]) -> tuple[float, int, float, tuple[str, ...]]:
     """The smaller the better: cost, number, and the most service attained."""
     total = math.fsum(victim.cost for victim in victims)
-    return total, len(victims), -math.fsum(victim.run.job.attained for victim in victims), tuple(victim.run.job.id for victim in victims)
+    return total, len(victims), -math.fsum(victim.service for victim in victims), tuple(victim.run.job.id for victim in victims)
 
 
-def _cover(held: list[tuple[Victim, int]], missing: int) -> list[Victim]:
-    """The cheapest of them that free at least `missing` GPUs together."""
-    if missing <= 0:
-        return [victim for victim, count in held if not count]
-    best: list[tuple[float, int, tuple[int, ...]] | None] = [(0.0, 0, ()), *([None] * missing)]
+def _cover(held: list[Held], missing: int) -> list[Victim]:
+    """The cheapest of them that free at least `missing` GPUs together (a covering knapsack, in whole GPUs)."""
+    best: list[tuple[float, int, tuple[int, ...]] | None] = [(0.0, 0, ()), *([None] * max(0, missing))]
     for number, (victim, count) in enumerate(held):
         for covered in range(missing, 0, -1):
             base = best[max(0, covered - count)]
@@ -185,51 +243,62 @@ def _cover(held: list[tuple[Victim, int]], missing: int) -> list[Victim]:
                 present = best[covered]
                 if present is None or offer < present:
                     best[covered] = offer
-    chosen = best[missing]
+    chosen = best[-1]
     return [held[number][0] for number in chosen[2]] if chosen is not None else []
 
 
 def _on_whole_nodes(grid: Grid, demand: Demand, among: int, victims: list[Victim]) -> list[Victim]:
     """Those of the nodes that are cleared at the least cost. Nodes are chosen one after the other, which is not always the best where runs
     hold several nodes: so it is tried as well with each of the cheapest of these gone from the beginning."""
-    wide = [victim for victim in victims if len(victim.place) > 1]
-    seeds = [[], *([victim] for victim in sorted(wide, key=lambda victim: victim.cost / victim.run.width)[:_SEEDS])]
-    return min((_node_after_node(grid, demand, among, victims, seed) for seed in seeds), key=_score)
+    clearing = _Clearing(grid, demand, among, victims)
+    wide = sorted((victim for victim in victims if len(victim.place) > 1), key=lambda victim: victim.cost / victim.run.width)
+    return min((clearing.node_after_node(seed) for seed in [[], *([victim] for victim in wide[:_SEEDS])]), key=_score)
 
 
-def _node_after_node(grid: Grid, demand: Demand, among: int, victims: list[Victim], gone: list[Victim]) -> list[Victim]:
-    """The last part of the gang may share its node. What a run that holds several nodes costs is counted by its share on each, and once in
-    all. Where that finds no place: all."""
-    held, after, left = by_node(victims, among), grid.copy(), demand.num_workers
-    chosen = {victim.run.job.id: victim for victim in gone}
-    for victim in gone:
-        after.give(victim.run.job.demand, victim.place)
-    open_to = _clearable(grid, held, among)
-    while not stays_on_one(grid, part := replace(demand, num_workers=left), among):
-        if not open_to:
-            return victims
-        i = min(open_to, key=lambda i: (_clearing(held.get(i, ()), chosen), -grid.cluster.usable[i].gpus, i))
-        for victim, _ in held.get(i, ()):
-            if victim.run.job.id not in chosen:
-                chosen[victim.run.job.id] = victim
-                after.give(victim.run.job.demand, victim.place)
-        open_to.discard(i)
-        among &= ~(1 << i)
-        left -= after.capacity(i, demand)
-    if place(after, part, among) is None:
-        others = [victim for victim in victims if victim.run.job.id not in chosen]
-        last = _on_one(after, part, among, others)
-        return victims if last is None else [*chosen.values(), *last]
-    return list(chosen.values())
+class _Clearing:
+    """Of whole nodes, for one gang."""
 
+    def __init__(self, grid: Grid, demand: Demand, among: int, victims: list[Victim]) -> None:
+        self._grid, self._demand, self._among, self._victims = grid, demand, among, victims
+        self._held = by_node(victims, among)
+        nodes = grid.cluster.usable
+        freed = {i: sum(workers * victim.run.job.demand.gpus for victim, workers in row) for i, row in self._held.items()}
+        self._clearable = [i for i in bits(among) if nodes[i].gpus and grid.gpus[i] + freed.get(i, 0) == nodes[i].gpus]
+        """Nodes on which all that holds GPUs may leave."""
+        self._cheapest = sorted(self._offer(i, {}) for i in self._clearable)
 
-def _clearable(grid: Grid, held: dict[int, list[tuple[Victim, int]]], among: int) -> set[int]:
-    """Nodes on which all that holds GPUs may leave."""
-    nodes = grid.cluster.usable
-    freed = {i: sum(workers * victim.run.job.demand.gpus for victim, workers in row) for i, row in held.items()}
-    return {i for i in bits(among) if nodes[i].gpus and grid.gpus[i] + freed.get(i, 0) == nodes[i].gpus}
+    def node_after_node(self, gone: list[Victim]) -> list[Victim]:
+        """The last part of the gang may share its node. What a run that holds several nodes costs is counted by its share on each, and once
+        in all. Where that finds no place: all."""
+        after, among, left = self._grid.copy(), self._among, self._demand.num_workers
+        chosen: dict[str, Victim] = {}
+        for victim in gone:
+            self._let_go(victim, chosen, after)
+        untaken = iter(self._cheapest)
+        first = next(untaken, None)
+        while not stays_on_one(after, part := replace(self._demand, num_workers=left), among):
+            while first is not None and not among >> first[-1] & 1:
+                first = next(untaken, None)
+            nodes = {i for victim in chosen.values() for i, _ in victim.place if among >> i & 1}.intersection(self._clearable)
+            offers = [self._offer(i, chosen) for i in nodes] + ([] if first is None else [first])
+            if not offers:
+                return self._victims
+            i = min(offers)[-1]
+            for victim, _ in self._held.get(i, ()):
+                self._let_go(victim, chosen, after)
+            among &= ~(1 << i)
+            left -= after.capacity(i, self._demand)
+        if place(after, part, among) is None:
+            last = _on_one(after, part, among, [victim for victim in self._victims if victim.run.job.id not in chosen])
+            return self._victims if last is None else [*chosen.values(), *last]
+        return list(chosen.values())
 
+    def _let_go(self, victim: Victim, chosen: dict[str, Victim], after: Grid) -> None:
+        if victim.run.job.id not in chosen:
+            chosen[victim.run.job.id] = victim
+            after.give(victim.run.job.demand, victim.place)
 
-def _clearing(held: Iterable[tuple[Victim, int]], chosen: dict[str, Victim]) -> float:
-    return math.fsum(victim.cost * workers / victim.run.workers for victim, workers in held if victim.run.job.id not in chosen)
-
+    def _offer(self, i: int, chosen: dict[str, Victim]) -> tuple[float, int, int]:
+        """(what clearing the node costs, minus its GPUs, node)."""
+        rest = ((victim, workers) for victim, workers in self._held.get(i, ()) if victim.run.job.id not in chosen)
+        return math.fsum(victim.cost * workers / victim.run.workers for victim, workers in rest), -self._grid.cluster.usable[i].gpus, i

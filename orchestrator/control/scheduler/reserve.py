@@ -9,7 +9,9 @@ if they are expected to end by then, or where its place is left to it.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 
 from orchestrator.control.scheduler.model import Demand
 from orchestrator.control.scheduler.place import Grid, Place, place
@@ -25,20 +27,28 @@ def earliest(
 
     `soon_s`: when `grid` is free; `on_one`: as in `place`.
     """
-    low, high = -1, len(releases)
-    found = place(_after(grid, releases, high), demand, among, on_one)
-    if found is None:
-        return None
-    while high - low > 1:
+    low, high, found = -1, 0, place(grid, demand, among, on_one)
+    while found is None:  # twice as many releases each time, until there is a place
+        if high == len(releases):
+            return None
+        low, high = high, min(len(releases), 2 * high + 16)
+        later = _after(grid, releases[low:high])
+        if (found := place(later, demand, among, on_one)) is None:
+            grid = later
+    while high - low > 1:  # `grid`: after `low` of them
         middle = (low + high) // 2
-        here = place(_after(grid, releases, middle), demand, among, on_one)
-        low, high, found = (middle, high, found) if here is None else (low, middle, here)
+        later = _after(grid, releases[low:middle])
+        here = place(later, demand, among, on_one)
+        if here is None:
+            low, grid = middle, later
+        else:
+            high, found = middle, here
     return (releases[high - 1][0] if high else soon_s), found
 
 
-def _after(grid: Grid, releases: Sequence[Release], count: int) -> Grid:
+def _after(grid: Grid, releases: Sequence[Release]) -> Grid:
     later = grid.copy()
-    for _, demand, released in releases[:count]:
+    for _, demand, released in releases:
         later.give(demand, released)
     return later
 
@@ -75,7 +85,7 @@ class Reservations:
         if found is None:
             return None
         start_s, chosen = found
-        later = _after(ledger, releases, sum(1 for time_s, *_ in releases if time_s <= start_s))
+        later = _after(ledger, releases[: bisect_right(releases, start_s, key=itemgetter(0))])
         later.take(demand, chosen)
         self._kept.append((start_s, demand, chosen))
         self._later.append(later)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Policy, Run, Standing
 from orchestrator.control.scheduler.place import Grid, Place, place, stays_on_one
-from orchestrator.control.scheduler.preempt import ALONE, Claim, Footing, Victim, cheapest, cost, evictable_from, protected_until
+from orchestrator.control.scheduler.preempt import ALONE, Claim, Footing, Victim, cheapest, evictable_from
 from orchestrator.control.scheduler.reserve import Release, Reservations
 from orchestrator.control.scheduler.resize import due_s, grow, larger_sizes, shrink, without
+from orchestrator.control.scheduler.victims import Victims
 
 
 @dataclass(slots=True)
@@ -45,11 +47,11 @@ class Room:
         self._soon: Grid | None = None
         self.reservations = Reservations(self.grid)
         self._kinds: dict[Demand, Kind] = {}
-        self._victims: list[Victim] = []
+        self._victims: Victims | None = None
         self._looked_at = 0
-        """So many of the runs have been asked whether they are victims."""
-        self._by_claim: dict[Claim, list[Victim]] = {}
-        self._refused: set[tuple[Claim | None, Demand]] = set()
+        """So many of the runs are among the victims."""
+        self._ends: dict[str, float] = {}
+        self._refused: set[tuple[Any, ...]] = set()
         self._gone: set[str] = set()
         places = cluster.memo.setdefault("places", {})
         for run in running:
@@ -84,6 +86,8 @@ class Room:
         self.grid.take(demand, taken)
         if self._soon is not None:
             self._soon.take(demand, taken)
+            if self._victims is not None:
+                self._victims.touched(taken)
         self.reservations.take(demand, taken, ends_s)
 
     @property
@@ -121,18 +125,24 @@ class Room:
 
     def evict(self, kind: Kind, claim: Claim, least_gain: float, tenants: Mapping[str, Footing]) -> tuple[list[Victim], Place] | None:
         """(who leaves for a gang, the place that it is promised); None if nobody may, or for no gain. `tenants`: what they are on."""
-        if (claim, kind.demand) in self._refused:
+        victims = self.victims
+        classes = victims.open_to(claim, tenants)
+        question = classes, kind.demand, claim.starved, claim.level
+        if not classes or question in self._refused:
             return None
-        may_leave = [victim for victim in self._evictable(claim, tenants) if victim.run.job.id not in self._gone]
-        among = kind.allowed & ~self.reservations.nodes
-        found = cheapest(self.soon, kind.demand, among, may_leave, kind.on_one) if may_leave else None
+        found, among = None, kind.allowed & ~self.reservations.nodes
+        if not kind.on_one:
+            found = cheapest(self.soon, kind.demand, among, victims.of(classes), on_one=False)
+        elif (on_one := victims.on_one(self.soon, kind.demand, among, classes)) is not None:
+            found = on_one[1], ((on_one[0], kind.demand.num_workers),)
         if found is None or not self._is_worth(kind.demand, claim, found[0], least_gain):
-            self._refused.add((claim, kind.demand))
+            self._refused.add(question)
+            victims.touched(() if found is None else found[1])
             return None
         for victim in found[0]:
             self._gone.add(victim.run.job.id)
             self.soon.give(victim.run.job.demand, victim.place)
-        self._by_claim.clear()  # tenants hold less than before
+            victims.leaves(victim)
         self._promise(kind.demand, found[1])
         return found
 
@@ -174,39 +184,29 @@ class Room:
         soon_s = self._now + self._policy.grace_s
         return self.reservations.reserve(kind.demand, kind.allowed, kind.on_one, self.soon, soon_s, self.releases)
 
-    def evictable_at(self, claim: Claim, tenants: Mapping[str, Footing]) -> list[float]:
-        """The times at which runs become evictable that are not yet."""
-        found = (evictable_from(claim, victim, self._policy, tenants.get(victim.run.job.tenant, ALONE)) for victim in self.victims)
-        return [time for time in found if time > self._now]
-
     @property
-    def victims(self) -> list[Victim]:
+    def victims(self) -> Victims:
+        if self._victims is None:
+            self._victims = Victims(self._now, self._policy)
         for run, held in self.runs[self._looked_at :]:
-            until = protected_until(run, self._policy)
-            if until < math.inf and held:
-                self._victims.append(Victim(run, held, cost(run, self._now), until))
+            self._victims.add(run, held)
         self._looked_at = len(self._runs)
         return self._victims
 
     def ends_s(self, run: Run) -> float:
         """When a run is expected to have ended."""
-        ran_s = run.job.ran_s + self._now - run.started_s
-        return self._now + self._estimates.ends_after_s(run.job, ran_s) - ran_s
+        found = self._ends.get(run.job.id)
+        if found is None:
+            ran_s = run.job.ran_s + self._now - run.started_s
+            found = self._ends[run.job.id] = self._now + self._estimates.ends_after_s(run.job, ran_s) - ran_s
+        return found
 
     def _promise(self, demand: Demand, promised: Place) -> None:
         self.soon.take(demand, promised)
         self.grid.narrow(self.soon, promised)
         self.reservations.take(demand, promised, math.inf)
-
-    def _evictable(self, claim: Claim, tenants: Mapping[str, Footing]) -> list[Victim]:
-        found = self._by_claim.get(claim)
-        if found is None:
-            found = self._by_claim[claim] = [
-                victim
-                for victim in self.victims
-                if evictable_from(claim, victim, self._policy, tenants.get(victim.run.job.tenant, ALONE)) <= self._now
-            ]
-        return found
+        if self._victims is not None:
+            self._victims.touched(promised)
 
     def _is_worth(self, demand: Demand, claim: Claim, victims: Sequence[Victim], least_gain: float) -> bool:
         """Whether the gang waits so much less that it pays for what is lost. One that is starved is not asked."""

@@ -26,7 +26,10 @@ def run(name, *bundles, price=1.0, **more):
 
 
 def victims(*runs):
-    return [Victim(each, tuple((int(node[1:]), count) for node, count in each.placement), cost(each, 2000.0), 0.0) for each in runs]
+    return [
+        Victim(each, tuple((int(node[1:]), count) for node, count in each.placement), cost(each, 2000.0), 0.0, each.attained(2000.0))
+        for each in runs
+    ]
 
 
 def cheapest_for(gpus, nodes, *runs):
@@ -61,8 +64,8 @@ def test_a_preemption_costs_what_was_not_saved_and_the_save_and_the_next_start()
     assert cost(run("r", (0, 8), price=62.0), 2000.0) == 8 * 62.0
 
 
-def claim(starved=False, priority=0, tenant="", level=0, overshoot=-math.inf, rank=0):
-    return Claim(starved, priority, tenant, level, overshoot, rank)
+def claim(starved=False, priority=0, tenant="", level=0, within=True, rank=0):
+    return Claim(starved, priority, tenant, level, within, rank)
 
 
 A, B, OLD = {"tenant": "a"}, {"tenant": "b"}, {"attained": 1e9}
@@ -78,12 +81,12 @@ A, B, OLD = {"tenant": "a"}, {"tenant": "b"}, {"attained": 1e9}
         (claim(priority=1), {}, ALONE, 1100.0),
         (claim(), {"priority": 1, **OLD}, ALONE, math.inf),
         (claim(starved=True), {"priority": 1}, ALONE, 1100.0),
-        (claim(**A, overshoot=-4.0, rank=1), B, (3.0, 0), 1100.0),  # within its share, against one that is over its own
-        (claim(**A, overshoot=1.0), B | OLD, (3.0, 1), math.inf),
-        (claim(**A, overshoot=-1.0), B | OLD, (-2.0, 1), 1100.0),  # both within: by level, if its tenant comes first
-        (claim(**A, overshoot=-1.0, rank=1), B | OLD, (-2.0, 0), math.inf),
-        (claim(**B, overshoot=5.0), B | OLD, (3.0, 0), 1100.0),  # of one tenant: by level
-        (claim(**B, overshoot=5.0), B | OLD, (0.0, 0), math.inf),  # the run would come back first, as its tenant stays within the share
+        (claim(**A, rank=1), B, (True, 0), 1100.0),  # within its share, against one that is over its own
+        (claim(**A, within=False), B | OLD, (True, 1), math.inf),
+        (claim(**A), B | OLD, (False, 1), 1100.0),  # both within: by level, if its tenant comes first
+        (claim(**A, rank=1), B | OLD, (False, 0), math.inf),
+        (claim(**B, within=False), B | OLD, (True, 0), 1100.0),  # of one tenant: by level
+        (claim(**B, within=False), B | OLD, (False, 0), math.inf),  # the run would come back first, as its tenant stays within the share
     ],
 )
 def test_whom_a_claim_is_good_against(claim, more, footing, expected):

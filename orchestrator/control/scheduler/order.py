@@ -35,9 +35,9 @@ def fifo_key(job: Job) -> Key:
     return job.queued_s, job.id
 
 
-def key(job: Job, now: float, policy: Policy, tenant_ranks: Mapping[str, int], estimates: Estimates) -> Key:
-    """The smaller, the earlier; the first part is 0 for a job that is starved."""
-    if now >= starves_at(job, policy):
+def key(job: Job, starved: bool, policy: Policy, tenant_ranks: Mapping[str, int], estimates: Estimates) -> Key:
+    """The smaller, the earlier."""
+    if starved:
         return 0, job.queued_s, job.id
     at = bisect_right(policy.levels, job.attained) if job.attained and policy.mode == "preemptive" else 0
     return 1, -job.priority, tenant_ranks.get(job.tenant, 0), at, remaining(job, estimates), job.submitted_s, job.id

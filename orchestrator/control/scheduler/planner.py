@@ -48,6 +48,8 @@ class Planner:
         self._used: dict[str, float] = {}
         self._ranks: dict[str, int] = {}
         self._starved: set[str] = set()
+        self._starves_s = math.inf
+        """When the next job of the queue starves."""
         self.queue = self._ordered(queue)
         self.starts: list[Start] = []
         self._preempts: list[Preempt] = []
@@ -104,12 +106,16 @@ class Planner:
                 wanted[job.tenant] = wanted.get(job.tenant, 0) + job.demand.width
             total = sum(node.gpus for node in self._cluster.usable)
             self._shares = shares(self._policy, total, wanted)
-        keys = [(key(job, self._now, self._policy, self._ranks, self._estimates), job) for job in queue]
+        now, policy, ranks, estimates = self._now, self._policy, self._ranks, self._estimates
+        keys = []
+        for job in queue:
+            starves_s = starves_at(job, policy)
+            if starves_s <= now:
+                self._starved.add(job.id)
+            elif starves_s < self._starves_s:
+                self._starves_s = starves_s
+            keys.append((key(job, starves_s <= now, policy, ranks, estimates), job))
         keys.sort(key=itemgetter(0))
-        for found, job in keys:
-            if found[0]:
-                break
-            self._starved.add(job.id)
         return [job for _, job in keys]
 
     def _stays_within_share(self, job: Job) -> bool:
@@ -127,7 +133,7 @@ class Planner:
             return
         if self._fifo and self.head:
             self._wait(job, partial(why.behind, self.head))
-        elif refusal := self._accounts.refusal(job, kind.demand.width):
+        elif self._policy.tenants and (refusal := self._accounts.refusal(job, kind.demand.width)):
             self._wait(job, lambda: refusal)
         else:
             self._place(job, kind)
@@ -278,8 +284,9 @@ class Planner:
         return reason + why.kept_out(usable, [usable[i] for i in allowed])
 
     def _next_change(self) -> float | None:
-        if not self._fifo:
-            self._changes += [starves_at(job, self._policy) for job in self._waiting if job.id not in self._starved]
+        if self.starts and not self._fifo:
+            self._starves_s = min((starves_at(job, self._policy) for job in self._waiting if job.id not in self._starved), default=math.inf)
+        self._changes.append(self._starves_s)
         if self._used and self._waiting:
             self._changes.append(ranks_change_at(self._policy, self._used, self._accounts.held, self._now))
         if self._blocked and not self._fifo:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 
 from orchestrator.control.scheduler.model import Demand, Policy, Run
@@ -45,8 +44,9 @@ class Victims:
         self._groups.setdefault((job.priority, job.tenant), []).append(victim)
         if until > self._now:
             return
-        levels = self._policy.levels
-        at = bisect_right(levels, self._now, key=lambda level: victim.leaves_level_s(levels.index(level), self._policy))
+        at, levels = 0, len(self._policy.levels)
+        while at < levels and victim.leaves_level_s(at, self._policy) <= self._now:
+            at += 1
         kind = 1 << self._classes.setdefault((job.priority, job.tenant, at), len(self._classes))
         for i, workers in held:
             self._nodes.setdefault(i, []).append((kind, (victim, workers)))

@@ -19,7 +19,10 @@ def job(name, gpus=1, queued_s=1900.0, submitted_s=0.0, **more):
 
 
 def ordered(*jobs, policy=POLICY, ranks=()):
-    return [found.id for found in sorted(jobs, key=lambda found: key(found, NOW, policy, dict(ranks), ESTIMATES))]
+    def of(found):
+        return key(found, starves_at(found, policy) <= NOW, policy, dict(ranks), ESTIMATES)
+
+    return [found.id for found in sorted(jobs, key=of)]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ class Run:
     """Of a baseline only the cluster and what happens on it."""
 
     def outcome(self, jobs: tuple[TraceJob, ...], world: World) -> Outcome:
-        planner, policy = baseline(self.name, jobs) if _is_baseline(self.name) else (plan, self.settings.scheduler)
+        planner, policy = plan, self.settings.scheduler
+        if self.name in BASELINES:
+            planner, policy = baseline(self.name, jobs, world.preemption_loss_s)
         with Bar(self.name, len(jobs), amount=_jobs) as bar:
             return simulate(jobs, world, planner, policy, name=self.name, progress=lambda ended, total: bar.add(1))
 
@@ -58,9 +60,11 @@ def simulate_(arguments: list[str]) -> int:
 
 def _simulate(asked: argparse.Namespace) -> int:
     runs = _runs(asked)
-    jobs, world = _from_log(asked, runs[0].settings) if asked.from_log is not None else _from_file(asked, runs[0].settings)
+    jobs, world = _from_file(asked, runs) if asked.from_log is None else _from_log(asked, runs)
     for run in runs:
         check_tenants(run.settings.scheduler, (job.tenant for job in jobs))
+    if asked.plots:
+        _make_folder(Path(asked.plots))
     say = (lambda text: None) if asked.json else print
     say(what(jobs, world))
     outcomes = [run.outcome(jobs, world) for run in runs]
@@ -91,11 +95,10 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     asked = parser.parse_intermixed_args(arguments)
     if asked.from_log and "=" in asked.from_log:
         asked.words, asked.from_log = [asked.from_log, *asked.words], ""
-    asked.trace = asked.words.pop(0) if asked.words and ("=" not in asked.words[0] or Path(asked.words[0]).exists()) else ""
+    asked.trace = next((word for word in asked.words if "=" not in word or Path(word).exists()), "")
+    asked.words = [word for word in asked.words if word != asked.trace]
     if bool(asked.trace) == (asked.from_log is not None):
         raise UserError("give either a trace (TRACE.csv) or --from-log, for the jobs of this machine; `orchestrator simulate --help`")
-    if asked.plots and Path(asked.plots).exists() and not Path(asked.plots).is_dir():
-        raise UserError(f"--plots={asked.plots} is not possible: it is a file, and a folder is needed.")
     return asked
 
 
@@ -124,23 +127,20 @@ def _runs(asked: argparse.Namespace) -> list[Run]:
     if not names:
         settings = load_simulation(rest, config_dir)
         return [Run(settings.scheduler.mode, settings)]
-    choices = {name: [] if _is_baseline(name) else [f"scheduler={name}"] for name in names}
+    choices = {name: [] if name in BASELINES else [f"scheduler={name}"] for name in names}
     return [Run(name, load_simulation([*rest, *choice], config_dir)) for name, choice in choices.items()]
 
 
-def _is_baseline(name: str) -> bool:
-    return name in BASELINES
-
-
-def _from_file(asked: argparse.Namespace, settings: SimulationSettings) -> tuple[tuple[TraceJob, ...], World]:
+def _from_file(asked: argparse.Namespace, runs: list[Run]) -> tuple[tuple[TraceJob, ...], World]:
+    settings = runs[0].settings
     shapes = settings.cluster.all_shapes
     if not shapes:
         raise ConfigError("cluster.nodes=0 is not possible: say how many nodes the cluster has, for example cluster.nodes=72.")
     world = settings.world(shapes)
-    return read_trace(Path(asked.trace), _never_on(world)), world
+    return read_trace(Path(asked.trace), _why_never(world, runs)), world
 
 
-def _from_log(asked: argparse.Namespace, settings: SimulationSettings) -> tuple[tuple[TraceJob, ...], World]:
+def _from_log(asked: argparse.Namespace, runs: list[Run]) -> tuple[tuple[TraceJob, ...], World]:
     from orchestrator.control.client import Client
     from orchestrator.simulation.log_trace import log_trace, shapes_of
 
@@ -151,13 +151,14 @@ def _from_log(asked: argparse.Namespace, settings: SimulationSettings) -> tuple[
     found = log_trace(client.jobs())
     if not found.jobs:
         raise UserError(f"no job in {home.root} has run and ended: {found.live} live, {found.never_ran} ended before they ran")
+    settings = runs[0].settings
     shapes = settings.cluster.all_shapes or shapes_of(client.nodes()[0])
     if not shapes:
         raise ConfigError(
             "cluster.nodes=0 is not possible: no GPUs of that cluster are known. Give cluster.nodes; a worker on CPUs counts as a GPU."
         )
     world = settings.world(shapes)
-    why_never = _never_on(world)
+    why_never = _why_never(world, runs)
     for job in found.jobs:
         if why := why_never(job):
             raise ConfigError(f"job {job.id} can never run on {job.gpus} GPUs: {why}.")
@@ -166,17 +167,29 @@ def _from_log(asked: argparse.Namespace, settings: SimulationSettings) -> tuple[
     return found.jobs, world
 
 
-def _never_on(world: World) -> Why:
+def _why_never(world: World, runs: list[Run]) -> Why:
+    """Of a job that the cluster, or its tenant's quota under one of the policies, can never hold."""
     cluster = Cluster(world)
+    has = f"the cluster has {cluster.gpus} GPUs, {max(shape.gpus_per_node for shape in world.shapes)} at most on a node"
+    fits = cache(lambda gpus: cluster.could_hold(demand_of(gpus, world)))
+    quotas = [(name, tenant.quota) for run in runs for name, tenant in run.settings.scheduler.tenants.items() if tenant.quota]
+    least = dict(sorted(quotas, key=lambda pair: pair[1], reverse=True))  # of several of one tenant the last one stays
 
-    @cache
-    def why(gpus: int) -> str | None:
-        fits = cluster.could_hold(demand_of(gpus, world))
-        return (
-            None if fits else f"the cluster has {cluster.gpus} GPUs, {max(shape.gpus_per_node for shape in world.shapes)} at most on a node"
-        )
+    def why(job: TraceJob) -> str | None:
+        if not fits(job.gpus):
+            return has
+        quota = least.get(job.tenant)
+        return f"scheduler.tenants.{job.tenant}.quota is {quota}" if quota and job.gpus > quota else None
 
-    return lambda job: why(job.gpus)
+    return why
+
+
+def _make_folder(folder: Path) -> None:
+    """Before the work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--plots={folder} is not possible: {error.strerror or error}.") from error
 
 
 def _jobs(count: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from orchestrator.cli.screen import duration
 from orchestrator.simulation.model import TraceJob, World
 
 
@@ -57,7 +58,8 @@ def what(jobs: Sequence[TraceJob], world: World) -> str:
     asked = sum(job.gpus * job.duration_s for job in jobs)
     load = f"; load {asked / (gpus * span_s):.2f}" if span_s else ""
     nodes = " + ".join(f"{shape.nodes} x {shape.gpus_per_node}" for shape in world.shapes)
-    return f"{len(jobs):,} jobs, submitted over {span_s / 86_400:.1f} days, on {gpus:,} GPUs ({nodes}){load}"
+    span = f"{span_s / 86_400:.1f} days" if span_s > 2 * 86_400 else duration(span_s)
+    return f"{len(jobs):,} job{'' if len(jobs) == 1 else 's'}, submitted within {span}, on {gpus:,} GPUs ({nodes}){load}"
 
 
 def shown(tables: Mapping[str, Mapping[str, float]]) -> str:

@@ -6,6 +6,7 @@ it had no place. Percentiles are linear between the closest ranks. 0 stands for 
     avg_jct_s, p50_jct_s, p99_jct_s
     avg_wait_s              mean of all waits of a job together
     max_wait_s              the longest that any job waited at one go
+    max_first_wait_s        the longest from a submission to the first start
     max_total_wait_s        the longest that any job waited in all its waits together
     avg_wait_1_gpu_s ...    avg_wait_s of the jobs of a size
     big_job_avg_wait_s      of jobs on more than 8 GPUs, mean time from submission to the first start
@@ -49,6 +50,7 @@ def table(outcome: Outcome, cost_per_gpu_hour: Mapping[str, float]) -> dict[str,
         "p99_jct_s": percentile(jcts, 99),
         "avg_wait_s": _mean(job.waited_s for job in jobs),
         "max_wait_s": max((job.longest_wait_s for job in jobs), default=0.0),
+        "max_first_wait_s": max((job.first_start_s - job.job.submit_s for job in jobs), default=0.0),
         "max_total_wait_s": max((job.waited_s for job in jobs), default=0.0),
         **{f"avg_wait_{name}_s": _mean(job.waited_s for job in of_size(jobs, least, most)) for name, least, most in SIZES},
         "big_job_avg_wait_s": _mean(job.first_start_s - job.job.submit_s for job in of_size(jobs, BIG_JOB_GPUS + 1)),

@@ -25,8 +25,7 @@ _WAIT_TICKS = {1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h", 21
 
 
 def write_plots(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
-    """Make the folder and the four files; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Four files in a folder that is there; returns their paths."""
     drawn = {"utilisation": draw_utilisation, "waits": draw_waits, "queue": draw_queue, "big_jobs": draw_big_jobs}
     paths = []
     for name, draw in drawn.items():

@@ -38,7 +38,7 @@ class _Question:
             return Explanation(job_id=job_id, position=0, reason="starts now", start_s=self._now)
         ahead = self._ahead(decided)
         room = Planner(self._cluster, ahead, self._running, self._usage, self._now, self._policy)
-        room.decide()
+        room.decide(grow=False)
         reserved_s = next((kept.start_s for kept in decided.reservations if kept.job_id == job_id), None)
         return Explanation(
             job_id=job_id, position=decided.order.index(job_id) + 1, reason=decided.reasons[job_id], holders=self._holders(room),
@@ -69,18 +69,22 @@ class _Question:
     def _predicted(self, planner: Planner, ahead: tuple[Job, ...]) -> float | None:
         """If all run as long as half of the jobs like them, those ahead start one after the other, and nobody else comes."""
         room = planner.room
-        started = {start.job_id for start in planner.starts}
+        placed = {start.job_id for start in planner.starts}.union(planner.cleared)
         grid = room.soon.copy()
         releases: list[tuple[float, Demand, Place]] = [(self._ends_s(run), run.job.demand, held) for run, held in room.staying()]
-        start_s: float | None = None
-        for job in (*(job for job in ahead if job.id not in started), self._job):
+        soon_s = self._now + self._policy.grace_s
+        jobs = {job.id: job for job in ahead}
+        releases += [(soon_s + self._left_s(jobs[name]), jobs[name].demand, promised) for name, promised in planner.cleared.items()]
+        start_s, before_s = None, self._now
+        for job in (*(job for job in ahead if job.id not in placed), self._job):
             kind = room.kind(job.demand)
             releases.sort(key=lambda row: (row[0], row[2]))
             found = earliest(grid, kind.demand, kind.allowed, releases, self._now, kind.on_one) if kind.possible else None
-            start_s = None if found is None else max(self._now, found[0])
-            if found is not None:
+            start_s = None if found is None else max(before_s, found[0])
+            if found is not None and start_s is not None:
                 grid.take(kind.demand, found[1])
-                releases.append((found[0] + self._left_s(job), kind.demand, found[1]))
+                releases.append((start_s + self._left_s(job), kind.demand, found[1]))
+                before_s = start_s if self._policy.mode == "fifo" else self._now
         return start_s
 
     def _ends_s(self, run: Run) -> float:
@@ -92,6 +96,8 @@ class _Question:
 
     def _with_workers(self, planner: Planner) -> int | None:
         """Of a job that names no legal sizes, any number that keeps its groups whole."""
+        if self._policy.mode == "fifo" and planner.head:
+            return None  # first in, first out: its size is not what it waits for
         for demand in self._smaller():
             ends_s = self._now + self._estimates.ends_after_s(self._job, self._job.ran_s) - self._job.ran_s
             kind = planner.room.kind(demand)

@@ -108,7 +108,7 @@ def stays_on_one(grid: Grid, demand: Demand, among: int) -> bool:
 
 def takes_whole_nodes(demand: Demand) -> bool:
     """Where it is too large for one."""
-    return demand.gpus > 0 and not demand.max_workers_per_node
+    return demand.gpus > 0 and (not demand.max_workers_per_node or demand.max_workers_per_node >= demand.num_workers)
 
 
 def _on_one(grid: Grid, demand: Demand, among: int) -> Place | None:

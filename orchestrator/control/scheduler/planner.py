@@ -41,6 +41,8 @@ class Planner:
         self.room = Room(cluster, running, now, policy, self._estimates)
         self._accounts = Accounts(policy, running)
         self._fifo, self._preemptive = policy.mode == "fifo", policy.mode == "preemptive"
+        for run, held in self.room.growing:
+            self.room.grow(run, held, self._fifo, self._accounts.left(run.job))
         self._changes: list[float] = []
         self._shares: dict[str, float] = {}
         self._used: dict[str, float] = {}
@@ -50,19 +52,22 @@ class Planner:
         self.starts: list[Start] = []
         self._preempts: list[Preempt] = []
         self._reservations: list[Reservation] = []
+        self.cleared: dict[str, Place] = {}
+        """The places that others are leaving, by the job that each is promised to."""
         self._reasons: dict[str, Callable[[], str]] = {}
         self._short: list[str] = []
         self._waiting: list[Job] = []
         self._claims: set[Claim] = set()
         self._resizes: list[Resize] = []
-        self._head = ""
+        self.head = ""
         """Who keeps all behind it waiting."""
         self._blocked = False
         """A job waits that could run."""
         self._hopeless: set[tuple[Any, ...]] = set()
         """What was tried in vain, and would be again."""
 
-    def decide(self) -> Plan:
+    def decide(self, grow: bool = True) -> Plan:
+        """`grow`: runs may be given more workers if nobody waits."""
         later: list[Job] = []
         priority: int | None = None
         for job in self.queue:
@@ -76,7 +81,7 @@ class Planner:
                     continue
             self._try(job)
         self._try_all(later)
-        if not self._blocked:
+        if grow and not self._blocked:
             self._grow()
         return Plan(
             starts=tuple(self.starts), preempts=tuple(self._preempts), resizes=tuple(self._resizes),
@@ -120,8 +125,8 @@ class Planner:
         kind = self.room.kind(job.demand)
         if not kind.possible and (kind := self._smaller_kind(job)) is None:
             return
-        if self._fifo and self._head:
-            self._wait(job, partial(why.behind, self._head))
+        if self._fifo and self.head:
+            self._wait(job, partial(why.behind, self.head))
         elif refusal := self._accounts.refusal(job, kind.demand.width):
             self._wait(job, lambda: refusal)
         else:
@@ -140,7 +145,7 @@ class Planner:
         self._blocked = True
         self._wait(job, None if kind.demand is job.demand else partial(self._why_waiting, job, kind))
         if self._fifo:
-            self._head = job.id
+            self.head = job.id
         elif self._make_room(job, kind):
             self._hopeless.clear()
         elif not job.smaller:
@@ -156,11 +161,11 @@ class Planner:
             self._waiting.append(job)
             return None
         starts_at = (self._now if job.short_since_s is None else job.short_since_s) + job.shrink_after_s
-        if starts_at <= self._now or (self._fifo and self._head):
+        if starts_at <= self._now or (self._fifo and self.head):
             return kind
         self._wait(job, partial(why.short, self._cluster.usable, job, kind.demand))
         self._changes.append(starts_at)
-        self._head, self._blocked = self._head or job.id, True
+        self.head, self._blocked = self.head or job.id, True
         return None
 
     def _smaller_kinds(self, job: Job) -> Iterator[Kind]:
@@ -214,6 +219,7 @@ class Planner:
         self._accounts.add(job, kind.demand.width)
         soon_s, placement = self._now + self._policy.grace_s, self.room.grid.named(place)
         self._reservations.append(Reservation(job_id=job.id, start_s=soon_s, placement=placement))
+        self.cleared[job.id] = place
         self._reasons[job.id] = partial(why.cleared, kind.demand, leavers)
 
     def _grow(self) -> None:

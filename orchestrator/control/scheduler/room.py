@@ -58,8 +58,6 @@ class Room:
                 held = places[run.placement] = self.grid.indexed(run.placement)
             self.grid.take(run.job.demand, held)
             (self._leaving if run.leaving else self._runs).append((run, held))
-        for run, held in sorted((row for row in self._runs if row[0].growing), key=lambda row: row[0].job.id):
-            self.grow(run, held, whole_only=True)
 
     def kind(self, demand: Demand) -> Kind:
         found = self._kinds.get(demand)
@@ -87,6 +85,11 @@ class Room:
         if self._soon is not None:
             self._soon.take(demand, taken)
         self.reservations.take(demand, taken, ends_s)
+
+    @property
+    def growing(self) -> list[tuple[Run, Place]]:
+        """Those that were told to leave for a larger place."""
+        return sorted((row for row in self._runs if row[0].growing), key=lambda row: row[0].job.id)
 
     @property
     def runs(self) -> list[tuple[Run, Place]]:

@@ -62,7 +62,7 @@ def refusal(capsys: Capture, *arguments: str) -> str:
 
 
 def test_the_figures_as_json(trace: str, capsys: Capture) -> None:
-    found = told(capsys, trace, "cluster.nodes=2", "cluster.cost_per_gpu_hour=3.6", "scheduler=fifo-strict")
+    found = told(capsys, "cluster.nodes=2", trace, "cluster.cost_per_gpu_hour=3.6", "scheduler=fifo-strict")
     assert set(PROMISED) <= set(found) and all(isinstance(value, int | float) for value in found.values())
     waits = (0, 990, 1480, 1490 - 20)
     assert (found["max_wait_s"], found["max_total_wait_s"], found["big_job_avg_wait_s"]) == (1480, 1480, 990)
@@ -73,7 +73,7 @@ def test_the_figures_as_json(trace: str, capsys: Capture) -> None:
 def test_the_table_for_people(trace: str, capsys: Capture) -> None:
     assert main(["simulate", trace, "cluster.nodes=2", "cluster.gpus_per_node=8", "scheduler=greedy"]) == 0
     head, columns, *rows = capsys.readouterr().out.splitlines()
-    assert head == "4 jobs, submitted over 0.0 days, on 16 GPUs (2 x 8); load 33.54"
+    assert head == "4 jobs, submitted within 30s, on 16 GPUs (2 x 8); load 33.54"
     assert columns.split() == ["greedy"]
     assert "job completion time, mean" in rows[0] and rows[0].endswith(" s")
     assert not any(row.startswith("cost") for row in rows), "nothing has a price"
@@ -100,7 +100,7 @@ def test_each_shipped_policy_runs_all_jobs_to_their_end(policy: str, trace: str,
 
 
 def test_pictures_are_written(trace: str, tmp_path: Path, capsys: Capture) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "new" / "pictures"
     assert main(["simulate", trace, "cluster.nodes=2", "scheduler=greedy", "--plots", str(folder)]) == 0
     names = ["utilisation.png", "waits.png", "queue.png", "big_jobs.png"]
     assert capsys.readouterr().out.splitlines()[-4:] == [str(folder / name) for name in names]
@@ -126,7 +126,7 @@ def test_the_jobs_of_this_machine_are_a_trace(home: Home, capsys: Capture) -> No
     assert main(["simulate", "--from-log", "scheduler=greedy"]) == 0
     left_out, head, *_ = capsys.readouterr().out.splitlines()
     assert left_out == f"{home.root}: left out are 1 job that have not ended and 0 jobs that never ran"
-    assert head.startswith("2 jobs, submitted over 0.0 days, on 4 GPUs (1 x 4)")
+    assert head.startswith("2 jobs, submitted within 1s, on 4 GPUs (1 x 4)")
     assert told(capsys, "--from-log", str(home.root), "scheduler=greedy")["max_wait_s"] == 99
     assert told(capsys, "--from-log", "scheduler=greedy", "cluster.nodes=2")["max_wait_s"] == 0
     assert "job job-0 can never run on 4 GPUs: the cluster has 3 GPUs" in refusal(
@@ -158,6 +158,14 @@ def test_the_trace_is_refused_with_line_field_and_reason(tmp_path: Path, capsys:
     assert "no.csv cannot be read: No such file" in refusal(capsys, str(tmp_path / "no.csv"), "cluster.nodes=2")
 
 
+def test_a_job_that_its_tenants_quota_can_never_hold_is_refused(trace: str, capsys: Capture) -> None:
+    flags = (trace, "cluster.nodes=2", "scheduler.tenants.field.quota=1", "--compare", "fifo,greedy")
+    assert refusal(capsys, *flags, "scheduler.tenants.lab.quota=15") == (
+        f"{trace} line 3: num_gpus=16 can never run: scheduler.tenants.lab.quota is 15."
+    )
+    assert main(["simulate", *flags, "scheduler.tenants.lab.quota=16"]) == 0
+
+
 def test_a_quota_for_an_unknown_tenant_is_refused(trace: str, capsys: Capture) -> None:
     said = refusal(capsys, trace, "cluster.nodes=2", "scheduler.tenants.filed.quota=8")
     assert said.endswith("Known: field, lab. Did you mean 'field'?") and said.startswith("scheduler.tenants.filed is not possible: ")
@@ -174,7 +182,7 @@ def test_settings_are_refused_with_the_nearest(trace: str, tmp_path: Path, capsy
     assert refusal(capsys, trace, "cluster.nods=2").endswith("Did you mean 'cluster.nodes'?")
     assert refusal(capsys, trace).startswith("cluster.nodes=0 is not possible: say how many nodes")
     assert "'more.csv' is no override" in refusal(capsys, trace, "more.csv")
-    assert "it is a file" in refusal(capsys, trace, "cluster.nodes=2", "--plots", trace)
+    assert refusal(capsys, trace, "cluster.nodes=2", "--plots", trace) == f"--plots={trace} is not possible: File exists."
 
 
 def test_either_a_trace_or_the_log_is_asked_for(trace: str, capsys: Capture) -> None:

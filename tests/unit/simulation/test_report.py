@@ -41,7 +41,7 @@ def pixels(path: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize("outcomes", [[outcome(jobs=JOBS)], [outcome("a", JOBS), outcome("b", JOBS)], [outcome()]])
 def test_four_pictures_are_written(outcomes: list[Outcome], tmp_path: Path) -> None:
-    paths = write_plots(outcomes, tmp_path / "new" / "folder")
+    paths = write_plots(outcomes, tmp_path)
     assert [path.name for path in paths] == ["utilisation.png", "waits.png", "queue.png", "big_jobs.png"]
     assert all(width >= 1000 and height >= 200 for width, height in map(pixels, paths))
 

@@ -3,7 +3,8 @@
     make campaign NAME=scheduler N=100000 SEED=0
 
 Instances are made by their number from the seed: moments of a random cluster; every 50th is the story of a small one from its first job to
-its last, and every 50th a trace for the simulator. What fails is printed as Python, as small as it can be made. Instances that are done are kept under `build/` and not tried again.
+its last, and every 50th a trace for the simulator. What fails is printed as Python, as small as it can be made. Instances that are done are
+kept under `build/` and not tried again.
 """
 
 from __future__ import annotations

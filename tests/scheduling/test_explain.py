@@ -17,7 +17,7 @@ from orchestrator.control.scheduler import explain
 from orchestrator.control.scheduler.model import Explanation, Job, Plan
 from orchestrator.errors import StateError
 
-QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 Question = tuple[Moment, Job]
 
 

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 from hypothesis import HealthCheck, given, settings
-from scheduling.lives import LIVES, Life, Story, head_keeps_its_promise, live, stories
-from scheduling.properties import PROPERTIES, Property
-from scheduling.strategies import Moment, moments
+from scheduling.lives import LIVES, Story, head_keeps_its_promise, live, stories
+from scheduling.properties import PROPERTIES
+from scheduling.strategies import MODES, Moment, moments
 
-MOMENTS = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-STORIES = settings(MOMENTS, max_examples=15)
-
-
-@pytest.mark.parametrize("holds", PROPERTIES, ids=lambda holds: holds.__name__)
-def test_of_every_plan(holds: Property):
-    @MOMENTS
-    @given(moments())
-    def check(moment: Moment):
-        assert not list(holds(moment, moment.plan()))
-
-    check()
+MOMENTS = settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+STORIES = settings(MOMENTS, max_examples=8)
 
 
-@pytest.mark.parametrize("holds", LIVES, ids=lambda holds: holds.__name__)
-def test_over_time(holds: Callable[[Story, Life], Iterator[str]]):
+@MOMENTS
+@given(moments())
+def test_every_property_of_every_plan(moment: Moment):
+    plan = moment.plan()
+    assert not [f"{holds.__name__}: {found}" for holds in PROPERTIES for found in holds(moment, plan)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_over_time_every_property_of_every_plan_and_of_what_comes_of_it(mode: str):
     @STORIES
-    @given(stories())
+    @given(stories(mode))
     def check(told: Story):
-        life = live(told)
-        assert not life.found + list(holds(told, life))
+        life = live(told, check=True)
+        assert not life.found + [f"{holds.__name__}: {found}" for holds in LIVES for found in holds(told, life)]
 
     check()
-
-
-@STORIES
-@given(stories())
-def test_of_every_plan_that_is_led_to(told: Story):
-    assert not live(told, check=True).found
 
 
 @pytest.mark.parametrize("mode", ["fifo", "batch"])

@@ -7,7 +7,7 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from scheduling.fairness import reserved_nodes
 from scheduling.oracle import fits, fits_on, held, lost, open_nodes, possible, rooms, stays_together
@@ -17,7 +17,7 @@ from orchestrator.control.scheduler import explain
 from orchestrator.control.scheduler.model import Explanation, Job, Plan
 from orchestrator.errors import StateError
 
-QUICK = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=30, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 Question = tuple[Moment, Job]
 
 

@@ -207,11 +207,12 @@ def victims_make_room(moment: Moment, plan: Plan) -> Findings:
 
 
 def nothing_is_left_to_do(moment: Moment, plan: Plan) -> Findings:
-    """Once a plan is applied, the next at the same time has no orders, but for starts in the place that others have shrunk from."""
+    """Once a plan is applied, the next at the same time has no orders, but for starts: in the place that others have shrunk from, and of a job
+    for which others are leaving, where all that leaves is room enough for those before it and it fits already."""
     after = applied(moment, plan)
     second = after.plan()
-    shrunk = any(order.for_job for order in plan.resizes)
-    if (second.starts and not shrunk) or second.preempts or second.resizes:
+    shrunk, served = any(order.for_job for order in plan.resizes), {order.for_job for order in plan.preempts}
+    if [start for start in second.starts if not shrunk and start.job_id not in served] or second.preempts or second.resizes:
         yield f"then {told(second)}"
 
 

@@ -82,7 +82,7 @@ def test_without_its_holders_the_first_job_fits_and_with_any_of_them_it_does_not
     if holders:
         assert fits_without(set(holders)) and not any(fits_without(set(holders) - {name}) for name in holders)
         plenty = all(node.cpu_units >= 160_000 for node in nodes) and all(run.job.demand.gpus for run in at.running)
-        if plenty and stays_together(job.demand) and any(node.gpus >= job.demand.width for node in nodes):
+        if plenty and stays_together(job.demand, job.demand.num_workers) and any(node.gpus >= job.demand.width for node in nodes):
             least = min(sum(lost(runs[name], at.now) for name in names) for names in _subsets(list(runs)) if fits_without(names))
             assert sum(lost(runs[name], at.now) for name in holders) <= least * 1.000001
 

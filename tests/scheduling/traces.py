@@ -16,7 +16,7 @@ from orchestrator.simulation.engine import simulate
 from orchestrator.simulation.model import Outcome, Shape, TraceJob, World
 
 Stay = tuple[float, float, tuple[tuple[str, int], ...]]
-"""(from, until, place)."""
+"""(from, until, place), to the microsecond: `now` plus a span is not always the same in its last bit."""
 Stays = dict[str, list[Stay]]
 """Of each job."""
 
@@ -73,7 +73,7 @@ def story_of(jobs: tuple[TraceJob, ...], of: World, made: Policy) -> Story:
 
 
 def stays(outcome: Outcome) -> dict[str, list[Stay]]:
-    return {found.job.id: [(stay.start_s, stay.end_s, stay.nodes) for stay in found.segments] for found in outcome.jobs}
+    return {found.job.id: [(round(stay.start_s, 6), round(stay.end_s, 6), stay.nodes) for stay in found.segments] for found in outcome.jobs}
 
 
 def stays_of(log: list[Event]) -> dict[str, list[Stay]]:
@@ -82,7 +82,7 @@ def stays_of(log: list[Event]) -> dict[str, list[Stay]]:
         if event.what == "started":
             since[event.job_id] = event.at_s
         if event.what in ("left", "done"):
-            found[event.job_id].append((since[event.job_id], event.at_s, event.placement))
+            found[event.job_id].append((round(since[event.job_id], 6), round(event.at_s, 6), event.placement))
     return dict(found)
 
 

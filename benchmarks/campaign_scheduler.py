@@ -64,8 +64,8 @@ def _of_a_story(rng: Random, did: Counter[str]) -> Found:
         found = [("led to", said) for said in life.found]
         found += [(holds.__name__, said) for holds in lives.LIVES for said in holds(told, life)]
         found += [("head_keeps_its_promise", said) for said in lives.head_keeps_its_promise(told, life) if calmly]
-        found += [("planning more often changes nothing", "")] if lives.live(told, step_s=3700.0).log != life.log else []
-        found += [("a controller may forget", "")] if lives.live(told, forget=True).log != life.log else []
+        found += [("planning more often changes nothing", "")] if lives.live(told, step_s=3700.0).course != life.course else []
+        found += [("a controller may forget", "")] if lives.live(told, forget=True).course != life.course else []
     except Exception:  # noqa: BLE001 - a finding
         return [("planned", traceback.format_exc(limit=-2))]
     for _, plan in life.plans:

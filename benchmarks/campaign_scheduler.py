@@ -2,8 +2,9 @@
 
     make campaign NAME=scheduler N=100000 SEED=0
 
-Instances are made by their number from the seed: moments of a random cluster, and every 20th a story of a small one from its first job to
-its last. What fails is printed as Python, as small as it can be made. Instances that are done are kept under `build/` and not tried again.
+Instances are made by their number from the seed: moments of a random cluster; every 50th is the story of a small one from its first job to
+its last, and every 50th a trace for the simulator. What fails is printed as Python, as small as it can be made. Instances that are done are
+kept under `build/` and not tried again.
 """
 
 from __future__ import annotations
@@ -19,20 +20,23 @@ from record import Kept, options, publish, table
 from scheduling import lives  # isort: skip  - `record` puts the tests on the path
 from scheduling.forms import code, shrunk
 from scheduling.properties import PROPERTIES
-from scheduling.strategies import Moment, moment
+from scheduling.strategies import MODES, Moment, moment
+from scheduling.traces import in_both_engines, in_every_round
 
 BATCH = 200
-STORIES = 20
-"""One instance of so many is a story."""
+STORIES = 50
+"""One instance of so many is a story, and one a trace."""
 Found = list[tuple[str, str]]
 """(property, what is amiss)."""
 
 
 def instance(seed: int, number: int, did: Counter[str]) -> Found:
     rng = Random(f"{seed} {number}")
-    if number % STORIES:
-        return _of_a_moment(moment(rng), did)
-    return _of_a_story(rng, did)
+    if number % STORIES == 0:
+        return _of_a_story(rng, did)
+    if number % STORIES == 1:
+        return _of_a_trace(rng, did)
+    return _of_a_moment(moment(rng), did)
 
 
 def _of_a_moment(one: Moment, did: Counter[str]) -> Found:
@@ -51,7 +55,8 @@ def _of_a_moment(one: Moment, did: Counter[str]) -> Found:
 
 
 def _of_a_story(rng: Random, did: Counter[str]) -> Found:
-    mode = rng.choice(("fifo", "batch", "preemptive"))
+    did["stories"] += 1
+    mode = rng.choice(MODES)
     calmly = mode != "preemptive" and rng.randrange(2) == 1
     told = lives.story(rng, mode, calmly=calmly)
     try:
@@ -59,12 +64,26 @@ def _of_a_story(rng: Random, did: Counter[str]) -> Found:
         found = [("led to", said) for said in life.found]
         found += [(holds.__name__, said) for holds in lives.LIVES for said in holds(told, life)]
         found += [("head_keeps_its_promise", said) for said in lives.head_keeps_its_promise(told, life) if calmly]
-        found += [("planning more often changes nothing", "")] if lives.live(told, step_s=900.0).log != life.log else []
-        found += [("a controller may forget", "")] if lives.live(told, forget=True).log != life.log else []
+        found += [("planning more often changes nothing", "")] if lives.live(told, step_s=3700.0).course != life.course else []
+        found += [("a controller may forget", "")] if lives.live(told, forget=True).course != life.course else []
     except Exception:  # noqa: BLE001 - a finding
         return [("planned", traceback.format_exc(limit=-2))]
     for _, plan in life.plans:
         did.update(_done(plan))
+    return found
+
+
+def _of_a_trace(rng: Random, did: Counter[str]) -> Found:
+    did["traces"] += 1
+    mode, draws, found = rng.choice(MODES), rng.randrange(2**32), []
+    for name, both in (("skipping is stepping", in_every_round), ("both engines agree", in_both_engines)):
+        try:
+            one, other = both(Random(draws), mode)
+        except Exception:  # noqa: BLE001 - a finding
+            found.append(("simulated", traceback.format_exc(limit=-2)))
+            continue
+        if one != other:
+            found.append((name, f"{mode}, Random({draws})"))
     return found
 
 

@@ -48,6 +48,11 @@ class Life:
     found: list[str] = field(default_factory=list)
     plans: list[tuple[Moment, Plan]] = field(default_factory=list)
 
+    @property
+    def course(self) -> list[Event]:
+        """What happened, to the microsecond: `now` plus a span is not always the same in its last bit."""
+        return [replace(event, at_s=round(event.at_s, 6)) for event in self.log]
+
 
 def story(rng: Random, mode: str | None = None, *, calmly: bool = False) -> Story:
     """`calmly`: nothing fails, every job ends when its user said, and none is elastic."""

@@ -87,20 +87,20 @@ def is_legal(placement: Placement, free: Rooms, demand: Demand, on_one: bool | N
     cut = [count % demand.group for _, count in placement if count % demand.group]
     if cut != ([workers % demand.group] if workers % demand.group else []):
         return False
-    if not stays_together(demand):
+    if not stays_together(demand, workers):
         return True
     if fits_one_empty(free, demand, workers) if on_one is None else on_one:
         return len(placement) == 1
     return sum(not free[node_id].idle for node_id, _ in placement) <= 1
 
 
-def stays_together(demand: Demand) -> bool:
-    """Of a gang on GPUs, unless its user spreads it."""
-    return bool(demand.gpus) and not demand.max_workers_per_node
+def stays_together(demand: Demand, workers: int) -> bool:
+    """Of a gang on GPUs, unless its user spreads it over more than one node."""
+    return bool(demand.gpus) and (not demand.max_workers_per_node or demand.max_workers_per_node >= workers)
 
 
 def fits_one_empty(free: Rooms, demand: Demand, workers: int) -> bool:
-    return stays_together(demand) and any(most(room.emptied, demand) >= workers for room in free.values())
+    return stays_together(demand, workers) and any(most(room.emptied, demand) >= workers for room in free.values())
 
 
 def fits(free: Rooms, demand: Demand, workers: int, on_one: bool | None = None) -> bool:
@@ -112,7 +112,7 @@ def fits(free: Rooms, demand: Demand, workers: int, on_one: bool | None = None) 
     last = workers % demand.group
     for node_id, count in counts.items():
         here = count - (count - last) % demand.group if count >= last else 0
-        others = (name for name in counts if name != node_id and (free[name].idle or not stays_together(demand)))
+        others = (name for name in counts if name != node_id and (free[name].idle or not stays_together(demand, workers)))
         if here + sum(counts[name] - counts[name] % demand.group for name in others) >= workers and (here or not last):
             return True
     return False

@@ -207,23 +207,26 @@ def victims_make_room(moment: Moment, plan: Plan) -> Findings:
 
 
 def nothing_is_left_to_do(moment: Moment, plan: Plan) -> Findings:
-    """Once a plan is applied, the next at the same time has no orders, but for starts in the place that others have shrunk from."""
+    """Once a plan is applied, the next at the same time has no orders, but for starts: in the place that others have shrunk from, and of a
+    job for which others are leaving, where all that leaves is room enough for those before it and it fits already."""
     after = applied(moment, plan)
     second = after.plan()
-    shrunk = any(order.for_job for order in plan.resizes)
-    if (second.starts and not shrunk) or second.preempts or second.resizes:
+    shrunk, served = any(order.for_job for order in plan.resizes), {order.for_job for order in plan.preempts}
+    if [start for start in second.starts if not shrunk and start.job_id not in served] or second.preempts or second.resizes:
         yield f"then {told(second)}"
 
 
 def next_change_is_right(moment: Moment, plan: Plan) -> Findings:
     """Between now and `next_change_at` nothing is decided: planned at any time between, with the plan applied, nothing is to be done. Where
-    it is None that is so for ever. It is never now. After a job has shrunk there is another plan at once."""
+    it is None that is so for ever. It is never now. Somebody who leaves or shrinks is an event, after which there is another plan at once:
+    it is said of that one."""
+    after = applied(moment, plan)
+    if plan.preempts or plan.resizes:
+        plan = after.plan()
+        after = applied(after, plan)
     at = plan.next_change_at
     if at is not None and at <= moment.now:
         yield f"next change at {at}, it is {moment.now}"
-        return
-    after = applied(moment, plan)
-    if any(order.for_job for order in plan.resizes):
         return
     spans = (0.001, 0.3, 0.7, 0.999) if at is not None else (1, 600, 3600, 40_000, 4_000_000)
     for part in spans:

@@ -111,3 +111,25 @@ def test_first_in_first_out_fewer_workers_do_not_help_behind_another():
     second = told(at, "second")
     assert second.with_workers is None
     assert second.start_s is not None and second.start_s >= (told(at, "first").start_s or 0.0) > NOW
+
+
+def test_a_start_is_predicted_behind_one_for_which_another_shrinks():
+    wide = run("wide", ("n1", 4), ("n2", 1), ran=FULL_DAY, smaller=(4,), preemptible=False)
+    first, second = job("first", 4, LONG_AGO + 60, demand=need(4, group=4)), job("second", 12, LONG_AGO)
+    at = moment(first, second, running=(run("r", ("n0", 4), ran=0), wide), cluster=cluster(4, 4, 4), policy=PREEMPTIVE)
+    assert [order.for_job for order in at.plan().resizes] == ["first"]
+    start_s = told(at, "second").start_s
+    assert start_s is not None and start_s > NOW
+
+
+def test_neither_fewer_workers_nor_time_help_against_a_quota_that_is_too_small():
+    at = moment(job("q", 4, tenant="a"), cluster=cluster(8), policy=replace(BATCH, tenants={"a": Tenant(quota=3)}))
+    assert told(at, "q").with_workers == 3
+    assert told(at, "q").start_s is None
+
+
+def test_fewer_workers_do_not_help_a_user_who_has_enough_jobs():
+    at = moment(
+        job("q", 4), running=(run("r", ("n0", 1)),), cluster=cluster(8), policy=replace(BATCH, tenants={"": Tenant(jobs_per_user=1)})
+    )
+    assert told(at, "q").with_workers is None

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from random import Random
 
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from orchestrator.control.scheduler.place import Grid, place
-from orchestrator.control.scheduler.preempt import Victim, cheapest, cost
-from orchestrator.control.scheduler.reserve import earliest as reserved
 from scheduling.oracle import earliest, fits, held, is_legal, lost, most, open_nodes, placements, rooms
 from scheduling.strategies import Moment, moment
 
 from orchestrator.control.scheduler.model import Demand, Job, Placement, Standing
+from orchestrator.control.scheduler.place import Grid, place
+from orchestrator.control.scheduler.preempt import Victim, cheapest, cost
+from orchestrator.control.scheduler.reserve import earliest as reserved
 
-QUICK = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=60, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 Question = tuple[Moment, Job]
 """A moment, and one of the jobs that wait."""
 

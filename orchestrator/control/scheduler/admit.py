@@ -33,6 +33,12 @@ class Accounts:
         self._used[tenant] = self._used.get(tenant, 0) + width
         self._jobs[user] = self._jobs.get(user, 0) + 1
 
+    def promise(self, job: Job, width: int) -> None:
+        """A place is kept for it: its tenant and its user may not use up in the meantime what it needs to start."""
+        user = job.tenant, job.user
+        self._used[job.tenant] = self._used.get(job.tenant, 0) + width
+        self._jobs[user] = self._jobs.get(user, 0) + 1
+
     def wider(self, job: Job, width: int) -> None:
         """It holds so much more."""
         self.held[job.tenant] += width

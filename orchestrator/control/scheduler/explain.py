@@ -67,7 +67,10 @@ class _Question:
         return tuple(sorted(victim.run.job.id for victim in found[0])) if found is not None else ()
 
     def _predicted(self, planner: Planner, ahead: tuple[Job, ...]) -> float | None:
-        """If all run as long as half of the jobs like them, those ahead start one after the other, and nobody else comes."""
+        """If all run as long as half of the jobs like them, those ahead start one after the other, and nobody else comes. None for a job
+        that a quota keeps waiting."""
+        if planner.accounts.refusal(self._job, self._job.demand.width):
+            return None
         room = planner.room
         placed = {start.job_id for start in planner.starts}.union(planner.cleared)
         grid = room.soon.copy()
@@ -101,7 +104,8 @@ class _Question:
         for demand in self._smaller():
             ends_s = self._now + self._estimates.ends_after_s(self._job, self._job.ran_s) - self._job.ran_s
             kind = planner.room.kind(demand)
-            if kind.possible and planner.room.find(kind, ends_s) is not None:
+            refused = planner.accounts.refusal(self._job, demand.width)
+            if kind.possible and not refused and planner.room.find(kind, ends_s) is not None:
                 return demand.num_workers
         return None
 

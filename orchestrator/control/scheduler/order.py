@@ -6,8 +6,10 @@ its key changes only when it starves, and with the rank of its tenant.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import Any
 
 from orchestrator.control.scheduler.estimate import Estimates
@@ -41,3 +43,19 @@ def key(job: Job, starved: bool, policy: Policy, tenant_ranks: Mapping[str, int]
         return 0, job.queued_s, job.id
     at = bisect_right(policy.levels, job.attained) if job.attained and policy.mode == "preemptive" else 0
     return 1, -job.priority, tenant_ranks.get(job.tenant, 0), at, remaining(job, estimates), job.submitted_s, job.id
+
+
+def in_order(
+    queue: Iterable[Job], now: float, policy: Policy, tenant_ranks: Mapping[str, int], estimates: Estimates
+) -> tuple[list[Job], set[str], float]:
+    """(the jobs, who is next first; the ids of those that are starved; when the next of the others will be)."""
+    keys, starved, next_s = [], set(), math.inf
+    for job in queue:
+        starves_s = starves_at(job, policy)
+        if starves_s <= now:
+            starved.add(job.id)
+        elif starves_s < next_s:
+            next_s = starves_s
+        keys.append((key(job, starves_s <= now, policy, tenant_ranks, estimates), job))
+    keys.sort(key=itemgetter(0))
+    return [job for _, job in keys], starved, next_s

@@ -11,14 +11,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 from orchestrator.control.scheduler import reasons as why
 from orchestrator.control.scheduler.admit import Accounts, ranks_change_at, shares, tenant_ranks, used_by_tenant
 from orchestrator.control.scheduler.estimate import Estimates
-from orchestrator.control.scheduler.model import ClusterView, Job, Plan, Policy, Preempt, Reservation, Resize, Run, Start, Usage
-from orchestrator.control.scheduler.order import fifo_key, key, level, starves_at
+from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Preempt, Reservation, Resize, Run, Start, Usage
+from orchestrator.control.scheduler.order import fifo_key, in_order, level, starves_at
 from orchestrator.control.scheduler.place import Place
 from orchestrator.control.scheduler.preempt import Claim, Footing
 from orchestrator.control.scheduler.resize import due_s
@@ -39,10 +38,10 @@ class Planner:
         self._cluster, self._running, self._usage, self._now, self._policy = cluster, running, usage, now, policy
         self._estimates = Estimates(usage.history)
         self.room = Room(cluster, running, now, policy, self._estimates)
-        self._accounts = Accounts(policy, running)
+        self.accounts = Accounts(policy, running)
         self._fifo, self._preemptive = policy.mode == "fifo", policy.mode == "preemptive"
         for run, held in self.room.growing:
-            self.room.grow(run, held, self._fifo, self._accounts.left(run.job))
+            self.room.grow(run, held, self._fifo, self.accounts.left(run.job))
         self._changes: list[float] = []
         self._shares: dict[str, float] = {}
         self._used: dict[str, float] = {}
@@ -97,29 +96,20 @@ class Planner:
     def _ordered(self, queue: tuple[Job, ...]) -> list[Job]:
         if self._fifo:
             return sorted(queue, key=fifo_key)
-        names = {job.tenant for job in queue}.union(self._accounts.held)
+        names = {job.tenant for job in queue}.union(self.accounts.held)
         if len(names) > 1:
             self._used = used_by_tenant(self._policy, self._usage, self._running, names, self._now)
             self._ranks = tenant_ranks(self._used)
-            wanted = dict(self._accounts.held)
+            wanted = dict(self.accounts.held)
             for job in queue:
                 wanted[job.tenant] = wanted.get(job.tenant, 0) + job.demand.width
             total = sum(node.gpus for node in self._cluster.usable)
             self._shares = shares(self._policy, total, wanted)
-        now, policy, ranks, estimates = self._now, self._policy, self._ranks, self._estimates
-        keys = []
-        for job in queue:
-            starves_s = starves_at(job, policy)
-            if starves_s <= now:
-                self._starved.add(job.id)
-            elif starves_s < self._starves_s:
-                self._starves_s = starves_s
-            keys.append((key(job, starves_s <= now, policy, ranks, estimates), job))
-        keys.sort(key=itemgetter(0))
-        return [job for _, job in keys]
+        found, self._starved, self._starves_s = in_order(queue, self._now, self._policy, self._ranks, self._estimates)
+        return found
 
     def _stays_within_share(self, job: Job) -> bool:
-        return self._accounts.held.get(job.tenant, 0) + job.demand.width <= self._shares[job.tenant]
+        return self.accounts.held.get(job.tenant, 0) + job.demand.width <= self._shares[job.tenant]
 
     # one job
 
@@ -133,8 +123,12 @@ class Planner:
             return
         if self._fifo and self.head:
             self._wait(job, partial(why.behind, self.head))
-        elif self._policy.tenants and (refusal := self._accounts.refusal(job, kind.demand.width)):
-            self._wait(job, lambda: refusal)
+        elif self._policy.tenants and (refusal := self.accounts.refusal(job, kind.demand.width)):
+            within = (self.room.kind(demand) for demand in self._smaller_demands(job) if not self.accounts.refusal(job, demand.width))
+            if (smaller := next((kind for kind in within if kind.possible), None)) is not None:
+                self._place(job, smaller)
+            else:
+                self._wait(job, lambda: refusal)
         else:
             self._place(job, kind)
 
@@ -144,7 +138,7 @@ class Planner:
         if mark in self._hopeless and not self._may_reserve(job):
             self._wait(job)
             return
-        for size in (kind, *self._smaller_kinds(job)):
+        for size in (kind, *self._smaller_kinds(job, kind)):
             if (found := self.room.find(size, ends_s)) is not None:
                 self._start(job, size, found, ends_s)
                 return
@@ -160,7 +154,7 @@ class Planner:
     def _smaller_kind(self, job: Job) -> Kind | None:
         """For a gang that nodes are missing for: what of it is tried now, or None, and the reason is told."""
         self._short.append(job.id)
-        sizes = (self.room.kind(replace(job.demand, num_workers=count)) for count in reversed(job.smaller))
+        sizes = (self.room.kind(demand) for demand in self._smaller_demands(job))
         kind = next((kind for kind in sizes if kind.possible), None)
         if kind is None:
             self._reasons[job.id] = partial(why.infeasible, self._cluster.usable, job.demand)
@@ -174,15 +168,17 @@ class Planner:
         self.head, self._blocked = self.head or job.id, True
         return None
 
-    def _smaller_kinds(self, job: Job) -> Iterator[Kind]:
-        """With how many workers fewer than it asks for it may start although nodes are not missing but in use."""
+    def _smaller_kinds(self, job: Job, below: Kind) -> Iterator[Kind]:
+        """With how many workers fewer it may start although nodes are not missing but in use."""
         if not self._fifo:
-            for count in reversed(job.smaller):
-                yield self.room.kind(replace(job.demand, num_workers=count))
+            yield from (self.room.kind(demand) for demand in self._smaller_demands(job) if demand.num_workers < below.demand.num_workers)
+
+    def _smaller_demands(self, job: Job) -> Iterator[Demand]:
+        return (replace(job.demand, num_workers=count) for count in reversed(job.smaller))
 
     def _start(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
         self.room.start(job, kind.demand, found, ends_s)
-        self._accounts.add(job, kind.demand.width)
+        self.accounts.add(job, kind.demand.width)
         placement = self.room.grid.named(found)
         self.starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.usable, placement)))
 
@@ -214,7 +210,7 @@ class Planner:
             return False
         victims, place = found
         for victim in victims:
-            self._accounts.leaves(victim.run)
+            self.accounts.leaves(victim.run)
             receipt = why.receipt(job.id, victim.cost, claim.starved)
             self._preempts.append(Preempt(job_id=victim.run.job.id, for_job=job.id, cost=victim.cost, why=receipt))
         self._clear(job, kind, place, [victim.run.job.id for victim in victims])
@@ -222,7 +218,7 @@ class Planner:
 
     def _clear(self, job: Job, kind: Kind, place: Place, leavers: Sequence[str]) -> None:
         """The job is promised a place that others are about to leave."""
-        self._accounts.add(job, kind.demand.width)
+        self.accounts.add(job, kind.demand.width)
         soon_s, placement = self._now + self._policy.grace_s, self.room.grid.named(place)
         self._reservations.append(Reservation(job_id=job.id, start_s=soon_s, placement=placement))
         self.cleared[job.id] = place
@@ -235,9 +231,9 @@ class Planner:
             due = due_s(run, 0.0 if self._fifo else self._policy.resize_interval_s)
             if due > self._now:
                 self._changes.append(due)
-            elif (found := self.room.grow(run, held, self._fifo, self._accounts.left(run.job))) is not None:
+            elif (found := self.room.grow(run, held, self._fifo, self.accounts.left(run.job))) is not None:
                 self._resizes.append(self._resize(run, found))
-                self._accounts.wider(run.job, (self._resizes[-1].workers - run.workers) * (run.job.demand.gpus or 1))
+                self.accounts.wider(run.job, (self._resizes[-1].workers - run.workers) * (run.job.demand.gpus or 1))
 
     def _resize(self, run: Run, place: Place, for_job: str = "") -> Resize:
         placement = self.room.grid.named(place)
@@ -258,6 +254,7 @@ class Planner:
         if found is None:
             return False
         start_s, place = found
+        self.accounts.promise(job, kind.demand.width)
         self._reservations.append(Reservation(job_id=job.id, start_s=start_s, placement=self.room.grid.named(place)))
         self._reasons[job.id] = lambda: self._why_waiting(job, kind) + why.reserved(start_s - self._now)
         self._changes += [time_s for time_s, *_ in self.room.releases if self._now < time_s <= start_s]
@@ -269,7 +266,7 @@ class Planner:
         return Claim(job.id in self._starved, job.priority, job.tenant, level(job.attained, self._policy), within, rank)
 
     def _tenants(self) -> dict[str, Footing]:
-        held = self._accounts.held
+        held = self.accounts.held
         return {name: (held.get(name, 0) > share, self._ranks[name]) for name, share in self._shares.items()}
 
     # what is told
@@ -288,7 +285,7 @@ class Planner:
             self._starves_s = min((starves_at(job, self._policy) for job in self._waiting if job.id not in self._starved), default=math.inf)
         self._changes.append(self._starves_s)
         if self._used and self._waiting:
-            self._changes.append(ranks_change_at(self._policy, self._used, self._accounts.held, self._now))
+            self._changes.append(ranks_change_at(self._policy, self._used, self.accounts.held, self._now))
         if self._blocked and not self._fifo:
             self._changes += [due_s(run, self._policy.resize_interval_s) for run, _ in self.room.runs if run.job.smaller]
         tenants = self._tenants()

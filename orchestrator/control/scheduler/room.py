@@ -53,6 +53,8 @@ class Room:
         self._ends: dict[str, float] = {}
         self._refused: set[tuple[Any, ...]] = set()
         self._gone: set[str] = set()
+        """Who was told to leave, or to shrink."""
+        self._shrunk: dict[str, Place] = {}
         places = cluster.memo.setdefault("places", {})
         for run in running:
             held = places.get(run.placement)
@@ -157,6 +159,8 @@ class Room:
             self._refused.add((None, kind.demand))
             return None
         kept = [(drop.run, without(next(held for run, held in open_to if run is drop.run), drop)) for drop in drops]
+        for run, rest in kept:
+            self._shrunk[run.job.id] = rest
         for drop in drops:
             self._gone.add(drop.run.job.id)
             self.soon.give(drop.run.job.demand, drop.freed)
@@ -173,8 +177,9 @@ class Room:
         return not run.growing and not run.leaving and run.job.id not in self._gone and len(held) == len(run.placement)
 
     def staying(self) -> list[tuple[Run, Place]]:
-        """The runs that this plan has not told to leave."""
-        return [row for row in self.runs if row[0].job.id not in self._gone]
+        """The runs that this plan has not told to leave, and what they keep."""
+        rows = ((run, self._shrunk.get(run.job.id, held)) for run, held in self.runs)
+        return [(run, held) for run, held in rows if run.job.id not in self._gone or run.job.id in self._shrunk]
 
     def reserve(self, kind: Kind, claim: Claim | None, tenants: Mapping[str, Footing]) -> tuple[float, Place] | None:
         """Keep the earliest place for a gang. `claim`: by which runs will be told to leave for it, once they may be; None: none will."""
@@ -198,7 +203,7 @@ class Room:
         found = self._ends.get(run.job.id)
         if found is None:
             ran_s = run.job.ran_s + self._now - run.started_s
-            found = self._ends[run.job.id] = self._now + self._estimates.ends_after_s(run.job, ran_s) - ran_s
+            found = self._ends[run.job.id] = run.started_s - run.job.ran_s + self._estimates.ends_after_s(run.job, ran_s)
         return found
 
     def _promise(self, demand: Demand, promised: Place) -> None:

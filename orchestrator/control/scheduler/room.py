@@ -144,7 +144,7 @@ class Room:
         for victim in found[0]:
             self._gone.add(victim.run.job.id)
             self.soon.give(victim.run.job.demand, victim.place)
-            victims.leaves(victim)
+            victims.spare(victim.run.job.id, victim.place)
         self._promise(kind.demand, found[1])
         return found
 
@@ -163,6 +163,7 @@ class Room:
             self._shrunk[run.job.id] = rest
         for drop in drops:
             self._gone.add(drop.run.job.id)
+            self.victims.spare(drop.run.job.id, drop.freed)
             self.soon.give(drop.run.job.demand, drop.freed)
         promised = ((drops[0].node, kind.demand.num_workers),)
         self._promise(kind.demand, promised)

@@ -81,9 +81,10 @@ class Victims:
         position[0] = len(self._changed)
         return search.best(among)
 
-    def leaves(self, victim: Victim) -> None:
-        self._gone.add(victim.run.job.id)
-        self.touched(victim.place)
+    def spare(self, job_id: str, held: Place) -> None:
+        """It was told to leave, or to shrink: it is no victim any more."""
+        self._gone.add(job_id)
+        self.touched(held)
 
     def touched(self, nodes: Place) -> None:
         """What is free there has changed."""

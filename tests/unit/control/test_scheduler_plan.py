@@ -126,6 +126,12 @@ def test_a_running_job_shrinks_rather_than_that_one_leaves():
     assert decide(1, [waits("new", 8)], [elastic]).resizes == (), "no legal size leaves 8 GPUs"
 
 
+def test_who_shrinks_for_one_is_not_evicted_for_another():
+    elastic = runs("e", 8, 0, started_s=NOW - 5000, **ELASTIC)
+    decided = decide(1, [waits("new", 4), waits("next", 8)], [elastic])
+    assert [order.for_job for order in decided.resizes] == ["new"] and not decided.preempts
+
+
 def test_a_job_starts_with_fewer_workers_than_it_asks_for_but_with_a_legal_number():
     assert starts(decide(1, [waits("e", 8, **ELASTIC)], [runs("r", 3, 0)])) == {"e": (("n0", 4),)}
     assert starts(decide(1, [waits("e", 8, **ELASTIC)], [runs("r", 5, 0)])) == {"e": (("n0", 2),)}

@@ -76,7 +76,7 @@ def test_one_eviction_after_the_other_costs_as_little_as_if_all_were_looked_at(s
             assert sum(victim.cost for victim in found[1]) == pytest.approx(sum(victim.cost for victim in fresh[0]))
             for victim in found[1]:
                 grid.give(victim.run.job.demand, victim.place)
-                victims.leaves(victim)
+                victims.spare(victim.run.job.id, victim.place)
             grid.take(need(gpus), ((found[0], gpus),))
             victims.touched(((found[0], gpus),))
 
@@ -86,5 +86,5 @@ def test_who_has_left_is_not_a_victim_again():
     run = Run(job=Job(id="r", demand=need(8), submitted_s=0.0, queued_s=0.0), placement=(("n0", 8),), started_s=0.0)
     victims.add(run, ((0, 8),))
     (victim,) = list(victims)
-    victims.leaves(victim)
+    victims.spare(victim.run.job.id, victim.place)
     assert not list(victims) and not victims.of(1)

@@ -207,23 +207,41 @@ def victims_make_room(moment: Moment, plan: Plan) -> Findings:
 
 
 def nothing_is_left_to_do(moment: Moment, plan: Plan) -> Findings:
-    """Once a plan is applied, the next at the same time has no orders, but for starts: in the place that others have shrunk from, and of a
-    job for which others are leaving, where all that leaves is room enough for those before it and it fits already."""
+    """Once a plan is applied, the next at the same time has no orders, but for the start of a job for which others are leaving, where all
+    that leaves is room enough for those before it and it fits already. A job that has shrunk has left room for anybody: then there is an
+    end to it after as many plans as there are runs."""
+    after, at_most = moment, len(moment.running) + 2
+    for _ in range(at_most):
+        after, before = applied(after, plan), plan
+        plan = after.plan()
+        if not has_orders(plan):
+            return
+        served = {order.for_job for order in before.preempts}
+        early = {start.job_id for start in plan.starts} <= served and not plan.preempts and not plan.resizes
+        if not early and not any(order.for_job for order in before.resizes):
+            yield f"then {told(plan)}"
+            return
+    yield f"after {at_most} plans {told(plan)}"
+
+
+def settled(moment: Moment, plan: Plan) -> tuple[Moment, Plan]:
+    """The moment and the last plan after somebody left or shrank, as long as there are orders."""
     after = applied(moment, plan)
-    second = after.plan()
-    shrunk, served = any(order.for_job for order in plan.resizes), {order.for_job for order in plan.preempts}
-    if [start for start in second.starts if not shrunk and start.job_id not in served] or second.preempts or second.resizes:
-        yield f"then {told(second)}"
+    while (plan.preempts or plan.resizes) and has_orders(plan):
+        plan = after.plan()
+        after = applied(after, plan)
+    return after, plan
+
+
+def has_orders(plan: Plan) -> bool:
+    return bool(plan.starts or plan.preempts or plan.resizes)
 
 
 def next_change_is_right(moment: Moment, plan: Plan) -> Findings:
     """Between now and `next_change_at` nothing is decided: planned at any time between, with the plan applied, nothing is to be done. Where
     it is None that is so for ever. It is never now. Somebody who leaves or shrinks is an event, after which there is another plan at once:
     it is said of that one."""
-    after = applied(moment, plan)
-    if plan.preempts or plan.resizes:
-        plan = after.plan()
-        after = applied(after, plan)
+    after, plan = settled(moment, plan)
     at = plan.next_change_at
     if at is not None and at <= moment.now:
         yield f"next change at {at}, it is {moment.now}"
@@ -232,7 +250,7 @@ def next_change_is_right(moment: Moment, plan: Plan) -> Findings:
     for part in spans:
         between = moment.now + part * ((at - moment.now) if at is not None else 1)
         later = replace(after, now=between).plan()
-        if later.starts or later.preempts or later.resizes:
+        if has_orders(later):
             yield f"at {between}, before {at}: {told(later)}"
             return
 

@@ -81,7 +81,11 @@ def test_nobody_leaves_for_a_job_before_which_it_would_be_placed_again():
 def test_a_job_of_the_same_user_does_not_take_the_quota_of_one_that_is_reserved():
     """The next plan would refuse the reserved one, and give its nodes to a third."""
     held = run("r", ("n1", 4), ran=600, preemptible=False)
-    first, same_user, third = job("first", 8, 3000, user="u"), job("same", 1, 2000, user="u", limit_s=60.0), job("third", 1, 1000, user="v")
+    first, same_user, third = (
+        job("first", 8, 3000, user="u", priority=1),
+        job("same", 1, 2000, user="u", limit_s=60.0),
+        job("third", 1, 1000, user="v"),
+    )
     at = moment(first, same_user, third, running=(held,), policy=replace(BATCH, tenants={"": Tenant(jobs_per_user=1)}))
     plan = at.plan()
     assert [kept.job_id for kept in plan.reservations] == ["first"]

@@ -76,7 +76,7 @@ def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
     if policy.mode == "fifo":
         return (one.queued_s, one.id) < (other.queued_s, other.id)
     if starved(one, now, policy) or starved(other, now, policy):
-        return starved(one, now, policy) and (not starved(other, now, policy) or one.queued_s < other.queued_s)
+        return starved(one, now, policy) and (not starved(other, now, policy) or (one.queued_s, one.id) < (other.queued_s, other.id))
     if one.priority != other.priority:
         return one.priority > other.priority
     if one.tenant != other.tenant:

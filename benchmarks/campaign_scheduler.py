@@ -2,8 +2,8 @@
 
     make campaign NAME=scheduler N=100000 SEED=0
 
-Instances are made by their number from the seed: moments of a random cluster; every 50th is the story of a small one from its first job to
-its last, and every 50th a trace for the simulator. What fails is printed as Python, as small as it can be made. Instances that are done are
+Instances are made by their number from the seed: moments of a random cluster; every 200th is the story of a small one from its first job to
+its last, and every 200th a trace for the simulator. What fails is printed as Python, as small as it can be made. Instances that are done are
 kept under `build/` and not tried again.
 """
 
@@ -24,7 +24,7 @@ from scheduling.strategies import MODES, Moment, moment
 from scheduling.traces import in_both_engines, in_every_round
 
 BATCH = 200
-STORIES = 50
+STORIES = 200
 """One instance of so many is a story, and one a trace."""
 Found = list[tuple[str, str]]
 """(property, what is amiss)."""

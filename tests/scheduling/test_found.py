@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from scheduling.by_hand import BATCH, PREEMPTIVE, job, moment, need, node, run
 from scheduling.forms import after_leaving, applied
+from scheduling.properties import next_change_is_right
 from scheduling.strategies import HOUR, NOW, Moment
 
 from orchestrator.control.scheduler import explain
@@ -137,3 +138,13 @@ def test_fewer_workers_do_not_help_a_user_who_has_enough_jobs():
         job("q", 4), running=(run("r", ("n0", 1)),), cluster=cluster(8), policy=replace(BATCH, tenants={"": Tenant(jobs_per_user=1)})
     )
     assert told(at, "q").with_workers is None
+
+
+def test_tenants_that_have_used_the_same_change_places_as_soon_as_one_of_them_starts_something():
+    """Then the other's job is the head, whose reservation leaves time for a third."""
+    held = run("r", ("n1", 4), ran=600, tenant="c")
+    short, head = job("short", 3, 600, limit_s=1.0 * HOUR), job("head", 4, 60)
+    other, narrow = job("other", 8, 30, tenant="b"), job("narrow", 1, tenant="c", limit_s=1.5 * HOUR)
+    at = replace(moment(short, head, other, narrow, running=(held,), policy=BATCH), usage=Usage(charged_at_s=NOW))
+    assert [kept.job_id for kept in at.plan().reservations] == ["head"]
+    assert not list(next_change_is_right(at, at.plan()))

@@ -71,7 +71,8 @@ def no_tenant_waits_below_its_share(moment: Moment, plan: Plan) -> Iterator[str]
 
 def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
     """By more than expected run times: starved, then by priority, then a tenant that would hold no more than its share with it and all
-    that starts, and used less for its weight than the other, then, where the policy preempts, by level of attained service."""
+    that starts, and used less for its weight than the other, then, where the policy preempts and the job is within the share of its tenant,
+    by level of attained service."""
     policy, now = moment.policy, moment.now
     if policy.mode == "fifo":
         return (one.queued_s, one.id) < (other.queued_s, other.id)
@@ -81,7 +82,9 @@ def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
         return one.priority > other.priority
     if one.tenant != other.tenant:
         return below_share(moment, plan, one) and used(moment, one.tenant) < used(moment, other.tenant)
-    return policy.mode == "preemptive" and level(policy, one.attained) < level(policy, other.attained)
+    alone = {job.tenant for job in moment.queue} | {run.job.tenant for run in moment.running} == {one.tenant}
+    within = alone or below_share(moment, plan, one)
+    return within and policy.mode == "preemptive" and level(policy, one.attained) < level(policy, other.attained)
 
 
 def starved(job: Job, now: float, policy: Policy) -> bool:

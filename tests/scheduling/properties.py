@@ -96,16 +96,16 @@ def topology_is_kept(moment: Moment, plan: Plan) -> Findings:
     of good standing has room for all of it at the end, it is on one."""
     jobs, reserved = {job.id: job for job in moment.queue}, reserved_nodes(plan)
     for at, start in enumerate(plan.starts):
-        demand = jobs[start.job_id].demand
+        demand = replace(jobs[start.job_id].demand, num_workers=sum(count for _, count in start.placement))
         nodes = open_nodes(moment, demand)
-        on_one = fits_one_empty(rooms(nodes, ()), demand, sum(count for _, count in start.placement))
+        on_one = fits_one_empty(rooms(nodes, ()), demand, demand.num_workers)
         if not is_legal(start.placement, rooms(nodes, held(moment, plan.starts[:at])), demand, on_one):
             yield f"{start.job_id} on {start.placement} of {rooms(nodes, held(moment, plan.starts[:at]))}: groups of {demand.group}"
         if demand.max_workers_per_node and any(count > demand.max_workers_per_node for _, count in start.placement):
             yield f"{start.job_id} on {start.placement}: at most {demand.max_workers_per_node} on a node"
         good = [node for node in moment.usable if node.standing is Standing.GOOD and node.id not in reserved]
         others = rooms(good, held(moment, [other for other in plan.starts if other is not start]))
-        alone = [node_id for node_id, room in others.items() if most(room, demand) >= sum(count for _, count in start.placement)]
+        alone = [node_id for node_id, room in others.items() if most(room, demand) >= demand.num_workers]
         if len(start.placement) > 1 and alone:
             yield f"{start.job_id} is spread over {start.placement}; it fits {alone}"
 
@@ -196,9 +196,9 @@ def victims_are_few(moment: Moment, plan: Plan) -> Findings:
 
 def victims_make_room(moment: Moment, plan: Plan) -> Findings:
     """No eviction is in vain: once all who were told to leave have left, at the same time, the first job for which one was starts, or one
-    that comes before it and was kept waiting by a quota that is free now."""
+    that comes before it and was kept waiting by a quota that is free now. Said of moments at which nobody was leaving yet."""
     wanting = {order.for_job for order in plan.preempts}
-    if wanting:
+    if wanting and not any(run.leaving for run in moment.running):
         second = after_leaving(applied(moment, plan)).plan()
         first = min(wanting, key=plan.order.index)
         before = set(plan.order[: plan.order.index(first) + 1])
@@ -250,7 +250,7 @@ def next_change_is_right(moment: Moment, plan: Plan) -> Findings:
     for part in spans:
         between = moment.now + part * ((at - moment.now) if at is not None else 1)
         later = replace(after, now=between).plan()
-        if has_orders(later):
+        if has_orders(later) and (at is None or between < at):
             yield f"at {between}, before {at}: {told(later)}"
             return
 

@@ -64,7 +64,7 @@ def no_tenant_waits_below_its_share(moment: Moment, plan: Plan) -> Iterator[str]
         if job.id in served or holds > deserved[job.tenant] + 1e-6:
             continue
         others = [run for run in evictable(moment) if run.job.tenant in over - {job.tenant} and run.job.priority <= job.priority]
-        gone = {run.job.id for run in others if run.job.id not in told and run.job.waited_s <= moment.policy.max_total_wait_s}
+        gone = {run.job.id for run in others if run.job.id not in told and run.job.waited_s < moment.policy.max_total_wait_s}
         if gone and fits_on(moment, job, plan.starts, gone, blocked):
             yield f"{job.id} waits, below the share {deserved[job.tenant]} of {job.tenant!r}; {sorted(gone)} are of tenants above theirs"
 

@@ -207,8 +207,8 @@ def victims_make_room(moment: Moment, plan: Plan) -> Findings:
 
 
 def nothing_is_left_to_do(moment: Moment, plan: Plan) -> Findings:
-    """Once a plan is applied, the next at the same time has no orders, but for the start of a job for which others are leaving, where all
-    that leaves is room enough for those before it and it fits already. A job that has shrunk has left room for anybody: then there is an
+    """Once a plan is applied, the next at the same time has no orders, but for the start of a job that was promised a place where others
+    are leaving, if all that leaves is room enough for those before it and it fits already. A job that has shrunk has left room for anybody: then there is an
     end to it after as many plans as there are runs."""
     after, at_most = moment, len(moment.running) + 2
     for _ in range(at_most):
@@ -216,7 +216,7 @@ def nothing_is_left_to_do(moment: Moment, plan: Plan) -> Findings:
         plan = after.plan()
         if not has_orders(plan):
             return
-        served = {order.for_job for order in before.preempts}
+        served = {kept.job_id for kept in before.reservations} if before.preempts else set()
         early = {start.job_id for start in plan.starts} <= served and not plan.preempts and not plan.resizes
         if not early and not any(order.for_job for order in before.resizes):
             yield f"then {told(plan)}"

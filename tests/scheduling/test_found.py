@@ -148,3 +148,10 @@ def test_tenants_that_have_used_the_same_change_places_as_soon_as_one_of_them_st
     at = replace(moment(short, head, other, narrow, running=(held,), policy=BATCH), usage=Usage(charged_at_s=NOW))
     assert [kept.job_id for kept in at.plan().reservations] == ["head"]
     assert not list(next_change_is_right(at, at.plan()))
+
+
+def test_a_run_that_would_be_starved_as_soon_as_it_waits_is_left_alone():
+    at = moment(job("q", 4, 60, priority=1), running=(run("r", ("n0", 4)),), cluster=cluster(4), policy=PREEMPTIVE)
+    waited = replace(at.running[0].job, waited_s=at.policy.max_total_wait_s)
+    assert at.plan().preempts
+    assert not replace(at, running=(replace(at.running[0], job=waited),)).plan().preempts

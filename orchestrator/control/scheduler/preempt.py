@@ -67,7 +67,7 @@ def protected_until(run: Run, policy: Policy) -> float:
     if not job.preemptible or run.leaving or run.growing or job.preemptions >= policy.max_preemptions:
         return math.inf
     until = run.started_s + policy.min_run_s * 2 ** min(job.preemptions, policy.max_doublings)
-    if job.waited_s > policy.max_total_wait_s:
+    if job.waited_s >= policy.max_total_wait_s:
         until = max(until, run.started_s + job.waited_s - job.ran_s + policy.min_run_s)  # else it would be starved again at once
     return until
 

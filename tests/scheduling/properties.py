@@ -6,6 +6,7 @@ Properties of what happens over time are in `lives`.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -208,8 +209,8 @@ def victims_make_room(moment: Moment, plan: Plan) -> Findings:
 
 def nothing_is_left_to_do(moment: Moment, plan: Plan) -> Findings:
     """Once a plan is applied, the next at the same time has no orders, but for the start of a job that was promised a place where others
-    are leaving, if all that leaves is room enough for those before it and it fits already. A job that has shrunk has left room for anybody: then there is an
-    end to it after as many plans as there are runs."""
+    are leaving, if all that leaves is room enough for those before it and it fits already. A job that has shrunk has left room for
+    anybody: then there is an end to it after as many plans as there are runs."""
     after, at_most = moment, len(moment.running) + 2
     for _ in range(at_most):
         after, before = applied(after, plan), plan
@@ -240,12 +241,14 @@ def has_orders(plan: Plan) -> bool:
 def next_change_is_right(moment: Moment, plan: Plan) -> Findings:
     """Between now and `next_change_at` nothing is decided: planned at any time between, with the plan applied, nothing is to be done. Where
     it is None that is so for ever. It is never now. Somebody who leaves or shrinks is an event, after which there is another plan at once:
-    it is said of that one."""
+    it is said of that one. While somebody leaves it is said of the grace that he has."""
     after, plan = settled(moment, plan)
     at = plan.next_change_at
     if at is not None and at <= moment.now:
         yield f"next change at {at}, it is {moment.now}"
         return
+    if any(run.leaving for run in after.running):
+        at = min(moment.now + moment.policy.grace_s, at or math.inf)
     spans = (0.001, 0.3, 0.7, 0.999) if at is not None else (1, 600, 3600, 40_000, 4_000_000)
     for part in spans:
         between = moment.now + part * ((at - moment.now) if at is not None else 1)

@@ -151,7 +151,8 @@ def test_tenants_that_have_used_the_same_change_places_as_soon_as_one_of_them_st
 
 
 def test_a_run_that_would_be_starved_as_soon_as_it_waits_is_left_alone():
-    at = moment(job("q", 4, 60, priority=1), running=(run("r", ("n0", 4)),), cluster=cluster(4), policy=PREEMPTIVE)
+    eager = replace(PREEMPTIVE, gain_factor=0.0)
+    at = moment(job("q", 4, 60, priority=1), running=(run("r", ("n0", 4)),), cluster=cluster(4), policy=eager)
     waited = replace(at.running[0].job, waited_s=at.policy.max_total_wait_s)
     assert at.plan().preempts
     assert not replace(at, running=(replace(at.running[0], job=waited),)).plan().preempts

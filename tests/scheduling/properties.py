@@ -208,28 +208,42 @@ def victims_make_room(moment: Moment, plan: Plan) -> Findings:
 
 
 def nothing_is_left_to_do(moment: Moment, plan: Plan) -> Findings:
-    """Once a plan is applied, the next at the same time has no orders, but for the start of a job that was promised a place where others
-    are leaving, if all that leaves is room enough for those before it and it fits already. A job that has shrunk has left room for
-    anybody: then there is an end to it after as many plans as there are runs."""
+    """Once a plan is applied, the next at the same time has no orders, but for starts that `may_follow`. A job that has shrunk has left
+    room for anybody: then there is an end to it after as many plans as there are runs."""
     after, at_most = moment, len(moment.running) + 2
     for _ in range(at_most):
         after, before = applied(after, plan), plan
         plan = after.plan()
         if not has_orders(plan):
             return
-        served = {kept.job_id for kept in before.reservations} if before.preempts else set()
-        early = {start.job_id for start in plan.starts} <= served and not plan.preempts and not plan.resizes
-        if not early and not any(order.for_job for order in before.resizes):
+        if not may_follow(moment, before, plan) and not any(order.for_job for order in before.resizes):
             yield f"then {told(plan)}"
             return
     yield f"after {at_most} plans {told(plan)}"
 
 
+def may_follow(moment: Moment, before: Plan, plan: Plan) -> bool:
+    """The plan only starts what could not start in the one before it at the same time: jobs that are promised places where others leave,
+    if all that leaves is room enough for those before them and they fit already; or, where the policy preempts, jobs on nodes that are
+    reserved, beside others that the plan before started there: it took these to stay until their estimated end, this one until they may
+    be preempted."""
+    started = {start.job_id for start in plan.starts}
+    places = {node_id for start in plan.starts for node_id, _ in start.placement}
+    promised = bool(before.preempts) and started <= {kept.job_id for kept in before.reservations}
+    beside = moment.policy.mode == "preemptive" and bool(before.starts) and places <= reserved_nodes(before)
+    return (promised or beside) and not plan.preempts and not plan.resizes
+
+
 def settled(moment: Moment, plan: Plan) -> tuple[Moment, Plan]:
-    """The moment and the last plan after somebody left or shrank, as long as there are orders."""
+    """The moment and the last plan after somebody left or shrank, or something may follow, as long as there are orders."""
     after = applied(moment, plan)
-    while (plan.preempts or plan.resizes) and has_orders(plan):
-        plan = after.plan()
+    for _ in range(len(moment.running) + 2):
+        following = after.plan()
+        if not has_orders(following) and not plan.preempts and not plan.resizes:
+            return after, plan
+        if not plan.preempts and not plan.resizes and not may_follow(moment, plan, following):
+            return after, plan
+        plan = following
         after = applied(after, plan)
     return after, plan
 

@@ -104,9 +104,10 @@ def live(told: Story, *, step_s: float = math.inf, round_s: float = 0.0, forget:
             life.found.append(f"impossible at {machine.now}: {error}")
             break
         again = machine.now + RETRY_S if fails else math.inf
-        at = min(_next(told, machine), plan.next_change_at or math.inf, again, machine.now + step_s)
-        if not (math.isfinite(at) and (machine.runs or machine.waiting or _to_come(told, machine.now))):
+        at = min(_next(told, machine), plan.next_change_at or math.inf, again)
+        if not math.isfinite(at):
             break
+        at = min(at, machine.now + step_s)
         machine.advance(math.ceil(at / round_s) * round_s if round_s else at)
     else:
         life.found.append(f"not over after {MOST_PLANS} plans, at {machine.now}")

@@ -97,11 +97,12 @@ def tenant_ranks(used: Mapping[str, float]) -> dict[str, int]:
 
 
 def ranks_change_at(policy: Policy, used: Mapping[str, float], held: Mapping[str, int], now: float) -> float:
-    """When the first two tenants change places, if each goes on with what it holds: its use approaches width x half-life / ln 2."""
+    """When the first two tenants change places, if each goes on with what it holds: its use approaches width x half-life / ln 2. To the
+    millisecond: two that have used the same are told apart only after a while."""
     limits = {name: held.get(name, 0) * _limit_s(policy) / _weight(policy, name) for name in used}
     pairs = ((name, other) for name, other in pairwise(_ordered(used)))
     flip_s = now + min((_meet(policy, used[a] - used[b], limits[a] - limits[b]) for a, b in pairs), default=math.inf)
-    return max(flip_s, math.nextafter(now, math.inf))
+    return max(flip_s, now + 0.001)
 
 
 def _meet(policy: Policy, gap: float, gap_at_end: float) -> float:

@@ -132,7 +132,7 @@ def groups(schema: Schema = JOB, config_dir: Path | None = None) -> dict[str, li
     for folder in [conf_dir(), *([config_dir] if config_dir else [])]:
         for name in sorted(schema.groups):
             options = found.setdefault(name, [])
-            options += [path.stem for path in sorted((folder / name).glob("*.yaml")) if path.stem not in options]
+            options += sorted({path.stem for path in (folder / name).glob("*.yaml")} - {*options})
     return {name: options for name, options in found.items() if options}
 
 

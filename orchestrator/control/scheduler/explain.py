@@ -126,7 +126,5 @@ class _Question:
 
     def _helps(self, priority: int) -> bool:
         decided = self._plan(replace(self._job, priority=priority))
-        served = [start.job_id for start in decided.starts] + [order.for_job for order in (*decided.preempts, *decided.resizes)]
-        return self._job.id in served
-
-
+        served = {start.job_id for start in decided.starts} | {order.for_job for order in decided.preempts}
+        return self._job.id in served.union(order.for_job for order in decided.resizes)

@@ -170,6 +170,11 @@ class Run:
     def width(self) -> int:
         return self.workers * (self.job.demand.gpus or 1)
 
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What plans have derived from the run alone; most runs are the same in many plans."""
+        return {}
+
     def attained(self, now: float) -> float:
         return self.job.attained + self.width * max(0.0, now - self.started_s)
 

@@ -28,8 +28,7 @@ class Grid:
         self.gpus = [node.gpus for node in nodes]
         self.good = sum(1 << i for i, node in enumerate(nodes) if node.standing is Standing.GOOD)
         self.buckets = [0] * (max(self.gpus, default=0) + 1)
-        for i, count in enumerate(self.gpus):
-            self.buckets[count] |= 1 << i
+        self.sort()
         self.whole = tuple(self.buckets)
         """The nodes that have so many GPUs in all, by that number."""
 
@@ -38,6 +37,12 @@ class Grid:
         other.cluster, other.good, other.whole = self.cluster, self.good, self.whole
         other.cpus, other.gpus, other.buckets = self.cpus[:], self.gpus[:], self.buckets[:]
         return other
+
+    def sort(self) -> None:
+        """The sets of nodes by what is free, after it was changed other than by `set`."""
+        self.buckets = [0] * len(self.buckets)
+        for i, count in enumerate(self.gpus):
+            self.buckets[max(0, count)] |= 1 << i
 
     @property
     def everywhere(self) -> int:

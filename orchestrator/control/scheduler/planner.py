@@ -118,8 +118,10 @@ class Planner:
             self._try(job)
 
     def _try(self, job: Job) -> None:
-        kind = self.room.kind(job.demand)
-        if not kind.possible and (kind := self._smaller_kind(job)) is None:
+        kind: Kind | None = self.room.kind(job.demand)
+        if kind is not None and not kind.possible:
+            kind = self._smaller_kind(job)
+        if kind is None:
             return
         if self._fifo and self.head:
             self._wait(job, partial(why.behind, self.head))

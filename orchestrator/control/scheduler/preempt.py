@@ -51,10 +51,6 @@ class Victim:
     service: float = 0.0
     """What it has had."""
 
-    def leaves_level_s(self, level: int, policy: Policy) -> float:
-        """When the run has had the service of that level."""
-        return self.run.started_s + (policy.levels[level] - self.run.job.attained) / self.run.width
-
     @property
     def key(self) -> tuple[float, float, str]:
         """The cheapest first, of those the one with the most service."""
@@ -74,6 +70,11 @@ def protected_until(run: Run, policy: Policy) -> float:
     if job.waited_s > policy.max_total_wait_s:
         until = max(until, run.started_s + job.waited_s - job.ran_s + policy.min_run_s)  # else it would be starved again at once
     return until
+
+
+def leaves_level_s(run: Run, level: int, policy: Policy) -> float:
+    """When the run has had the service of that level."""
+    return run.started_s + (policy.levels[level] - run.job.attained) / run.width
 
 
 def cost(run: Run, now: float) -> float:
@@ -106,7 +107,7 @@ def evictable_from(claim: Claim, victim: Victim, policy: Policy, footing: Footin
     level = level_to_leave(claim, job.priority, job.tenant, footing, policy)
     if level is None:
         return math.inf
-    return victim.free_from_s if level == ANY_LEVEL else max(victim.free_from_s, victim.leaves_level_s(level, policy))
+    return victim.free_from_s if level == ANY_LEVEL else max(victim.free_from_s, leaves_level_s(victim.run, level, policy))
 
 
 def cheapest(

@@ -55,13 +55,21 @@ class Room:
         self._gone: set[str] = set()
         """Who was told to leave, or to shrink."""
         self._shrunk: dict[str, Place] = {}
-        places = cluster.memo.setdefault("places", {})
+        self._hold(running)
+
+    def _hold(self, running: Sequence[Run]) -> None:
+        """Take what runs hold."""
+        grid, places = self.grid, self._cluster.memo.setdefault("places", {})
         for run in running:
             held = places.get(run.placement)
             if held is None:
-                held = places[run.placement] = self.grid.indexed(run.placement)
-            self.grid.take(run.job.demand, held)
+                held = places[run.placement] = grid.indexed(run.placement)
+            demand = run.job.demand
+            for i, workers in held:
+                grid.cpus[i] -= workers * demand.cpu_units
+                grid.gpus[i] -= workers * demand.gpus
             (self._leaving if run.leaving else self._runs).append((run, held))
+        grid.sort()
 
     def kind(self, demand: Demand) -> Kind:
         found = self._kinds.get(demand)

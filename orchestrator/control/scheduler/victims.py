@@ -16,9 +16,13 @@ from orchestrator.control.scheduler.preempt import (
     Search,
     Victim,
     cost,
+    leaves_level_s,
     level_to_leave,
     protected_until,
 )  # fmt: skip
+
+Times = tuple[float, ...]
+"""(until when a run is left alone, when it leaves the first level, the second ...)."""
 
 
 class Victims:
@@ -27,7 +31,7 @@ class Victims:
 
     def __init__(self, now: float, policy: Policy) -> None:
         self._now, self._policy = now, policy
-        self._groups: dict[tuple[int, str], list[Victim]] = {}
+        self._groups: dict[tuple[int, str], list[tuple[Run, Place, Times]]] = {}
         self._classes: dict[tuple[int, str, int], int] = {}
         self._nodes: dict[int, list[tuple[int, Held]]] = {}
         self._gone: set[str] = set()
@@ -37,22 +41,28 @@ class Victims:
         self._next: dict[tuple[int, str, int], float] = {}
 
     def add(self, run: Run, held: Place) -> None:
-        until = protected_until(run, self._policy)
-        if until == math.inf or not held:
+        times = _times(run, self._policy)
+        if times is None or not held:
             return
-        victim, job = Victim(run, held, cost(run, self._now), until, run.attained(self._now)), run.job
-        self._groups.setdefault((job.priority, job.tenant), []).append(victim)
-        if until > self._now:
+        job, now = run.job, self._now
+        self._groups.setdefault((job.priority, job.tenant), []).append((run, held, times))
+        until, *leaves = times
+        if until > now:
             return
-        at, levels = 0, len(self._policy.levels)
-        while at < levels and victim.leaves_level_s(at, self._policy) <= self._now:
+        at = 0
+        while at < len(leaves) and leaves[at] <= now:
             at += 1
         kind = 1 << self._classes.setdefault((job.priority, job.tenant, at), len(self._classes))
+        victim = self._victim(run, held, until)
         for i, workers in held:
             self._nodes.setdefault(i, []).append((kind, (victim, workers)))
 
+    def _victim(self, run: Run, held: Place, until: float) -> Victim:
+        return Victim(run, held, cost(run, self._now), until, run.attained(self._now))
+
     def __iter__(self) -> Iterator[Victim]:
-        return (victim for group in self._groups.values() for victim in group if victim.run.job.id not in self._gone)
+        rows = (row for group in self._groups.values() for row in group if row[0].job.id not in self._gone)
+        return (self._victim(run, held, times[0]) for run, held, times in rows)
 
     def open_to(self, claim: Claim, tenants: Mapping[str, Footing]) -> int:
         """The classes that the claim is good against now."""
@@ -102,12 +112,21 @@ class Victims:
     def _next_of(self, priority: int, tenant: str, level: int) -> float:
         key = priority, tenant, level
         if key not in self._next:
-            times = (
-                victim.free_from_s if level == ANY_LEVEL else max(victim.free_from_s, victim.leaves_level_s(level, self._policy))
-                for victim in self._groups[priority, tenant]
-            )
+            rows = (times for _, _, times in self._groups[priority, tenant])
+            times = [times[0] if level == ANY_LEVEL else max(times[0], times[1 + level]) for times in rows]
             self._next[key] = min((time for time in times if time > self._now), default=math.inf)
         return self._next[key]
 
     def _held(self, i: int, classes: int) -> list[Held]:
         return [held for kind, held in self._nodes[i] if kind & classes and held[0].run.job.id not in self._gone]
+
+
+def _times(run: Run, policy: Policy) -> Times | None:
+    """None: it is left alone for ever."""
+    known = run.memo.get("times")
+    if known is None or known[0] is not policy:
+        until = protected_until(run, policy)
+        left = None if until == math.inf else (until, *(leaves_level_s(run, level, policy) for level in range(len(policy.levels))))
+        known = run.memo["times"] = policy, left
+    times: Times | None = known[1]
+    return times

@@ -100,7 +100,8 @@ def ranks_change_at(policy: Policy, used: Mapping[str, float], held: Mapping[str
     """When the first two tenants change places, if each goes on with what it holds: its use approaches width x half-life / ln 2."""
     limits = {name: held.get(name, 0) * _limit_s(policy) / _weight(policy, name) for name in used}
     pairs = ((name, other) for name, other in pairwise(_ordered(used)))
-    return now + min((_meet(policy, used[a] - used[b], limits[a] - limits[b]) for a, b in pairs), default=math.inf)
+    flip_s = now + min((_meet(policy, used[a] - used[b], limits[a] - limits[b]) for a, b in pairs), default=math.inf)
+    return max(flip_s, math.nextafter(now, math.inf))
 
 
 def _meet(policy: Policy, gap: float, gap_at_end: float) -> float:

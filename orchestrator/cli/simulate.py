@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from orchestrator.cli.jobs import parser_for
+from orchestrator.cli.parser import parser_for
 from orchestrator.cli.screen import Bar
 from orchestrator.cli.simulated import shown, what
 from orchestrator.config import SIMULATION, conf_dir, groups, load_simulation

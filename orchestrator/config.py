@@ -63,7 +63,7 @@ JOB = Schema(
     "`-m` makes one job of each", r"(workload|model|data)\.options\.|tracking\.tags\.",
 )  # fmt: skip
 SIMULATION = Schema(
-    "simulate", SimulationSettings, ("scheduler",), "cluster.nodes=72", "`--compare` takes several policies", r"scheduler\.tenants\."
+    "simulate", SimulationSettings, ("scheduler",), "cluster.nodes=72", "`--compare` takes several policies", r"scheduler\."
 )
 
 
@@ -73,7 +73,7 @@ def load_job_spec(overrides: Sequence[str], config_dir: Path | None = None) -> J
 
 
 def load_simulation(overrides: Sequence[str], config_dir: Path | None = None) -> SimulationSettings:
-    """What a simulation assumes. `scheduler.tenants.NAME.quota=64` needs no `+`, though the name is the user's own."""
+    """What a simulation assumes. A setting of the scheduler needs no `+`, though not every policy's file has it."""
     added = [re.sub(rf"^\+*(?={SIMULATION.open})", "++", text) for text in overrides]
     values = OmegaConf.to_container(_compose(SIMULATION, added, config_dir), resolve=True)
     assert isinstance(values, dict)
@@ -128,9 +128,11 @@ def with_home(spec: JobSpec, home: Path) -> JobSpec:
 
 def groups(schema: Schema = JOB, config_dir: Path | None = None) -> dict[str, list[str]]:
     """The options of every group that is shipped, with those of the user's own."""
-    found = {name: [path.stem for path in sorted((conf_dir() / name).glob("*.yaml"))] for name in sorted(schema.groups)}
-    for name in schema.groups if config_dir else ():
-        found[name] += [path.stem for path in sorted((config_dir / name).glob("*.yaml")) if path.stem not in found[name]]
+    found: dict[str, list[str]] = {}
+    for folder in [conf_dir(), *([config_dir] if config_dir else [])]:
+        for name in sorted(schema.groups):
+            options = found.setdefault(name, [])
+            options += sorted({path.stem for path in (folder / name).glob("*.yaml")} - {*options})
     return {name: options for name, options in found.items() if options}
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from orchestrator.cli.jobs import parser_for
+from orchestrator.cli.parser import parser_for
 from orchestrator.cli.screen import Bar
 from orchestrator.cli.simulated import shown, what
 from orchestrator.config import SIMULATION, conf_dir, groups, load_simulation
-from orchestrator.control.scheduler import plan
+from orchestrator.control.scheduler import Policy, plan
 from orchestrator.control.scheduler.settings import check_tenants
 from orchestrator.errors import ConfigError, UserError, nearest
 from orchestrator.paths import Home
@@ -21,7 +21,7 @@ from orchestrator.simulation import metrics
 from orchestrator.simulation.baselines import BASELINES, baseline
 from orchestrator.simulation.cluster import Cluster, demand_of, shapes_by_node
 from orchestrator.simulation.engine import simulate
-from orchestrator.simulation.model import Outcome, TraceJob, World
+from orchestrator.simulation.model import Outcome, Planner, TraceJob, World
 from orchestrator.simulation.settings import SimulationSettings
 from orchestrator.simulation.trace import OPTIONAL, REQUIRED, Why, read_trace
 
@@ -42,9 +42,8 @@ class Run:
     """Of a baseline only the cluster and what happens on it."""
 
     def outcome(self, jobs: tuple[TraceJob, ...], world: World) -> Outcome:
-        planner, policy = plan, self.settings.scheduler
-        if self.name in BASELINES:
-            planner, policy = baseline(self.name, jobs, world.preemption_loss_s)
+        ours: tuple[Planner, Policy] = plan, self.settings.scheduler
+        planner, policy = baseline(self.name, jobs, world.preemption_loss_s) if self.name in BASELINES else ours
         with Bar(self.name, len(jobs), amount=_jobs) as bar:
             return simulate(jobs, world, planner, policy, name=self.name, progress=lambda ended, total: bar.add(1))
 

@@ -50,6 +50,10 @@ def test_a_shipped_policy_is_named_by_its_mode(mode: str) -> None:
     assert load_simulation([f"scheduler={mode}"]).scheduler.mode == mode
 
 
+def test_a_setting_that_a_policys_file_leaves_out_is_set_all_the_same() -> None:
+    assert load_simulation(["scheduler=fifo", "scheduler.gain_factor=3"]).scheduler == Policy(mode="fifo", gain_factor=3.0)
+
+
 def test_tenants_are_added_by_their_names() -> None:
     flags = ["scheduler.tenants.lab.weight=2", "scheduler.tenants.lab.quota=64", "+scheduler.tenants.b-2.jobs_per_user=1"]
     assert load_simulation(flags).scheduler.tenants == {"lab": Tenant(weight=2.0, quota=64), "b-2": Tenant(jobs_per_user=1)}
@@ -70,7 +74,7 @@ def test_a_policy_of_the_users_own(tmp_path: Path) -> None:
     ("override", "said"),
     [
         ("scheduler=fiffo", "scheduler=fiffo is not possible: allowed is batch, fifo, preemptive. Did you mean 'fifo'?"),
-        ("scheduler.max_wait=5", "scheduler.max_wait is no setting. "), ("scheduler.max_wait=5", " Did you mean 'scheduler.max_wait_s'?"),
+        ("scheduler.max_wait=5", "scheduler.max_wait is no setting. "), ("scheduler.max_wait=5", " Did you mean 'max_wait_s'?"),
         ("+scheduler.max_wait=5", " Did you mean 'max_wait_s'?"), ("cluster.node=5", " Did you mean 'cluster.nodes'?"),
         ("training.max_steps=5", "training.max_steps is no setting."), ("workload=gpt", "workload is no setting. Groups: scheduler."),
         ("scheduler=fifo,batch", "scheduler=fifo,batch names several values: `--compare` takes several policies; "),

@@ -20,8 +20,7 @@ class Baseline:
     title: str
     make: Callable[[Durations, float], Planner]
     """From the run times and the run time that each preemption costs."""
-    mode: str = "batch"
-    """Of the policy that it is simulated with: `preemptive` plans in rounds."""
+    preempts: bool = False
 
 
 LEVELS = (7_200.0, 72_000.0, 720_000.0)
@@ -29,7 +28,7 @@ LEVELS = (7_200.0, 72_000.0, 720_000.0)
 
 
 def _least_attained(levels: tuple[float, ...]) -> Planner:
-    return RoundScheduler(rank=by_level(levels), thresholds=levels)
+    return RoundScheduler(rank=by_level(levels))
 
 
 def _submitted(job: Job) -> tuple[float, int, str]:
@@ -44,12 +43,12 @@ BASELINES: Mapping[str, Baseline] = {
         title="SJF + EASY, exact durations",
         make=lambda exact, _: ListScheduler(key=lambda job: (exact[job.id], *_submitted(job)), durations=exact),
     ),
-    "las": Baseline(title="Tiresias LAS", make=lambda *_: _least_attained(LEVELS[:1]), mode="preemptive"),
-    "las-3": Baseline(title="LAS, 3 levels", make=lambda *_: _least_attained(LEVELS), mode="preemptive"),
+    "las": Baseline(title="Tiresias LAS", make=lambda *_: _least_attained(LEVELS[:1]), preempts=True),
+    "las-3": Baseline(title="LAS, 3 levels", make=lambda *_: _least_attained(LEVELS), preempts=True),
     "srtf": Baseline(
         title="SRTF oracle",
-        make=lambda exact, loss_s: RoundScheduler(rank=by_remaining(exact, loss_s), thresholds=()),
-        mode="preemptive",
+        make=lambda exact, loss_s: RoundScheduler(rank=by_remaining(exact, loss_s)),
+        preempts=True,
     ),
 }
 
@@ -59,4 +58,4 @@ def baseline(name: str, trace: Iterable[TraceJob], loss_s: float = 62.0) -> tupl
     if name not in BASELINES:
         raise ConfigError(f"no baseline {name!r}; there are {', '.join(BASELINES)}.{nearest(name, BASELINES)}")
     found = BASELINES[name]
-    return found.make({job.id: job.duration_s for job in trace}, loss_s), Policy(mode=found.mode)
+    return found.make({job.id: job.duration_s for job in trace}, loss_s), Policy(mode="batch")

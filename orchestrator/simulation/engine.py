@@ -5,7 +5,8 @@
 - A job that is preempted or resized leaves at once, with all its work saved; the one waits again, the other starts in its new place, and
   the planner is asked again at the same moment. Each start but the first takes `World.preemption_loss_s` before the job goes on. A job
   whose node fails also does again what it did since its last save.
-- The planner never sees how long a job will run. It is not asked while no job waits and none that runs could grow.
+- The planner never sees how long a job will run. It is not asked while no job waits and none that runs could grow, but for one that says
+  so (`asked_always`) because it remembers what was.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class _Simulation:
         self._trace, self._world, self._planner, self._policy = trace, world, planner, policy
         self._in_rounds, self._every_round = policy.mode == "preemptive", every_round
         self._progress, self._clock = progress, clock
+        self._ask_always = bool(getattr(planner, "asked_always", False))
         self._cluster, self._accounts = Cluster(world), Accounts(policy.usage_half_life_s)
         self._lives = {job.id: _Life(trace=job, index=index, left_s=job.duration_s) for index, job in enumerate(trace)}
         self._refuse_impossible()
@@ -178,7 +180,7 @@ class _Simulation:
     def _plan(self, now: float) -> None:
         self._change_at = None
         for _ in range(MOST_PLANS):
-            if not self._queue and not self._may_grow:
+            if not self._queue and not self._may_grow and not self._ask_always:
                 return
             self._refresh_saves(now)
             usage, queue, running = self._accounts.usage(now), tuple(self._queue.values()), tuple(self._runs.values())

@@ -3,56 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain, islice
 
 from orchestrator.control.scheduler.model import ClusterView, Demand, Placement, Run
 
 
 class Grid:
-    """GPUs that are free on each node that is up."""
+    """GPUs that are free on each node that is up. Of nodes with as many free, the one is first that has had so many for longest."""
 
-    def __init__(self, free: dict[str, int]) -> None:
-        self._free = free
-        self._count = [0] * (max(free.values(), default=0) + 1)  # of the nodes with so many free
-        for gpus in free.values():
-            self._count[gpus] += 1
-
-    @classmethod
-    def of(cls, cluster: ClusterView, running: Iterable[Run]) -> Grid:
-        free = {node.id: node.gpus for node in cluster.nodes if node.alive}
-        for run in running:
-            for node_id, count in run.placement:
-                free[node_id] -= count
-        grid = cls(free)
-        most = max((node.gpus for node in cluster.nodes), default=0)
-        grid._count += [0] * (most + 1 - len(grid._count))
-        return grid
+    def __init__(self, free: dict[str, int], most: int) -> None:
+        """`most`: GPUs of the widest node."""
+        self._free = dict(free)
+        self._with_free: list[dict[str, None]] = [{} for _ in range(most + 1)]
+        for node_id, gpus in free.items():
+            self._with_free[gpus][node_id] = None
 
     def copy(self) -> Grid:
         other = Grid.__new__(Grid)
-        other._free, other._count = dict(self._free), list(self._count)
+        other._free, other._with_free = dict(self._free), [dict(nodes) for nodes in self._with_free]
         return other
 
     def place(self, demand: Demand) -> Placement | None:
         """The fullest nodes that do, the first of equals; None if there are too few."""
         groups, rest = divmod(demand.num_workers, demand.group)
-        if not groups or (groups == 1 and not rest):
-            node_id = self._tightest(demand.num_workers)
-            return ((node_id, demand.num_workers),) if node_id else None
-        if sum(self._count[demand.group :]) < groups + (1 if rest and not any(self._count[rest : demand.group]) else 0):
+        whole = list(islice(chain.from_iterable(self._with_free[demand.group :]), groups))
+        last = self._tightest(rest, whole) if rest else ""
+        if len(whole) < groups or last is None:
             return None
-        wide = sorted((gpus, node_id) for node_id, gpus in self._free.items() if gpus >= demand.group)[:groups]
-        whole = {node_id: demand.group for _, node_id in wide}
-        node_id = self._tightest(rest, whole) if rest else None
-        return tuple(sorted([*whole.items(), *([(node_id, rest)] if node_id else [])]))
+        return (*((node_id, demand.group) for node_id in whole), *([(last, rest)] if rest else []))
 
-    def take(self, placement: Placement, sign: int = -1) -> None:
+    def take(self, placement: Placement) -> None:
         for node_id, count in placement:
-            before = self._free.get(node_id)
-            if before is None:
-                continue  # the node has died
-            self._free[node_id] = before + sign * count
-            self._count[before] -= 1
-            self._count[before + sign * count] += 1
+            self._change(node_id, -count)
+
+    def give_back(self, placement: Placement) -> None:
+        for node_id, count in placement:
+            self._change(node_id, count)
 
     def take_back(self, placement: Placement) -> bool:
         """Take it if all of it is free."""
@@ -61,19 +47,40 @@ class Grid:
         self.take(placement)
         return True
 
-    def give_back(self, placement: Placement) -> None:
-        self.take(placement, 1)
+    def _change(self, node_id: str, by: int) -> None:
+        before = self._free.get(node_id)
+        if before is not None:  # the node is up
+            del self._with_free[before][node_id]
+            self._free[node_id] = before + by
+            self._with_free[before + by][node_id] = None
 
-    def least(self, other: Grid) -> Grid:
-        """Of each node what is free in both."""
-        grid = Grid({node_id: min(gpus, other._free[node_id]) for node_id, gpus in self._free.items()})
-        grid._count += [0] * (len(self._count) - len(grid._count))
-        return grid
+    def _tightest(self, gpus: int, without: list[str]) -> str | None:
+        return next((node_id for nodes in self._with_free[gpus:] for node_id in nodes if node_id not in without), None)
 
-    def _tightest(self, gpus: int, without: Iterable[str] = ()) -> str | None:
-        for size in range(gpus, len(self._count)):
-            if self._count[size]:
-                for node_id, free in self._free.items():
-                    if free == size and node_id not in without:
-                        return node_id
-        return None
+
+class Ledger:
+    """The grid as it goes on from plan to plan: how long a node has had so many GPUs free is not to be seen in the runs."""
+
+    def __init__(self) -> None:
+        self._cluster: ClusterView | None = None
+        self._grid = Grid({}, 0)
+        self._held: dict[str, Placement] = {}
+
+    def grid(self, cluster: ClusterView, running: Iterable[Run]) -> Grid:
+        """A copy, as it is now. Where nothing runs all begins anew."""
+        held = {run.job.id: run.placement for run in running}
+        if cluster is not self._cluster or not held:
+            alive = {node.id: node.gpus for node in cluster.nodes if node.alive}
+            self._cluster, self._grid, self._held = cluster, Grid(alive, max((node.gpus for node in cluster.nodes), default=0)), {}
+        left = [placement for job_id, placement in self._held.items() if held.get(job_id) != placement]
+        for job_id, placement in held.items():
+            if self._held.get(job_id) != placement and not self._grid.take_back(placement):
+                self._give_back(left)  # who was preempted for it; all others left after the last starts
+                self._grid.take(placement)
+        self._give_back(left)
+        self._held = held
+        return self._grid.copy()
+
+    def _give_back(self, left: list[Placement]) -> None:
+        while left:
+            self._grid.give_back(left.pop(0))

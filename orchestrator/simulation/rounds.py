@@ -3,76 +3,89 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.control.scheduler.model import ClusterView, Job, Placement, Plan, Policy, Preempt, Run, Start, Usage
-from orchestrator.simulation.grid import Grid
+from orchestrator.control.scheduler.model import ClusterView, Job, Plan, Policy, Preempt, Run, Start, Usage
+from orchestrator.simulation.grid import Grid, Ledger
 
 Rank = Callable[[Job, float, float], Any]
 """Of a job, its attained service and its run time so far; who has the lower one is first."""
+Ranked = list[tuple[Any, Job, Run | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundScheduler:
-    """Places jobs in the order of `rank`. Who does not fit into what is free takes from runs of higher rank, the highest first, but no more
-    of them than it needs."""
+    """Chosen are, in the order of `rank`, all jobs whose GPUs the cluster has in number beside those before them.
+
+    At multiples of `Policy.round_s` each of them that waits is given a place on what the others do not hold. What is then left goes, again
+    in order, to the others: who runs stays if its place is whole, else it is preempted; who waits starts if it fits. Between rounds nobody
+    is preempted; of the chosen, who fits into what is free starts at once.
+    """
 
     rank: Rank
-    thresholds: tuple[float, ...] = ()
-    """Of attained service, between which the order stays the same."""
+    asked_always = True
+    _ledger: Ledger = field(default_factory=Ledger, init=False, repr=False)
 
     def __call__(
         self, cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy
     ) -> Plan:
-        del usage, policy
-        free, starts, preempts = Grid.of(cluster, running), [], []
-        ranked = sorted(((self._rank_of(run, now), run) for run in running), key=lambda pair: pair[0], reverse=True)
-        too_large: set[int] = set()
-        for rank, job in sorted(((self.rank(job, job.attained, job.ran_s), job) for job in queue), key=lambda pair: pair[0]):
-            if job.demand.num_workers in too_large:
-                continue
-            placement = free.place(job.demand)
-            if placement is None:
-                found = _make_room(job, free, [run for other, run in ranked if other > rank])
-                if found is None:
-                    too_large.add(job.demand.num_workers)
-                    continue
-                placement, victims = found
-                preempts += [Preempt(job_id=run.job.id, for_job=job.id, cost=run.width * run.restart_s) for run in victims]
-                ranked = [(other, run) for other, run in ranked if run not in victims]
+        del usage
+        free = self._ledger.grid(cluster, running)
+        if not queue:
+            return Plan()
+        next_round_s = (now // policy.round_s + 1) * policy.round_s
+        if any(job.queued_s == now and job.preemptions for job in queue):
+            return Plan(next_change_at=next_round_s)  # this moment's round has been
+        ranked: Ranked = [(self.rank(job, job.attained, job.ran_s), job, None) for job in queue]
+        ranked += [(self.rank(run.job, run.attained(now), run.job.ran_s + now - run.started_s), run.job, run) for run in running]
+        chosen, others = _chosen(sorted(ranked, key=lambda item: item[0]), sum(node.gpus for node in cluster.nodes if node.alive))
+        starts: list[Start] = []
+        if now % policy.round_s:
+            _start_all(chosen, free, starts)
+            return Plan(starts=tuple(starts), next_change_at=next_round_s)
+        preempts = _round(chosen, others, free, starts)
+        return Plan(starts=tuple(starts), preempts=preempts, next_change_at=next_round_s)
+
+
+def _chosen(ranked: Ranked, gpus: int) -> tuple[Ranked, Ranked]:
+    """(those that are, those that are not), each in order."""
+    chosen: Ranked = []
+    others: Ranked = []
+    for item in ranked:
+        _, job, run = item
+        width = run.width if run else job.demand.width
+        if width <= gpus:
+            gpus -= width
+            chosen.append(item)
+        else:
+            others.append(item)
+    return chosen, others
+
+
+def _round(chosen: Ranked, others: Ranked, free: Grid, starts: list[Start]) -> tuple[Preempt, ...]:
+    for _, _, run in others:
+        if run:
+            free.give_back(run.placement)
+    _start_all(chosen, free, starts)
+    preempts = []
+    for item in others:
+        _, job, run = item
+        if run is None:
+            _start_all([item], free, starts)
+        elif not free.take_back(run.placement):
+            preempts.append(Preempt(job_id=job.id, for_job="", cost=run.width * run.restart_s))
+    return tuple(preempts)
+
+
+def _start_all(ranked: Ranked, free: Grid, starts: list[Start]) -> None:
+    """Of those that wait, whoever fits."""
+    for _, job, run in ranked:
+        placement = None if run else free.place(job.demand)
+        if placement is not None:
             free.take(placement)
             starts.append(Start(job_id=job.id, placement=placement))
-        return Plan(starts=tuple(starts), preempts=tuple(preempts), next_change_at=self._next_change(running, now))
-
-    def _rank_of(self, run: Run, now: float) -> Any:
-        return self.rank(run.job, run.attained(now), run.job.ran_s + now - run.started_s)
-
-    def _next_change(self, running: tuple[Run, ...], now: float) -> float | None:
-        crossings = []
-        for run in running:
-            attained = run.attained(now)
-            level = bisect_right(self.thresholds, attained)
-            if level < len(self.thresholds):
-                crossings.append(now + (self.thresholds[level] - attained) / run.width)
-        return min(crossings, default=None)
-
-
-def _make_room(job: Job, free: Grid, candidates: Iterable[Run]) -> tuple[Placement, list[Run]] | None:
-    """Where `job` goes, and who has to leave for it (then gone from `free`); None: it has no place even if all of them left."""
-    trial, gone = free.copy(), []
-    for run in candidates:
-        trial.give_back(run.placement)
-        gone.append(run)
-        placement = trial.place(job.demand)
-        if placement is not None:
-            trial.take(placement)
-            victims = [run for run in reversed(gone) if not trial.take_back(run.placement)]
-            for run in victims:
-                free.give_back(run.placement)
-            return placement, victims
-    return None
 
 
 def by_level(thresholds: tuple[float, ...]) -> Rank:

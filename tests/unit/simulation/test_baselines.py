@@ -77,15 +77,15 @@ def test_las_gives_the_place_of_who_had_most():
 def test_within_a_level_nobody_who_came_first_is_preempted():
     trace = [job("a", 0, 16, 3000), job("b", 60, 16, 440), job("c", 120, 16, 60)]
     outcome = run("las-3", trace)  # a falls to the second level after 450 s
-    assert [(stay.start_s, stay.end) for stay in outcome.jobs[0].segments] == [(0, "preempted"), (1020, "done")]
-    assert (outcome.jobs[1].first_start_s, outcome.jobs[2].first_start_s) == (480, 960)
+    assert [(stay.start_s, stay.end) for stay in outcome.jobs[0].segments] == [(0, "preempted"), (980, "done")]
+    assert (outcome.jobs[1].first_start_s, outcome.jobs[2].first_start_s) == (480, 920)
 
 
 def test_shortest_remaining_first():
     trace = [job("a", 0, 16, 600), job("b", 120, 16, 400), job("c", 120, 16, 560)]
     outcome = run("srtf", trace)
-    assert [(stay.start_s, stay.end_s, stay.end) for stay in outcome.jobs[0].segments] == [(0, 120, "preempted"), (540, 1082, "done")]
-    assert (outcome.jobs[1].first_start_s, outcome.jobs[2].first_start_s) == (120, 1140)
+    assert [(stay.start_s, stay.end_s, stay.end) for stay in outcome.jobs[0].segments] == [(0, 120, "preempted"), (520, 1062, "done")]
+    assert (outcome.jobs[1].first_start_s, outcome.jobs[2].first_start_s) == (120, 1062)
 
 
 def test_only_as_many_are_preempted_as_must():
@@ -126,7 +126,7 @@ def test_with_exact_run_times_the_head_starts_no_later_than_reserved(name):
     assert not late if name == "easy" else len(late) < len(promised) / 2  # who is shorter may come before the head later
 
 
-@pytest.mark.parametrize("name", [name for name, found in BASELINES.items() if found.mode == "preemptive"])
+@pytest.mark.parametrize("name", [name for name, found in BASELINES.items() if found.preempts])
 def test_skipping_rounds_changes_nothing(name):
     trace = generate("plain", jobs=80, gpus=32, seed=3)
     world = World(shapes=(Shape(nodes=4, gpus_per_node=8),))
@@ -140,7 +140,7 @@ def test_skipping_rounds_changes_nothing(name):
 def test_a_place_is_found_exactly_where_there_is_one(free, gpus):
     world = World(shapes=(Shape(nodes=len(free), gpus_per_node=8),))
     nodes = Cluster(world).view.nodes
-    grid = Grid({node.id: count for node, count in zip(nodes, free, strict=True)})
+    grid = Grid({node.id: count for node, count in zip(nodes, free, strict=True)}, 8)
     found = grid.place(demand_of(gpus, world))
     whole, rest = divmod(gpus, 8)
     empty = sum(count == 8 for count in free)

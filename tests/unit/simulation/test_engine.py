@@ -12,7 +12,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.simulation.cluster import SimulationError, failures
 from orchestrator.simulation.engine import simulate
 from orchestrator.simulation.generate import generate
-from orchestrator.simulation.grid import Grid
+from orchestrator.simulation.grid import Ledger
 from orchestrator.simulation.model import Outcome, Segment, Shape, TraceJob, World
 
 ONE_NODE = World(shapes=(Shape(nodes=1, gpus_per_node=8),))
@@ -25,7 +25,7 @@ def job(name: str, submit_s: float = 0, gpus: int = 8, duration_s: float = 600, 
 
 
 def first_come(cluster: ClusterView, queue, running, usage, now, policy) -> Plan:
-    free, starts = Grid.of(cluster, running), []
+    free, starts = Ledger().grid(cluster, running), []
     for waiting in queue:
         place = free.place(waiting.demand)
         if place is None:

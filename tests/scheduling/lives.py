@@ -103,7 +103,8 @@ def live(told: Story, *, step_s: float = math.inf, round_s: float = 0.0, forget:
         except Impossible as error:
             life.found.append(f"impossible at {machine.now}: {error}")
             break
-        again = machine.now + RETRY_S if fails else math.inf
+        shrunk = any(order.for_job for order in plan.resizes)
+        again = machine.now if shrunk else machine.now + RETRY_S if fails else math.inf
         at = min(_next(told, machine), plan.next_change_at or math.inf, again)
         if not math.isfinite(at):
             break

@@ -180,7 +180,7 @@ class Planner:
 
     def _start(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
         self.room.start(job, kind.demand, found, ends_s)
-        self.accounts.add(job, kind.demand.width)
+        self.accounts.start(job, kind.demand.width)
         placement = self.room.grid.named(found)
         self.starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.usable, placement)))
 
@@ -287,7 +287,7 @@ class Planner:
             self._starves_s = min((starves_at(job, self._policy) for job in self._waiting if job.id not in self._starved), default=math.inf)
         self._changes.append(self._starves_s)
         if self._used and self._waiting:
-            self._changes.append(ranks_change_at(self._policy, self._used, self.accounts.held, self._now))
+            self._changes.append(ranks_change_at(self._policy, self._used, self.accounts.charged, self._now))
         if self._blocked and not self._fifo:
             self._changes += [due_s(run, self._policy.resize_interval_s) for run, _ in self.room.runs if run.job.smaller]
         tenants = self._tenants()

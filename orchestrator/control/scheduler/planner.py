@@ -181,6 +181,8 @@ class Planner:
     def _start(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
         self.room.start(job, kind.demand, found, ends_s)
         self.accounts.start(job, kind.demand.width)
+        if len(self.room.reservations):  # beside it until then, as expected
+            self._changes.append(ends_s)
         placement = self.room.grid.named(found)
         self.starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.usable, placement)))
 

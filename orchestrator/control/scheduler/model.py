@@ -211,9 +211,9 @@ class Policy:
     """Service after which a job falls to the next level."""
     usage_half_life_s: float = 7 * 86_400.0
     max_wait_s: float = 8 * 3600.0
-    """Who has waited longer is starved: it comes first, and a place is cleared for it."""
+    """Who has waited longer for its first start is starved: it comes first, and a place is cleared for it."""
     max_total_wait_s: float = 3 * 86_400.0
-    """So is who has waited longer in all its waits together, and ran no longer than that."""
+    """So is who has waited longer in all its waits together, and has not run for as long as that."""
     max_reservations: int = 1
     """Places that are kept at once."""
     reserve_after_s: float = 0.0

@@ -18,9 +18,9 @@ Key = tuple[Any, ...]
 
 
 def starves_at(job: Job, policy: Policy) -> float:
-    """When a job that waits has waited too long: in this wait, or in all (and longer than it ran)."""
-    left_s = max(policy.max_total_wait_s, job.ran_s) - job.waited_s
-    return job.queued_s + min(policy.max_wait_s, max(0.0, left_s))
+    """When a job that waits has waited too long: for its first start, or in all its waits together and longer than it ran."""
+    in_all_s = job.queued_s + max(0.0, max(policy.max_total_wait_s, job.ran_s) - job.waited_s)
+    return in_all_s if job.ran_s else min(job.queued_s + policy.max_wait_s, in_all_s)
 
 
 def level(service: float, policy: Policy) -> int:

@@ -61,8 +61,7 @@ class Planner:
         self._waiting: list[Job] = []
         self._claims: set[Claim] = set()
         self._resizes: list[Resize] = []
-        self.head = ""
-        """Who keeps all behind it waiting."""
+        self.head = ""  # who keeps all behind it waiting
         self._blocked = False
         """A job waits that could run."""
         self._hopeless: set[tuple[Any, ...]] = set()
@@ -106,10 +105,9 @@ class Planner:
                 wanted[job.tenant] = wanted.get(job.tenant, 0) + job.demand.width
             total = sum(node.gpus for node in self._cluster.usable)
             self._shares = shares(self._policy, total, wanted)
-        found, self._starved, self._starves_s = in_order(
-            queue, self._now, self._policy, self._ranks, self._estimates, self._widest
-        )
-        return found
+        found = in_order(queue, self._now, self._policy, self._ranks, self._estimates, self._widest)
+        jobs, self._starved, self._starves_s = found
+        return jobs
 
     def _stays_within_share(self, job: Job) -> bool:
         return self.accounts.held.get(job.tenant, 0) + job.demand.width <= self._shares[job.tenant]

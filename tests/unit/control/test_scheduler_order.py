@@ -57,6 +57,12 @@ def test_a_job_starves_by_its_first_wait_or_by_all_of_them():
     assert starves_at(job("x", queued_s=100.0, ran_s=1.0), POLICY) == 5100.0, "it has started before"
 
 
+def test_a_gang_that_is_larger_than_any_node_starves_sooner():
+    policy = Policy(mode="batch", max_wait_s=1000.0, max_gang_wait_s=500.0)
+    assert [starves_at(job("x", gpus, queued_s=0.0), policy, widest=8) for gpus in (8, 16)] == [1000.0, 500.0]
+    assert starves_at(job("x", 16, queued_s=0.0), Policy(max_wait_s=100.0, max_gang_wait_s=500.0), widest=8) == 100.0
+
+
 def test_levels_and_what_remains():
     assert [level(service, POLICY) for service in (0.0, 7199.0, 7200.0, 72_000.0, 1e9)] == [0, 0, 1, 2, 3]
     assert [remaining(job("x", attained=had), ESTIMATES) for had in (0.0, 200.0, 300.0, 5000.0)] == [600.0, 400.0, 300.0, 5000.0]

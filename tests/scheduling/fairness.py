@@ -73,11 +73,11 @@ def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
     """By more than expected run times: starved, then by priority, then a tenant that would hold no more than its share with it and all
     that starts, and used less for its weight than the other, then, where the policy preempts and the job is within the share of its tenant,
     by level of attained service."""
-    policy, now = moment.policy, moment.now
+    policy = moment.policy
     if policy.mode == "fifo":
         return (one.queued_s, one.id) < (other.queued_s, other.id)
-    if starved(one, now, policy) or starved(other, now, policy):
-        return starved(one, now, policy) and (not starved(other, now, policy) or (one.queued_s, one.id) < (other.queued_s, other.id))
+    if starved(moment, one) or starved(moment, other):
+        return starved(moment, one) and (not starved(moment, other) or (one.queued_s, one.id) < (other.queued_s, other.id))
     if one.priority != other.priority:
         return one.priority > other.priority
     if one.tenant != other.tenant:
@@ -87,10 +87,13 @@ def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
     return within and policy.mode == "preemptive" and level(policy, one.attained) < level(policy, other.attained)
 
 
-def starved(job: Job, now: float, policy: Policy) -> bool:
-    """It has waited too long: for its first start, or in all and longer than it ran."""
-    waited_s = now - job.queued_s
-    return (not job.ran_s and waited_s >= policy.max_wait_s) or job.waited_s + waited_s >= max(policy.max_total_wait_s, job.ran_s)
+def starved(moment: Moment, job: Job) -> bool:
+    """It has waited too long: for its first start, a gang on GPUs that is larger than any node less long; or in all and longer than it
+    ran."""
+    policy, waited_s = moment.policy, moment.now - job.queued_s
+    is_wide = job.demand.gpus and job.demand.width > max((node.gpus for node in moment.usable), default=0)
+    bound_s = min(policy.max_wait_s, policy.max_gang_wait_s) if is_wide else policy.max_wait_s
+    return (not job.ran_s and waited_s >= bound_s) or job.waited_s + waited_s >= max(policy.max_total_wait_s, job.ran_s)
 
 
 def level(policy: Policy, attained: float) -> int:

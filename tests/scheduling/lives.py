@@ -195,7 +195,7 @@ def no_eviction_is_returned(told: Story, life: Life) -> Iterator[str]:
 def _changed_places(moment: Moment, waiting: str, running: str) -> bool:
     one = next(job for job in moment.queue if job.id == waiting)
     run = next(run for run in moment.running if run.job.id == running)
-    if starved(one, moment.now, moment.policy) or one.priority > run.job.priority:
+    if starved(moment, one) or one.priority > run.job.priority:
         return True
     if one.tenant != run.job.tenant and above_share(moment, one.tenant, one.demand.width) < above_share(moment, run.job.tenant):
         return True

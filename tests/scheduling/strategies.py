@@ -87,6 +87,7 @@ def policy(rng: Random, mode: str | None = None, *, quotas: bool | None = None) 
         tenants={name: _tenant(rng, quotas) for name in TENANTS if rng.randrange(2)},
         levels=rng.choice(((7_200.0, 72_000.0, 720_000.0), (600.0, 6_000.0), ())),
         max_wait_s=rng.choice((8.0 * HOUR, 1.0 * HOUR)),
+        max_gang_wait_s=rng.choice((12.0 * HOUR, 0.5 * HOUR)),
         max_total_wait_s=rng.choice((72.0 * HOUR, 20.0 * HOUR)),
         reserve_after_s=rng.choice((0.0, 0.0, 600.0)),
         min_run_s=rng.choice((1800.0, 600.0)),

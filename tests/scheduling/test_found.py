@@ -10,7 +10,8 @@ from scheduling.properties import next_change_is_right
 from scheduling.strategies import HOUR, NOW, Moment
 
 from orchestrator.control.scheduler import explain
-from orchestrator.control.scheduler.model import ClusterView, Explanation, Tenant, Usage
+from orchestrator.control.scheduler.explain import Explanation
+from orchestrator.control.scheduler.model import ClusterView, Tenant, Usage
 
 LONG_AGO = 9.0 * HOUR
 """Who has waited since is starved."""

@@ -100,7 +100,7 @@ class Planner:
         if len(names) > 1:
             self._used = used_by_tenant(self._policy, self._usage, self._running, names, self._now)
             self._ranks = tenant_ranks(self._used)
-            wanted = dict(self.accounts.held)
+            wanted = dict(self.accounts.charged)
             for job in queue:
                 wanted[job.tenant] = wanted.get(job.tenant, 0) + job.demand.width
             total = sum(node.gpus for node in self._cluster.usable)

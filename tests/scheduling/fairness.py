@@ -64,24 +64,27 @@ def no_tenant_waits_below_its_share(moment: Moment, plan: Plan) -> Iterator[str]
         if job.id in served or holds > deserved[job.tenant] + 1e-6:
             continue
         others = [run for run in evictable(moment) if run.job.tenant in over - {job.tenant} and run.job.priority <= job.priority]
-        gone = {run.job.id for run in others if run.job.id not in told and run.job.waited_s <= moment.policy.max_total_wait_s}
+        gone = {run.job.id for run in others if run.job.id not in told and run.job.waited_s < moment.policy.max_total_wait_s}
         if gone and fits_on(moment, job, plan.starts, gone, blocked):
             yield f"{job.id} waits, below the share {deserved[job.tenant]} of {job.tenant!r}; {sorted(gone)} are of tenants above theirs"
 
 
 def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
     """By more than expected run times: starved, then by priority, then a tenant that would hold no more than its share with it and all
-    that starts, and used less for its weight than the other, then, where the policy preempts, by level of attained service."""
+    that starts, and used less for its weight than the other, then, where the policy preempts and the job is within the share of its tenant,
+    by level of attained service."""
     policy, now = moment.policy, moment.now
     if policy.mode == "fifo":
         return (one.queued_s, one.id) < (other.queued_s, other.id)
     if starved(one, now, policy) or starved(other, now, policy):
-        return starved(one, now, policy) and (not starved(other, now, policy) or one.queued_s < other.queued_s)
+        return starved(one, now, policy) and (not starved(other, now, policy) or (one.queued_s, one.id) < (other.queued_s, other.id))
     if one.priority != other.priority:
         return one.priority > other.priority
     if one.tenant != other.tenant:
         return below_share(moment, plan, one) and used(moment, one.tenant) < used(moment, other.tenant)
-    return policy.mode == "preemptive" and level(policy, one.attained) < level(policy, other.attained)
+    alone = {job.tenant for job in moment.queue} | {run.job.tenant for run in moment.running} == {one.tenant}
+    within = alone or below_share(moment, plan, one)
+    return within and policy.mode == "preemptive" and level(policy, one.attained) < level(policy, other.attained)
 
 
 def starved(job: Job, now: float, policy: Policy) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from hypothesis import strategies as st
-from scheduling.fairness import above_share, level, starved
+from scheduling.fairness import above_share, comes_before, level, starved
 from scheduling.forms import restored, stored
 from scheduling.machine import Event, Impossible, Machine
 from scheduling.oracle import feasible, fits, rooms
@@ -39,6 +39,8 @@ class Story:
     """Of all starts, counted from 0, those that fail."""
     restart_s: float = 0.0
     leave_s: float = 0.0
+    exact: bool = False
+    """Every job has a limit, at which it ends, and nothing else is known of its run time."""
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Life:
 
 
 def story(rng: Random, mode: str | None = None, *, calmly: bool = False) -> Story:
-    """`calmly`: nothing fails, every job ends when its user said, and none is elastic."""
+    """`calmly`: nothing fails, every job ends when its user said, none is elastic, and all are of one tenant."""
     nodes, made = calm(rng), policy(rng, mode)
     jobs, at = [], 0.0
     for number in range(rng.randint(1, 12)):
@@ -63,7 +65,7 @@ def story(rng: Random, mode: str | None = None, *, calmly: bool = False) -> Stor
         needs = float(rng.choice((60, 600, HOUR, 3 * HOUR, 12 * HOUR, 40 * HOUR)))
         one = job(rng, f"j{number}", nodes)
         if calmly:
-            one = replace(one, limit_s=needs, smaller=(), larger=())
+            one = replace(one, limit_s=needs, smaller=(), larger=(), tenant="")
         jobs.append((at, one, needs))
     trouble = not calmly and rng.randrange(3) == 2
     return Story(
@@ -71,6 +73,7 @@ def story(rng: Random, mode: str | None = None, *, calmly: bool = False) -> Stor
         losses=tuple(_loss(rng, nodes) for _ in range(rng.randrange(3))) if trouble else (),
         fails=frozenset(rng.sample(range(12), 3)) if trouble else frozenset(),
         restart_s=0.0 if calmly else float(rng.choice((0, 60))), leave_s=0.0 if calmly else float(rng.choice((0, 30))),
+        exact=calmly,
     )  # fmt: skip
 
 
@@ -81,7 +84,7 @@ def stories(mode: str | None = None, *, calmly: bool = False) -> st.SearchStrate
 def live(told: Story, *, step_s: float = math.inf, round_s: float = 0.0, forget: bool = False, check: bool = False) -> Life:
     """To the end of the last job that can end. It is planned at multiples of `round_s` only, if given, and each `step_s` though nothing has
     happened. `check`: every property of `PROPERTIES` at every plan."""
-    machine = Machine(told.nodes, told.policy, 0.0, restart_s=told.restart_s, leave_s=told.leave_s)
+    machine = Machine(told.nodes, told.policy, 0.0, restart_s=told.restart_s, leave_s=told.leave_s, learns=not told.exact)
     life, starts, again = Life(machine), 0, 0.0
     while len(life.plans) < MOST_PLANS:
         _happen(told, machine)
@@ -196,19 +199,23 @@ def _changed_places(moment: Moment, waiting: str, running: str) -> bool:
 
 
 def head_keeps_its_promise(told: Story, life: Life) -> Iterator[str]:
-    """Where every job ends when its user said, nothing fails and nothing is preempted: a job for which a start was reserved while it was
-    the first of those that can run starts then at the latest, if no other came to stand before it."""
+    """Where run times are known exactly, nothing fails and nothing is preempted: a job for which a start was reserved while it was
+    the first of those that can run starts then at the latest. Void when another comes to stand before it: one that is submitted later,
+    where they are not taken first in, first out; one that is starved first; or one that a quota had kept waiting."""
     promised: dict[str, float] = {}
+    known: set[str] = set()
     for moment, plan in life.plans:
-        for start in plan.starts:
-            if promised.get(start.job_id, math.inf) < moment.now:
-                yield f"{start.job_id} was promised {promised[start.job_id]}, and starts at {moment.now}"
         jobs = {one.id: one for one in moment.queue}
         first = next((name for name in plan.order if feasible(moment, jobs[name])), "")
+        if moment.policy.mode != "fifo" and not jobs.keys() <= known:
+            promised.clear()
+        for start in plan.starts:
+            promised = {name: at for name, at in promised.items() if not comes_before(moment, plan, jobs[start.job_id], jobs[name])}
+            if promised.get(start.job_id, math.inf) < moment.now:
+                yield f"{start.job_id} was promised {promised[start.job_id]}, and starts at {moment.now}"
         promised = {name: at for name, at in promised.items() if name == first}
-        for reservation in plan.reservations:
-            if reservation.job_id == first:
-                promised.setdefault(first, reservation.start_s)
+        promised |= {kept.job_id: kept.start_s for kept in plan.reservations if kept.job_id == first and first not in promised}
+        known |= jobs.keys()
 
 
 LIVES: tuple[Callable[[Story, Life], Iterator[str]], ...] = (all_ends, protected_between_evictions, no_eviction_is_returned)

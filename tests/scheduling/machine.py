@@ -37,14 +37,17 @@ class Event:
 
 
 class Machine:
-    def __init__(self, nodes: Iterable[Node], policy: Policy, now: float, *, restart_s: float = 0.0, leave_s: float = 0.0) -> None:
+    def __init__(
+        self, nodes: Iterable[Node], policy: Policy, now: float, *, restart_s: float = 0.0, leave_s: float = 0.0, learns: bool = True
+    ) -> None:
+        """Without `learns` it is thought that jobs run for ever, so that their limits are all that is known of them."""
         self.nodes = {node.id: node for node in nodes}
         self.policy, self.now = policy, now
         self.waiting: dict[str, Job] = {}
         self.runs: dict[str, Run] = {}
         self.needs: dict[str, float] = {}
         self.log: list[Event] = []
-        self._usage = Usage(charged_at_s=now)
+        self._learns, self._usage = learns, Usage(charged_at_s=now, history={} if learns else {("", 1): (1e9,)})
         self._restart_s, self._leave_s = restart_s, leave_s
         self._done: dict[str, float] = {}  # seconds of its whole gang
         self._leaves: dict[str, float] = {}
@@ -165,7 +168,8 @@ class Machine:
         self._leaves.pop(name, None)
         key = (run.job.tenant, run.job.demand.width)
         times = (*self._usage.history.get(key, ()), run.job.ran_s + self.now - run.started_s)
-        self._usage = replace(self._usage, history={**self._usage.history, key: times[-LAST:]})
+        if self._learns:
+            self._usage = replace(self._usage, history={**self._usage.history, key: times[-LAST:]})
         self.log.append(Event(at_s=self.now, what="done", job_id=name, placement=run.placement))
 
     def _go(self, name: str) -> None:

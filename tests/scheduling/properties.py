@@ -6,6 +6,7 @@ Properties of what happens over time are in `lives`.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -96,16 +97,16 @@ def topology_is_kept(moment: Moment, plan: Plan) -> Findings:
     of good standing has room for all of it at the end, it is on one."""
     jobs, reserved = {job.id: job for job in moment.queue}, reserved_nodes(plan)
     for at, start in enumerate(plan.starts):
-        demand = jobs[start.job_id].demand
+        demand = replace(jobs[start.job_id].demand, num_workers=sum(count for _, count in start.placement))
         nodes = open_nodes(moment, demand)
-        on_one = fits_one_empty(rooms(nodes, ()), demand, sum(count for _, count in start.placement))
+        on_one = fits_one_empty(rooms(nodes, ()), demand, demand.num_workers)
         if not is_legal(start.placement, rooms(nodes, held(moment, plan.starts[:at])), demand, on_one):
             yield f"{start.job_id} on {start.placement} of {rooms(nodes, held(moment, plan.starts[:at]))}: groups of {demand.group}"
         if demand.max_workers_per_node and any(count > demand.max_workers_per_node for _, count in start.placement):
             yield f"{start.job_id} on {start.placement}: at most {demand.max_workers_per_node} on a node"
         good = [node for node in moment.usable if node.standing is Standing.GOOD and node.id not in reserved]
         others = rooms(good, held(moment, [other for other in plan.starts if other is not start]))
-        alone = [node_id for node_id, room in others.items() if most(room, demand) >= sum(count for _, count in start.placement)]
+        alone = [node_id for node_id, room in others.items() if most(room, demand) >= demand.num_workers]
         if len(start.placement) > 1 and alone:
             yield f"{start.job_id} is spread over {start.placement}; it fits {alone}"
 
@@ -196,9 +197,9 @@ def victims_are_few(moment: Moment, plan: Plan) -> Findings:
 
 def victims_make_room(moment: Moment, plan: Plan) -> Findings:
     """No eviction is in vain: once all who were told to leave have left, at the same time, the first job for which one was starts, or one
-    that comes before it and was kept waiting by a quota that is free now."""
+    that comes before it and was kept waiting by a quota that is free now. Said of moments at which nobody was leaving yet."""
     wanting = {order.for_job for order in plan.preempts}
-    if wanting:
+    if wanting and not any(run.leaving for run in moment.running):
         second = after_leaving(applied(moment, plan)).plan()
         first = min(wanting, key=plan.order.index)
         before = set(plan.order[: plan.order.index(first) + 1])
@@ -207,32 +208,66 @@ def victims_make_room(moment: Moment, plan: Plan) -> Findings:
 
 
 def nothing_is_left_to_do(moment: Moment, plan: Plan) -> Findings:
-    """Once a plan is applied, the next at the same time has no orders, but for starts: in the place that others have shrunk from, and of a
-    job for which others are leaving, where all that leaves is room enough for those before it and it fits already."""
+    """Once a plan is applied, the next at the same time has no orders, but for starts that `may_follow`. A job that has shrunk has left
+    room for anybody: then there is an end to it after as many plans as there are runs."""
+    after, at_most = moment, len(moment.running) + 2
+    for _ in range(at_most):
+        after, before = applied(after, plan), plan
+        plan = after.plan()
+        if not has_orders(plan):
+            return
+        if not may_follow(moment, before, plan) and not any(order.for_job for order in before.resizes):
+            yield f"then {told(plan)}"
+            return
+    yield f"after {at_most} plans {told(plan)}"
+
+
+def may_follow(moment: Moment, before: Plan, plan: Plan) -> bool:
+    """The plan only starts what could not start in the one before it at the same time: jobs that are promised places where others leave,
+    if all that leaves is room enough for those before them and they fit already; or, where the policy preempts, jobs on nodes that are
+    reserved, beside others that the plan before started there: it took these to stay until their estimated end, this one until they may
+    be preempted."""
+    started = {start.job_id for start in plan.starts}
+    places = {node_id for start in plan.starts for node_id, _ in start.placement}
+    promised = bool(before.preempts) and started <= {kept.job_id for kept in before.reservations}
+    beside = moment.policy.mode == "preemptive" and bool(before.starts) and places <= reserved_nodes(before)
+    return (promised or beside) and not plan.preempts and not plan.resizes
+
+
+def settled(moment: Moment, plan: Plan) -> tuple[Moment, Plan]:
+    """The moment and the last plan after somebody left or shrank, or something may follow, as long as there are orders."""
     after = applied(moment, plan)
-    second = after.plan()
-    shrunk, served = any(order.for_job for order in plan.resizes), {order.for_job for order in plan.preempts}
-    if [start for start in second.starts if not shrunk and start.job_id not in served] or second.preempts or second.resizes:
-        yield f"then {told(second)}"
+    for _ in range(len(moment.running) + 2):
+        following = after.plan()
+        if not has_orders(following) and not plan.preempts and not plan.resizes:
+            return after, plan
+        if not plan.preempts and not plan.resizes and not may_follow(moment, plan, following):
+            return after, plan
+        plan = following
+        after = applied(after, plan)
+    return after, plan
+
+
+def has_orders(plan: Plan) -> bool:
+    return bool(plan.starts or plan.preempts or plan.resizes)
 
 
 def next_change_is_right(moment: Moment, plan: Plan) -> Findings:
     """Between now and `next_change_at` nothing is decided: planned at any time between, with the plan applied, nothing is to be done. Where
     it is None that is so for ever. It is never now. Somebody who leaves or shrinks is an event, after which there is another plan at once:
-    it is said of that one."""
-    after = applied(moment, plan)
-    if plan.preempts or plan.resizes:
-        plan = after.plan()
-        after = applied(after, plan)
+    it is said of that one. While somebody leaves it is said of the grace that he has."""
+    after, plan = settled(moment, plan)
     at = plan.next_change_at
     if at is not None and at <= moment.now:
         yield f"next change at {at}, it is {moment.now}"
         return
+    if any(run.leaving for run in after.running):
+        at = min(moment.now + moment.policy.grace_s, at or math.inf)
     spans = (0.001, 0.3, 0.7, 0.999) if at is not None else (1, 600, 3600, 40_000, 4_000_000)
     for part in spans:
         between = moment.now + part * ((at - moment.now) if at is not None else 1)
         later = replace(after, now=between).plan()
-        if later.starts or later.preempts or later.resizes:
+        if has_orders(later) and (at is None or between < at):
             yield f"at {between}, before {at}: {told(later)}"
             return
 

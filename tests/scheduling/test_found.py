@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from scheduling.by_hand import BATCH, PREEMPTIVE, job, moment, need, node, run
 from scheduling.forms import after_leaving, applied
+from scheduling.properties import next_change_is_right
 from scheduling.strategies import HOUR, NOW, Moment
 
 from orchestrator.control.scheduler import explain
@@ -81,7 +82,11 @@ def test_nobody_leaves_for_a_job_before_which_it_would_be_placed_again():
 def test_a_job_of_the_same_user_does_not_take_the_quota_of_one_that_is_reserved():
     """The next plan would refuse the reserved one, and give its nodes to a third."""
     held = run("r", ("n1", 4), ran=600, preemptible=False)
-    first, same_user, third = job("first", 8, 3000, user="u"), job("same", 1, 2000, user="u", limit_s=60.0), job("third", 1, 1000, user="v")
+    first, same_user, third = (
+        job("first", 8, 3000, user="u", priority=1),
+        job("same", 1, 2000, user="u", limit_s=60.0),
+        job("third", 1, 1000, user="v"),
+    )
     at = moment(first, same_user, third, running=(held,), policy=replace(BATCH, tenants={"": Tenant(jobs_per_user=1)}))
     plan = at.plan()
     assert [kept.job_id for kept in plan.reservations] == ["first"]
@@ -133,3 +138,21 @@ def test_fewer_workers_do_not_help_a_user_who_has_enough_jobs():
         job("q", 4), running=(run("r", ("n0", 1)),), cluster=cluster(8), policy=replace(BATCH, tenants={"": Tenant(jobs_per_user=1)})
     )
     assert told(at, "q").with_workers is None
+
+
+def test_tenants_that_have_used_the_same_change_places_as_soon_as_one_of_them_starts_something():
+    """Then the other's job is the head, whose reservation leaves time for a third."""
+    held = run("r", ("n1", 4), ran=600, tenant="c")
+    short, head = job("short", 3, 600, limit_s=1.0 * HOUR), job("head", 4, 60)
+    other, narrow = job("other", 8, 30, tenant="b"), job("narrow", 1, tenant="c", limit_s=1.5 * HOUR)
+    at = replace(moment(short, head, other, narrow, running=(held,), policy=BATCH), usage=Usage(charged_at_s=NOW))
+    assert [kept.job_id for kept in at.plan().reservations] == ["head"]
+    assert not list(next_change_is_right(at, at.plan()))
+
+
+def test_a_run_that_would_be_starved_as_soon_as_it_waits_is_left_alone():
+    eager = replace(PREEMPTIVE, gain_factor=0.0)
+    at = moment(job("q", 4, 60, priority=1), running=(run("r", ("n0", 4)),), cluster=cluster(4), policy=eager)
+    waited = replace(at.running[0].job, waited_s=at.policy.max_total_wait_s)
+    assert at.plan().preempts
+    assert not replace(at, running=(replace(at.running[0], job=waited),)).plan().preempts

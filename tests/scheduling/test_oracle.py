@@ -14,7 +14,7 @@ from orchestrator.control.scheduler.place import Grid, place
 from orchestrator.control.scheduler.preempt import Victim, cheapest, cost
 from orchestrator.control.scheduler.reserve import earliest as reserved
 
-QUICK = settings(max_examples=60, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=50, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 Question = tuple[Moment, Job]
 """A moment, and one of the jobs that wait."""
 

@@ -9,9 +9,9 @@ from scheduling.lives import LIVES, Story, head_keeps_its_promise, live, stories
 from scheduling.properties import PROPERTIES
 from scheduling.strategies import MODES, Moment, moments
 
-MOMENTS = settings(max_examples=200, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+MOMENTS = settings(max_examples=150, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 """What fails is made small by `shrunk`, which knows what can be left out."""
-STORIES = settings(MOMENTS, max_examples=30)
+STORIES = settings(MOMENTS, max_examples=12)
 
 
 @MOMENTS

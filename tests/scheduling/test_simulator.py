@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scheduling.strategies import MODES
 from scheduling.traces import in_both_engines, in_every_round
 
-QUICK = settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -10,6 +10,8 @@ from orchestrator.control.scheduler import reasons as why
 from orchestrator.control.scheduler.model import Job, Policy, Run, Tenant, Usage
 
 _UNNAMED = Tenant()
+_SHORTEST_S = 1e-9
+"""After the beginning of time: less would not be told from it in what has been used."""
 
 
 class Accounts:
@@ -83,11 +85,11 @@ def shares(policy: Policy, total: int, wanted: Mapping[str, int]) -> dict[str, f
 
 def used_by_tenant(policy: Policy, usage: Usage, running: Iterable[Run], names: Iterable[str], now: float) -> dict[str, float]:
     """Service that each tenant has used for its weight, of which half counts after each half-life."""
-    fade = _fade(policy, now - usage.charged_at_s)
-    used = {name: [usage.charged.get(name, 0.0) * fade] for name in names}
+    kept = 1.0 - _lost(policy, now - usage.charged_at_s)
+    used = {name: [usage.charged.get(name, 0.0) * kept] for name in names}
     for run in running:
         since_s = now - max(usage.charged_at_s, run.started_s)
-        used[run.job.tenant].append(run.width * _limit_s(policy) * (1.0 - _fade(policy, since_s)))
+        used[run.job.tenant].append(run.width * _limit_s(policy) * _lost(policy, since_s))
     return {name: math.fsum(parts) / _weight(policy, name) for name, parts in used.items()}
 
 
@@ -99,9 +101,8 @@ def tenant_ranks(used: Mapping[str, float]) -> dict[str, int]:
 def ranks_change_at(policy: Policy, used: Mapping[str, float], held: Mapping[str, int], now: float) -> float:
     """When the first two tenants change places, if each goes on with what it holds: its use approaches width x half-life / ln 2."""
     limits = {name: held.get(name, 0) * _limit_s(policy) / _weight(policy, name) for name in used}
-    pairs = ((name, other) for name, other in pairwise(_ordered(used)))
-    flip_s = now + min((_meet(policy, used[a] - used[b], limits[a] - limits[b]) for a, b in pairs), default=math.inf)
-    return max(flip_s, math.nextafter(now, math.inf))
+    meet_s = min((_meet(policy, used[a] - used[b], limits[a] - limits[b]) for a, b in pairwise(_ordered(used))), default=math.inf)
+    return max(now + meet_s, math.nextafter(now, math.inf), _SHORTEST_S)
 
 
 def _meet(policy: Policy, gap: float, gap_at_end: float) -> float:
@@ -113,8 +114,9 @@ def _ordered(used: Mapping[str, float]) -> list[str]:
     return sorted(used, key=lambda name: (used[name], name))
 
 
-def _fade(policy: Policy, elapsed_s: float) -> float:
-    return 0.5 ** (max(0.0, elapsed_s) / policy.usage_half_life_s)
+def _lost(policy: Policy, elapsed_s: float) -> float:
+    """The part of what was used that does not count any more."""
+    return -math.expm1(-math.log(2.0) * max(0.0, elapsed_s) / policy.usage_half_life_s)
 
 
 def _limit_s(policy: Policy) -> float:

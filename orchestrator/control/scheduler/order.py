@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
-from operator import itemgetter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.control.scheduler.estimate import Estimates
@@ -46,16 +45,16 @@ def key(job: Job, starved: bool, policy: Policy, tenant_ranks: Mapping[str, int]
 
 
 def in_order(
-    queue: Iterable[Job], now: float, policy: Policy, tenant_ranks: Mapping[str, int], estimates: Estimates
+    queue: Sequence[Job], now: float, policy: Policy, tenant_ranks: Mapping[str, int], estimates: Estimates
 ) -> tuple[list[Job], set[str], float]:
     """(the jobs, who is next first; the ids of those that are starved; when the next of the others will be)."""
-    keys, starved, next_s = [], set(), math.inf
+    keys: list[Key] = []
+    starved, next_s = set(), math.inf
     for job in queue:
         starves_s = starves_at(job, policy)
         if starves_s <= now:
             starved.add(job.id)
         elif starves_s < next_s:
             next_s = starves_s
-        keys.append((key(job, starves_s <= now, policy, tenant_ranks, estimates), job))
-    keys.sort(key=itemgetter(0))
-    return [job for _, job in keys], starved, next_s
+        keys.append(key(job, starves_s <= now, policy, tenant_ranks, estimates))
+    return [queue[i] for i in sorted(range(len(queue)), key=keys.__getitem__)], starved, next_s

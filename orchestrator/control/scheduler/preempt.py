@@ -48,13 +48,12 @@ class Victim:
     """Service that would be lost."""
     free_from_s: float
     """Until then it is left alone."""
-    service: float = 0.0
-    """What it has had."""
+    rank: tuple[int, float] = (0, 0.0)
+    """Of equal costs the lower leaves: the higher level and, of one level, who has had less of it and so is farther from its end."""
 
     @property
-    def key(self) -> tuple[float, float, str]:
-        """The cheapest first, of those the one with the most service."""
-        return self.cost, -self.service, self.run.job.id
+    def key(self) -> tuple[float, tuple[int, float], str]:
+        return self.cost, self.rank, self.run.job.id
 
 
 Held = tuple[Victim, int]
@@ -67,7 +66,7 @@ def protected_until(run: Run, policy: Policy) -> float:
     if not job.preemptible or run.leaving or run.growing or job.preemptions >= policy.max_preemptions:
         return math.inf
     until = run.started_s + policy.min_run_s * 2 ** min(job.preemptions, policy.max_doublings)
-    if job.waited_s > policy.max_total_wait_s:
+    if job.waited_s >= policy.max_total_wait_s:
         until = max(until, run.started_s + job.waited_s - job.ran_s + policy.min_run_s)  # else it would be starved again at once
     return until
 
@@ -167,7 +166,7 @@ def _on_one(grid: Grid, demand: Demand, among: int, victims: list[Victim]) -> li
 
 
 class Search:
-    """For those of one node that free enough for a gang at the least cost; of equal cost the fewest, then those with the most service.
+    """For those of one node that free enough for a gang at the least cost; of equal cost the fewest, then those of the lowest rank.
 
     Nodes are looked at in the order of a bound on the cost, so that few of them have to be; what changed can be looked at again.
     """
@@ -176,8 +175,8 @@ class Search:
         """`held`: who may leave a node."""
         self._grid, self._held = grid, held
         self._gpus, self._cpus = demand.num_workers * demand.gpus, demand.num_workers * demand.cpu_units
-        self._heap: list[tuple[float, int, float, int, int, list[Victim] | None]] = []
-        """(cost, number, minus the most service, node, version of the node, who leaves or None while these are bounds)."""
+        self._heap: list[tuple[float, int, tuple[int, float], int, int, list[Victim] | None]] = []
+        """(cost, number, lowest rank, node, version of the node, who leaves or None while these are bounds)."""
         self._versions: dict[int, int] = {}
         for i in nodes:
             self.look_again(i)
@@ -186,31 +185,31 @@ class Search:
         self._versions[i] = version = self._versions.get(i, 0) + 1
         held = self._held(i)
         gpus = units = most = 0
-        unit, service = math.inf, 0.0
+        unit, lowest = math.inf, (0, math.inf)
         for victim, workers in held:
             demand = victim.run.job.demand
             count = workers * demand.gpus
             gpus, units, most = gpus + count, units + workers * demand.cpu_units, max(most, count)
             if count:
                 unit = min(unit, victim.cost / count)
-                service = max(service, victim.service)
+                lowest = min(lowest, victim.rank)
         free = max(0, self._grid.gpus[i])
         if held and free + gpus >= self._gpus and self._grid.cpus[i] + units >= self._cpus:
             missing = max(0, self._gpus - free)
             bound = (unit * missing, -(-missing // most)) if missing else (0.0, 0)
-            heapq.heappush(self._heap, (*bound, -service, i, version, None))
+            heapq.heappush(self._heap, (*bound, lowest, i, version, None))
 
     def best(self, among: int) -> tuple[int, list[Victim]] | None:
         """(node, who leaves it)."""
         while self._heap:
-            total, number, service, i, version, chosen = heapq.heappop(self._heap)
+            total, number, lowest, i, version, chosen = heapq.heappop(self._heap)
             if version != self._versions[i] or not among >> i & 1:
                 continue
             if chosen is not None:
                 return i, chosen
             chosen = self._choose(i)
             cost = math.fsum(victim.cost for victim in chosen)
-            heapq.heappush(self._heap, (max(cost, total), max(len(chosen), number), service, i, version, chosen))
+            heapq.heappush(self._heap, (max(cost, total), max(len(chosen), number), lowest, i, version, chosen))
         return None
 
     def _choose(self, i: int) -> list[Victim]:
@@ -227,10 +226,11 @@ class Search:
         return found
 
 
-def _score(victims: list[Victim]) -> tuple[float, int, float, tuple[str, ...]]:
-    """The smaller the better: cost, number, and the most service attained."""
-    total = math.fsum(victim.cost for victim in victims)
-    return total, len(victims), -math.fsum(victim.service for victim in victims), tuple(victim.run.job.id for victim in victims)
+def _score(victims: list[Victim]) -> tuple[float, int, list[tuple[int, float]], list[str]]:
+    """The smaller the better: cost, number, ranks."""
+    ordered = sorted(victims, key=lambda victim: victim.key)
+    total = math.fsum(victim.cost for victim in ordered)
+    return total, len(ordered), [victim.rank for victim in ordered], [victim.run.job.id for victim in ordered]
 
 
 def _cover(held: list[Held], missing: int) -> list[Victim]:

@@ -53,16 +53,13 @@ class Victims:
         while at < len(leaves) and leaves[at] <= now:
             at += 1
         kind = 1 << self._classes.setdefault((job.priority, job.tenant, at), len(self._classes))
-        victim = self._victim(run, held, until)
+        victim = Victim(run, held, cost(run, now), until, (-at, run.attained(now)))
         for i, workers in held:
             self._nodes.setdefault(i, []).append((kind, (victim, workers)))
 
-    def _victim(self, run: Run, held: Place, until: float) -> Victim:
-        return Victim(run, held, cost(run, self._now), until, run.attained(self._now))
-
     def __iter__(self) -> Iterator[Victim]:
         rows = (row for group in self._groups.values() for row in group if row[0].job.id not in self._gone)
-        return (self._victim(run, held, times[0]) for run, held, times in rows)
+        return (Victim(run, held, cost(run, self._now), times[0]) for run, held, times in rows)
 
     def open_to(self, claim: Claim, tenants: Mapping[str, Footing]) -> int:
         """The classes that the claim is good against now."""

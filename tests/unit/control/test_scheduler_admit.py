@@ -60,7 +60,8 @@ def test_shares_by_weight_and_what_is_left_over_goes_on(tenants, wanted, expecte
 
 def test_the_tenant_that_used_the_least_for_its_weight_comes_first():
     heavy = policy(a=Tenant(weight=4.0))
-    assert tenant_ranks(used_by_tenant(heavy, Usage(charged={"a": 300.0, "b": 100.0}), [], ["a", "b"], 0.0)) == {"a": 0, "b": 1}
+    used = used_by_tenant(heavy, Usage(charged={"a": 300.0, "b": 100.0}), [], ["a", "b"], 0.0)
+    assert tenant_ranks(used) == {"a": 0, "b": 1}
 
 
 def test_what_runs_is_charged_since_it_was_charged_last_or_started():
@@ -83,3 +84,12 @@ def test_when_two_tenants_change_places_is_known_before():
     assert tenant_ranks(used(flip_s - 1.0)) == {"a": 0, "b": 1}
     assert tenant_ranks(used(flip_s + 1.0)) == {"a": 1, "b": 0}
     assert ranks_change_at(rules, used(0.0), {"a": 1, "b": 8}, 0.0) == math.inf
+
+
+@pytest.mark.parametrize("now", [0.0, 100.0, 1e9])
+def test_who_has_used_the_same_changes_places_at_once_when_one_starts_something_and_then_no_more(now):
+    rules, started = Policy(mode="preemptive"), Run(job=job("x", 8, tenant="a"), placement=(("n", 8),), started_s=now)
+    soon_s = ranks_change_at(rules, {"a": 0.0, "b": 0.0}, {"a": 8}, now)
+    assert now < soon_s < now + 1e-6
+    used = used_by_tenant(rules, Usage(charged_at_s=now), [started], ["a", "b"], soon_s)
+    assert tenant_ranks(used) == {"b": 0, "a": 1} and ranks_change_at(rules, used, {"a": 8}, soon_s) == math.inf

@@ -27,7 +27,7 @@ def run(name, *bundles, price=1.0, **more):
 
 def victims(*runs):
     return [
-        Victim(each, tuple((int(node[1:]), count) for node, count in each.placement), cost(each, 2000.0), 0.0, each.attained(2000.0))
+        Victim(each, tuple((int(node[1:]), count) for node, count in each.placement), cost(each, 2000.0), 0.0, (0, each.attained(2000.0)))
         for each in runs
     ]
 
@@ -104,10 +104,10 @@ def test_the_cheapest_set_on_one_node():
     assert cheapest_for(9, 1, *dear) is None
 
 
-def test_of_equal_cost_the_fewest_leave_then_those_with_the_most_service():
+def test_of_equal_cost_the_fewest_leave_then_those_of_the_lowest_rank():
     ones = [run(f"one{i}", (0, 1)) for i in range(8)]
     assert cheapest_for(8, 2, *ones, run("eight", (1, 8))) == (["eight"], ((1, 8),))
-    assert cheapest_for(1, 1, run("a", (0, 4)), run("b", (0, 4), attained=5.0)) == (["b"], ((0, 1),))
+    assert cheapest_for(1, 1, run("a", (0, 4)), run("b", (0, 4), attained=5.0)) == (["a"], ((0, 1),))
 
 
 def test_a_large_gang_clears_the_cheapest_nodes():

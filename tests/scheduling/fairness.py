@@ -88,9 +88,9 @@ def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
 
 
 def starved(job: Job, now: float, policy: Policy) -> bool:
-    """It has waited too long: at once, or in all and longer than it ran."""
+    """It has waited too long: for its first start, or in all and longer than it ran."""
     waited_s = now - job.queued_s
-    return waited_s >= policy.max_wait_s or job.waited_s + waited_s >= max(policy.max_total_wait_s, job.ran_s)
+    return (not job.ran_s and waited_s >= policy.max_wait_s) or job.waited_s + waited_s >= max(policy.max_total_wait_s, job.ran_s)
 
 
 def level(policy: Policy, attained: float) -> int:

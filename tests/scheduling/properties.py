@@ -255,7 +255,7 @@ def has_orders(plan: Plan) -> bool:
 def next_change_is_right(moment: Moment, plan: Plan) -> Findings:
     """Between now and `next_change_at` nothing is decided: planned at any time between, with the plan applied, nothing is to be done. Where
     it is None that is so for ever. It is never now. Somebody who leaves or shrinks is an event, after which there is another plan at once:
-    it is said of that one. While somebody leaves it is said of the grace that he has."""
+    it is said of that one. It is said to the millisecond. While somebody leaves it is said of the grace that he has."""
     after, plan = settled(moment, plan)
     at = plan.next_change_at
     if at is not None and at <= moment.now:
@@ -267,7 +267,7 @@ def next_change_is_right(moment: Moment, plan: Plan) -> Findings:
     for part in spans:
         between = moment.now + part * ((at - moment.now) if at is not None else 1)
         later = replace(after, now=between).plan()
-        if has_orders(later) and (at is None or between < at):
+        if has_orders(later) and between > moment.now + 0.001:
             yield f"at {between}, before {at}: {told(later)}"
             return
 

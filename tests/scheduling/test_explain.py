@@ -14,7 +14,8 @@ from scheduling.oracle import fits, fits_on, held, lost, open_nodes, possible, r
 from scheduling.strategies import Moment, moment, moments
 
 from orchestrator.control.scheduler import explain
-from orchestrator.control.scheduler.model import Explanation, Job, Plan
+from orchestrator.control.scheduler.explain import Explanation
+from orchestrator.control.scheduler.model import Job, Plan
 from orchestrator.errors import StateError
 
 QUICK = settings(max_examples=30, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))

@@ -156,3 +156,19 @@ def test_a_run_that_would_be_starved_as_soon_as_it_waits_is_left_alone():
     waited = replace(at.running[0].job, waited_s=at.policy.max_total_wait_s)
     assert at.plan().preempts
     assert not replace(at, running=(replace(at.running[0], job=waited),)).plan().preempts
+
+
+def test_tenants_that_have_used_the_same_do_not_make_a_plan_at_every_next_float():
+    at = moment(job("q", 8, 60, tenant="b"), running=(run("r", ("n0", 4), ran=0, tenant="a"),), policy=BATCH)
+    at = replace(at, usage=Usage(charged={"a": 100_000.0, "b": 100_000.0}, charged_at_s=NOW))
+    change_at = at.plan().next_change_at
+    assert change_at is not None and change_at >= NOW + 0.001
+
+
+def test_of_those_that_leave_for_want_of_cpus_none_could_stay():
+    """The cheaper one frees too few, the dearer one enough alone."""
+    cheap = run("cheap", ("n0", 1), saved_s=NOW)
+    dear = replace(run("dear", ("n0", 15)), saved_s=NOW)
+    dear = replace(dear, job=replace(dear.job, demand=replace(need(15), gpus=0)))
+    at = moment(job("q", 2, LONG_AGO), running=(cheap, dear), cluster=cluster(4), policy=PREEMPTIVE)
+    assert [order.job_id for order in at.plan().preempts] == ["dear"]

@@ -47,10 +47,10 @@ def test_with_exact_estimates_the_head_starts_no_later_than_it_was_promised(mode
 @STORIES
 @given(stories())
 def test_planning_more_often_changes_nothing(told: Story):
-    assert live(told, step_s=3700.0).course == live(told).course
+    assert live(told, step_s=3700.0).goes_as(live(told))
 
 
 @STORIES
 @given(stories())
 def test_a_controller_that_forgets_everything_decides_the_same(told: Story):
-    assert live(told, forget=True).course == live(told).course
+    assert live(told, forget=True).goes_as(live(told))

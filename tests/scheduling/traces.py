@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import zip_longest
 from random import Random
 
-from scheduling.lives import Story, live
+from scheduling.lives import CLOSE_S, Story, live
 from scheduling.machine import Event
 from scheduling.strategies import HOUR, policy
 
@@ -16,7 +17,7 @@ from orchestrator.simulation.engine import simulate
 from orchestrator.simulation.model import Outcome, Shape, TraceJob, World
 
 Stay = tuple[float, float, tuple[tuple[str, int], ...]]
-"""(from, until, place), to the microsecond: `now` plus a span is not always the same in its last bit."""
+"""(from, until, place)."""
 Stays = dict[str, list[Stay]]
 """Of each job."""
 
@@ -35,6 +36,14 @@ def in_both_engines(rng: Random, mode: str) -> tuple[Stays, Stays]:
     jobs = trace(rng, of, elastic=False, tenants=("",))
     life = live(story_of(jobs, of, made), round_s=made.round_s if mode == "preemptive" else 0.0)
     return stays(simulate(jobs, of, plan, made)), stays_of(life.log)
+
+
+def close(some: Stays, others: Stays) -> bool:
+    """The same stays, within some of the milliseconds to which the next change is told."""
+    pairs = [(one, other) for name in some for one, other in zip_longest(some[name], others.get(name, []))]
+    return some.keys() == others.keys() and all(
+        one and other and one[2] == other[2] and max(abs(one[0] - other[0]), abs(one[1] - other[1])) < CLOSE_S for one, other in pairs
+    )
 
 
 def world(rng: Random, *, failing: bool) -> World:
@@ -73,7 +82,7 @@ def story_of(jobs: tuple[TraceJob, ...], of: World, made: Policy) -> Story:
 
 
 def stays(outcome: Outcome) -> dict[str, list[Stay]]:
-    return {found.job.id: [(round(stay.start_s, 6), round(stay.end_s, 6), stay.nodes) for stay in found.segments] for found in outcome.jobs}
+    return {found.job.id: [(stay.start_s, stay.end_s, stay.nodes) for stay in found.segments] for found in outcome.jobs}
 
 
 def stays_of(log: list[Event]) -> dict[str, list[Stay]]:
@@ -82,7 +91,7 @@ def stays_of(log: list[Event]) -> dict[str, list[Stay]]:
         if event.what == "started":
             since[event.job_id] = event.at_s
         if event.what in ("left", "done"):
-            found[event.job_id].append((round(since[event.job_id], 6), round(event.at_s, 6), event.placement))
+            found[event.job_id].append((since[event.job_id], event.at_s, event.placement))
     return dict(found)
 
 

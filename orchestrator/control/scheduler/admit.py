@@ -10,8 +10,6 @@ from orchestrator.control.scheduler import reasons as why
 from orchestrator.control.scheduler.model import Job, Policy, Run, Tenant, Usage
 
 _UNNAMED = Tenant()
-_SHORTEST_S = 1e-9
-"""After the beginning of time: less would not be told from it in what has been used."""
 
 
 class Accounts:
@@ -21,12 +19,19 @@ class Accounts:
         self._policy = policy
         self.held: dict[str, int] = {}
         """Without those that are leaving: by that tenants are compared."""
+        self.charged: dict[str, int] = {}
+        """With those that are leaving: for that tenants are charged."""
         self._used: dict[str, int] = {}
         self._jobs: dict[tuple[str, str], int] = {}
         for run in running:
-            self.add(run.job, run.width)
+            self.start(run.job, run.width)
             if run.leaving:
                 self.leaves(run)
+
+    def start(self, job: Job, width: int) -> None:
+        """It holds that from now on."""
+        self.charged[job.tenant] = self.charged.get(job.tenant, 0) + width
+        self.add(job, width)
 
     def add(self, job: Job, width: int) -> None:
         """It holds that, or is promised it."""
@@ -99,10 +104,11 @@ def tenant_ranks(used: Mapping[str, float]) -> dict[str, int]:
 
 
 def ranks_change_at(policy: Policy, used: Mapping[str, float], held: Mapping[str, int], now: float) -> float:
-    """When the first two tenants change places, if each goes on with what it holds: its use approaches width x half-life / ln 2."""
+    """When the first two tenants change places, if each goes on with what it holds: its use approaches width x half-life / ln 2. To the
+    millisecond: two that have used the same are told apart only after a while."""
     limits = {name: held.get(name, 0) * _limit_s(policy) / _weight(policy, name) for name in used}
     meet_s = min((_meet(policy, used[a] - used[b], limits[a] - limits[b]) for a, b in pairwise(_ordered(used))), default=math.inf)
-    return max(now + meet_s, math.nextafter(now, math.inf), _SHORTEST_S)
+    return now + max(meet_s, 0.001)
 
 
 def _meet(policy: Policy, gap: float, gap_at_end: float) -> float:

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from orchestrator.control.scheduler.estimate import Estimates
-from orchestrator.control.scheduler.model import ClusterView, Demand, Explanation, Job, Plan, Policy, Run, Usage
+from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Run, Usage
 from orchestrator.control.scheduler.place import Place
 from orchestrator.control.scheduler.planner import Planner, plan
 from orchestrator.control.scheduler.preempt import Victim, cheapest, cost
 from orchestrator.control.scheduler.reserve import earliest
 from orchestrator.errors import StateError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Why a job waits, and what would change it."""
+
+    job_id: str
+    position: int
+    """In `Plan.order`, from 1; 0: it starts now."""
+    reason: str
+    holders: tuple[str, ...] = ()
+    """The jobs that hold what it needs; of the sets that would do, the cheapest."""
+    start_s: float | None = None
+    """When it starts: as reserved, or as predicted if nobody else comes; None: not as long as the cluster is as it is."""
+    reserved: bool = False
+    with_workers: int | None = None
+    """The largest legal number of workers with which it would start now."""
+    at_priority: int | None = None
+    """The lowest priority at which it would start, or have a place cleared for it, now."""
 
 
 def explain(

@@ -211,9 +211,11 @@ class Policy:
     """Service after which a job falls to the next level."""
     usage_half_life_s: float = 7 * 86_400.0
     max_wait_s: float = 8 * 3600.0
-    """Who has waited longer is starved: it comes first, and a place is cleared for it."""
+    """Who has waited longer for its first start is starved: it comes first, and a place is cleared for it."""
+    max_gang_wait_s: float = 12 * 3600.0
+    """So is a gang that is larger than any node, if that is shorter."""
     max_total_wait_s: float = 3 * 86_400.0
-    """So is who has waited longer in all its waits together, and ran no longer than that."""
+    """So is who has waited longer in all its waits together, and has not run for as long as that."""
     max_reservations: int = 1
     """Places that are kept at once."""
     reserve_after_s: float = 0.0
@@ -287,22 +289,3 @@ class Plan:
     """Jobs that wait whose whole gang would not fit if nothing else ran: nodes are missing."""
     next_change_at: float | None = None
     """The earliest time at which the plan could differ though nothing else happened; None: never."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explanation:
-    """Why a job waits, and what would change it."""
-
-    job_id: str
-    position: int
-    """In `Plan.order`, from 1; 0: it starts now."""
-    reason: str
-    holders: tuple[str, ...] = ()
-    """The jobs that hold what it needs; of the sets that would do, the cheapest."""
-    start_s: float | None = None
-    """When it starts: as reserved, or as predicted if nobody else comes; None: not as long as the cluster is as it is."""
-    reserved: bool = False
-    with_workers: int | None = None
-    """The largest legal number of workers with which it would start now."""
-    at_priority: int | None = None
-    """The lowest priority at which it would start, or have a place cleared for it, now."""

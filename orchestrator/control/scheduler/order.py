@@ -17,10 +17,19 @@ from orchestrator.control.scheduler.model import Job, Policy
 Key = tuple[Any, ...]
 
 
-def starves_at(job: Job, policy: Policy) -> float:
-    """When a job that waits has waited too long: in this wait, or in all (and longer than it ran)."""
-    left_s = max(policy.max_total_wait_s, job.ran_s) - job.waited_s
-    return job.queued_s + min(policy.max_wait_s, max(0.0, left_s))
+def starves_at(job: Job, policy: Policy, widest: float = math.inf) -> float:
+    """When a job that waits has waited too long: for its first start, or in all its waits together and longer than it ran.
+
+    `widest`: the GPUs of the largest node. A gang that needs more waits less long: jobs that come before it and fit one node take whatever
+    becomes free, so that it finds no place by chance.
+    """
+    in_all_s = job.queued_s + max(0.0, max(policy.max_total_wait_s, job.ran_s) - job.waited_s)
+    if job.ran_s:
+        return in_all_s
+    bound_s = policy.max_wait_s
+    if job.demand.gpus and job.demand.width > widest:
+        bound_s = min(bound_s, policy.max_gang_wait_s)
+    return min(job.queued_s + bound_s, in_all_s)
 
 
 def level(service: float, policy: Policy) -> int:
@@ -45,13 +54,13 @@ def key(job: Job, starved: bool, policy: Policy, tenant_ranks: Mapping[str, int]
 
 
 def in_order(
-    queue: Sequence[Job], now: float, policy: Policy, tenant_ranks: Mapping[str, int], estimates: Estimates
+    queue: Sequence[Job], now: float, policy: Policy, tenant_ranks: Mapping[str, int], estimates: Estimates, widest: float
 ) -> tuple[list[Job], set[str], float]:
     """(the jobs, who is next first; the ids of those that are starved; when the next of the others will be)."""
     keys: list[Key] = []
     starved, next_s = set(), math.inf
     for job in queue:
-        starves_s = starves_at(job, policy)
+        starves_s = starves_at(job, policy, widest)
         if starves_s <= now:
             starved.add(job.id)
         elif starves_s < next_s:

@@ -46,6 +46,7 @@ class Planner:
         self._shares: dict[str, float] = {}
         self._used: dict[str, float] = {}
         self._ranks: dict[str, int] = {}
+        self._widest = len(self.room.grid.buckets) - 1
         self._starved: set[str] = set()
         self._starves_s = math.inf
         """When the next job of the queue starves."""
@@ -60,8 +61,7 @@ class Planner:
         self._waiting: list[Job] = []
         self._claims: set[Claim] = set()
         self._resizes: list[Resize] = []
-        self.head = ""
-        """Who keeps all behind it waiting."""
+        self.head = ""  # who keeps all behind it waiting
         self._blocked = False
         """A job waits that could run."""
         self._hopeless: set[tuple[Any, ...]] = set()
@@ -105,8 +105,9 @@ class Planner:
                 wanted[job.tenant] = wanted.get(job.tenant, 0) + job.demand.width
             total = sum(node.gpus for node in self._cluster.usable)
             self._shares = shares(self._policy, total, wanted)
-        found, self._starved, self._starves_s = in_order(queue, self._now, self._policy, self._ranks, self._estimates)
-        return found
+        found = in_order(queue, self._now, self._policy, self._ranks, self._estimates, self._widest)
+        jobs, self._starved, self._starves_s = found
+        return jobs
 
     def _stays_within_share(self, job: Job) -> bool:
         return self.accounts.held.get(job.tenant, 0) + job.demand.width <= self._shares[job.tenant]
@@ -180,7 +181,9 @@ class Planner:
 
     def _start(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
         self.room.start(job, kind.demand, found, ends_s)
-        self.accounts.add(job, kind.demand.width)
+        self.accounts.start(job, kind.demand.width)
+        if len(self.room.reservations):  # beside it until then, as expected
+            self._changes.append(ends_s)
         placement = self.room.grid.named(found)
         self.starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.usable, placement)))
 
@@ -284,10 +287,11 @@ class Planner:
 
     def _next_change(self) -> float | None:
         if self.starts and not self._fifo:
-            self._starves_s = min((starves_at(job, self._policy) for job in self._waiting if job.id not in self._starved), default=math.inf)
+            times = (starves_at(job, self._policy, self._widest) for job in self._waiting if job.id not in self._starved)
+            self._starves_s = min(times, default=math.inf)
         self._changes.append(self._starves_s)
         if self._used and self._waiting:
-            self._changes.append(ranks_change_at(self._policy, self._used, self.accounts.held, self._now))
+            self._changes.append(ranks_change_at(self._policy, self._used, self.accounts.charged, self._now))
         if self._blocked and not self._fifo:
             self._changes += [due_s(run, self._policy.resize_interval_s) for run, _ in self.room.runs if run.job.smaller]
         tenants = self._tenants()

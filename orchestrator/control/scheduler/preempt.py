@@ -214,15 +214,22 @@ class Search:
 
     def _choose(self, i: int) -> list[Victim]:
         held = sorted(self._held(i), key=lambda row: row[0].key)
-        missing = self._gpus - max(0, self._grid.gpus[i])
-        found = _cover([(victim, workers * victim.run.job.demand.gpus) for victim, workers in held], missing)
+        lack = self._gpus - max(0, self._grid.gpus[i])
+        found = _cover([(victim, workers * victim.run.job.demand.gpus) for victim, workers in held], lack)
         units = {victim.run.job.id: workers * victim.run.job.demand.cpu_units for victim, workers in held}
         missing = self._cpus - self._grid.cpus[i] - sum(units[victim.run.job.id] for victim in found)
-        if missing > 0:  # CPUs are what it lacks: who else leaves
-            for victim, _ in held:
-                if missing > 0 and victim not in found:
-                    found.append(victim)
-                    missing -= units[victim.run.job.id]
+        if missing <= 0:
+            return found
+        for victim, _ in held:  # CPUs are what it lacks: who else leaves
+            if missing > 0 and victim not in found:
+                found.append(victim)
+                missing -= units[victim.run.job.id]
+        gpus = {victim.run.job.id: workers * victim.run.job.demand.gpus for victim, workers in held}
+        spare, spare_gpus = -missing, sum(gpus[victim.run.job.id] for victim in found) - lack
+        for victim in sorted(found, key=lambda victim: victim.key, reverse=True):  # and who may stay then
+            if units[victim.run.job.id] <= spare and gpus[victim.run.job.id] <= spare_gpus:
+                found.remove(victim)
+                spare, spare_gpus = spare - units[victim.run.job.id], spare_gpus - gpus[victim.run.job.id]
         return found
 
 

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from orchestrator.control.scheduler import ClusterView, Demand, Job, Policy, Run, Usage, explain
-from orchestrator.control.scheduler.model import CPU_UNITS, Explanation, Node
+from orchestrator.control.scheduler.explain import Explanation
+from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.errors import StateError
 
 NOW = 10_000.0

@@ -1,6 +1,6 @@
 """Claim: the command line answers at once: `--help` in 0.5 s, and what cannot work is refused in a second.
 
-    python benchmarks/command_line.py [--n 15]
+python benchmarks/command_line.py [--n 15]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Claim: the shipped workloads learn: gpt's validation loss falls below 60 % of what it was, resnet reads 95 % of unseen digits.
 
-    python benchmarks/learning.py
+python benchmarks/learning.py
 """
 
 from __future__ import annotations

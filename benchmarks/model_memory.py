@@ -122,8 +122,7 @@ def main() -> int:
     large = json.loads(done.stdout.strip().splitlines()[-1])
     size = found["modules"]["model"]
     rows = [
-        (WAYS[way], f"{row['peak'] / 1e6:.0f} MB", f"{row['peak'] / size:.2f}", f"{row['seconds']:.1f} s")
-        for way, row in found.items()
+        (WAYS[way], f"{row['peak'] / 1e6:.0f} MB", f"{row['peak'] / size:.2f}", f"{row['seconds']:.1f} s") for way, row in found.items()
     ]
     ours, whole = (round(found[way]["peak"] / size, 2) for way in WAYS)
     return publish(

@@ -1,4 +1,4 @@
-"""Hydra overrides -> JobSpec. The only module, with the command line, that knows Hydra.
+"""Hydra overrides -> JobSpec, or the settings of a simulation. The only module, with the command line, that knows Hydra.
 
 Hydra composes, the frozen specs check: whatever is wrong comes out as one ConfigError or LayoutError that names the flag, the value
 given, what is allowed and the nearest valid name.
@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator import layout
 from orchestrator.errors import ConfigError, nearest
+from orchestrator.simulation.settings import SimulationSettings, settings_of
 from orchestrator.spec import JobSpec, from_dict, to_dict, why_no_optimizer
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
@@ -41,9 +42,42 @@ def conf_dir() -> Path:
     return shipped if shipped.is_dir() else _CHECKOUT / "conf"
 
 
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """What overrides may name."""
+
+    config: str
+    """The file in `conf/` that composition begins with."""
+    settings: Any
+    """The dataclass that it becomes."""
+    groups: tuple[str, ...]
+    example: str
+    instead: str
+    """Of an override with several values."""
+    open: str
+    """Matches the names of settings that a user may add."""
+
+
+JOB = Schema(
+    "config", JobSpec, tuple(item.name for item in dataclasses.fields(JobSpec)), "training.max_steps=100",
+    "`-m` makes one job of each", r"(workload|model|data)\.options\.|tracking\.tags\.",
+)  # fmt: skip
+SIMULATION = Schema(
+    "simulate", SimulationSettings, ("scheduler",), "cluster.nodes=72", "`--compare` takes several policies", r"scheduler\."
+)
+
+
 def load_job_spec(overrides: Sequence[str], config_dir: Path | None = None) -> JobSpec:
     """The spec of `overrides`. `config_dir`: a folder with more groups and options of the user's own."""
-    return job_spec(_compose(overrides, config_dir))
+    return job_spec(_compose(JOB, overrides, config_dir))
+
+
+def load_simulation(overrides: Sequence[str], config_dir: Path | None = None) -> SimulationSettings:
+    """What a simulation assumes. A setting of the scheduler needs no `+`, though not every policy's file has it."""
+    added = [re.sub(rf"^\+*(?={SIMULATION.open})", "++", text) for text in overrides]
+    values = OmegaConf.to_container(_compose(SIMULATION, added, config_dir), resolve=True)
+    assert isinstance(values, dict)
+    return settings_of({str(key): value for key, value in values.items()})
 
 
 def job_spec(config: DictConfig) -> JobSpec:
@@ -92,72 +126,72 @@ def with_home(spec: JobSpec, home: Path) -> JobSpec:
     return dataclasses.replace(spec, cluster=dataclasses.replace(spec.cluster, home=str(home)))
 
 
-def groups() -> dict[str, list[str]]:
-    """The options of every group that is shipped."""
-    return {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in sorted(conf_dir().iterdir()) if folder.is_dir()
-    }
+def groups(schema: Schema = JOB, config_dir: Path | None = None) -> dict[str, list[str]]:
+    """The options of every group that is shipped, with those of the user's own."""
+    found: dict[str, list[str]] = {}
+    for folder in [conf_dir(), *([config_dir] if config_dir else [])]:
+        for name in sorted(schema.groups):
+            options = found.setdefault(name, [])
+            options += sorted({path.stem for path in (folder / name).glob("*.yaml")} - {*options})
+    return {name: options for name, options in found.items() if options}
 
 
-def _compose(overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
+def _compose(schema: Schema, overrides: Sequence[str], config_dir: Path | None) -> DictConfig:
     if config_dir and not config_dir.is_dir():
         raise ConfigError(f"--config-dir={config_dir} is not possible: there is no such folder.")
-    for override in _parse(overrides):
+    for override in _parse(overrides, schema):
         if override.is_sweep_override():
-            raise ConfigError(f"{override.input_line} names several values: `-m` makes one job of each; a list is written [a,b].")
+            raise ConfigError(f"{override.input_line} names several values: {schema.instead}; a list is written [a,b].")
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         try:
-            return compose("config", overrides=[*overrides, *_search(config_dir)])
+            return compose(schema.config, overrides=[*overrides, *_search(config_dir)])
         except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group that is given a number or null
-            raise ConfigError(_explain(overrides, config_dir, error)) from error
+            raise ConfigError(_explain(schema, overrides, config_dir, error)) from error
 
 
 def _search(config_dir: Path | None) -> list[str]:
     return [f"hydra.searchpath=[{config_dir.resolve()}]"] if config_dir else []
 
 
-def _parse(overrides: Sequence[str]) -> list[Any]:
-    return [_parse_one(text) for text in overrides]
+def _parse(overrides: Sequence[str], schema: Schema = JOB) -> list[Any]:
+    return [_parse_one(text, schema) for text in overrides]
 
 
-def _parse_one(text: str) -> Any:
+def _parse_one(text: str, schema: Schema) -> Any:
     try:
         found = OverridesParser.create().parse_override(text)
     except (OverrideParseException, HydraException) as error:
-        raise ConfigError(_no_override(text)) from error
+        raise ConfigError(_no_override(text, schema)) from error
     if not found.key_or_group:
-        raise ConfigError(_no_override(text))
+        raise ConfigError(_no_override(text, schema))
     return found
 
 
-def _no_override(text: str) -> str:
-    return f"'{text}' is no override: allowed is key=value, for example training.max_steps=100."
+def _no_override(text: str, schema: Schema) -> str:
+    return f"'{text}' is no override: allowed is key=value, for example {schema.example}."
 
 
-def _explain(overrides: Sequence[str], config_dir: Path | None, error: Exception) -> str:
+def _explain(schema: Schema, overrides: Sequence[str], config_dir: Path | None, error: Exception) -> str:
     """In words what Hydra refused: the first override whose name or option does not exist."""
-    known = groups()
-    for group in config_dir.iterdir() if config_dir else ():
-        if group.is_dir():
-            known.setdefault(group.name, []).extend(path.stem for path in group.glob("*.yaml"))
-    parsed = _parse(overrides)
+    known = groups(schema, config_dir)
+    parsed = _parse(overrides, schema)
     choices = [override.input_line for override in parsed if override.key_or_group in known] + _search(config_dir)
     for override in parsed:
         key = str(override.key_or_group)
-        if re.match(r"(workload|model|data)\.options\.|tracking\.tags\.", key):
+        if re.match(schema.open, key):
             found = None if override.is_add() or override.is_force_add() else _unknown_option(key, choices)
         else:
-            found = _unknown(key, override.value(), known)
+            found = _unknown(key, override.value(), known, schema)
         if found:
             return found
     return str(error).splitlines()[0]
 
 
-def _unknown(key: str, value: Any, known: Mapping[str, list[str]]) -> str | None:
+def _unknown(key: str, value: Any, known: Mapping[str, list[str]], schema: Schema = JOB) -> str | None:
     if key in known and not isinstance(value, list | dict) and value not in known[key]:
         remark = (why_no_optimizer(str(value)) if key == "optimizer" else "") or nearest(str(value), known[key])
         return f"{key}={value} is not possible: allowed is {', '.join(known[key])}.{remark}"
-    names = dict(_settings())
+    names = dict(_settings(schema.settings))
     if key in known or key in names or key.startswith("hydra"):
         return None
     near = nearest(key, [*names, *known])
@@ -182,7 +216,7 @@ def _unknown_option(key: str, choices: list[str]) -> str | None:
     return f"{key} is no {what}. `+{key}=...` adds {'it' if what == 'tag' else 'one that it may understand'}.{near}"
 
 
-def _settings(cls: Any = JobSpec, path: str = "") -> Iterator[tuple[str, Any]]:
+def _settings(cls: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, type) of every setting."""
     hints = get_type_hints(cls)
     for item in dataclasses.fields(cls):

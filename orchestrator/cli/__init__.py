@@ -22,6 +22,7 @@ Look
   logs JOB [-f] [--rank N]     what its ranks printed, over all restarts
   dashboard                    open MLflow on this machine's runs
   nodes                        machines, what failed on them, and what that means for them; nodes forgive NODE
+  simulate TRACE.csv           what a trace of jobs would come to under a policy of the scheduler; --from-log: the jobs of this machine
 
 Checkpoints
   checkpoint ls JOB            all of them: age, size, layout, metric, and what becomes of each
@@ -41,7 +42,7 @@ Stop
 Settings are Hydra overrides: `orchestrator train workload=resnet training.max_steps=200`.
   train --help                 all settings            train --cfg job      the composed configuration
   train --dry-run              the resolved spec, legal world sizes and DeepSpeed's config; starts nothing
-  --json                       with list, status, submit, nodes, checkpoint: for scripts
+  --json                       with list, status, submit, nodes, simulate, checkpoint: for scripts
   eval "$(orchestrator completion bash)"               completion of verbs, settings and jobs
 """
 
@@ -82,9 +83,14 @@ def _verbs() -> dict[str, Callable[[], Verb]]:
 
         return nodes
 
+    def simulate() -> Verb:
+        from orchestrator.cli.simulate import simulate_
+
+        return simulate_
+
     found = {name: hydra(name) for name in ("train", "submit")}
     found |= {name: jobs(f"{name}_") for name in ("resume", "list", "status", "logs", "cancel", "dashboard", "down", "version")}
-    return {**found, "nodes": nodes, "checkpoint": checkpoint, "completion": completion}
+    return {**found, "nodes": nodes, "simulate": simulate, "checkpoint": checkpoint, "completion": completion}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ _orchestrator_complete() {
     local words
     words=$(COMP_LINE="${COMP_LINE:0:$COMP_POINT}" orchestrator completion query 2>/dev/null)
     COMPREPLY=($words)
-    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=.] ]] && compopt -o nospace
+    [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[=./] ]] && compopt -o nospace
     [[ "$COMP_WORDBREAKS" == *=* && "${COMP_LINE:0:$COMP_POINT}" =~ [^[:space:]]*=[^[:space:]]*$ ]] && COMPREPLY=("${COMPREPLY[@]#*=}")
 }
 complete -o nosort -F _orchestrator_complete orchestrator
@@ -41,8 +41,8 @@ def complete(line: str) -> list[str]:
     last = "" if line.endswith(" ") else words.pop()
     if len(words) < 2:
         return [verb for verb in _verbs() if verb.startswith(last)]
-    if words[1] in ("train", "submit"):
-        return [] if last.startswith("-") else _settings([*(word for word in words[2:] if not word.startswith("-")), last])
+    if words[1] in ("train", "submit", "simulate"):
+        return [] if last.startswith("-") else _overrides(words[1], [word for word in words[2:] if not word.startswith("-")], last)
     if words[1] == "checkpoint" and len(words) == 2:
         from orchestrator.cli.checkpoint import VERBS
 
@@ -52,18 +52,36 @@ def complete(line: str) -> list[str]:
     return []
 
 
-def _settings(words: list[str]) -> list[str]:
+def _overrides(verb: str, words: list[str], last: str) -> list[str]:
+    if verb != "simulate":
+        return _settings(verb, [*words, last])
+    return [*_traces(last), *_settings(verb, [*(word for word in words if "=" in word), last])]
+
+
+def _traces(last: str) -> list[str]:
+    """CSV files and folders."""
+    from glob import escape
+    from pathlib import Path
+
+    folder, slash, name = last.rpartition("/")
+    found = [path for path in sorted(Path(folder + slash).glob(f"{escape(name)}*")) if name or not path.name.startswith(".")]
+    return [f"{folder}{slash}{path.name}{'/' * path.is_dir()}" for path in found if path.is_dir() or path.suffix == ".csv"]
+
+
+def _settings(verb: str, words: list[str]) -> list[str]:
     from hydra import initialize_config_dir
     from hydra._internal.core_plugins.bash_completion import BashCompletion
     from hydra.core.global_hydra import GlobalHydra
 
-    from orchestrator.config import conf_dir
+    from orchestrator.config import JOB, SIMULATION, conf_dir, groups
 
+    schema = SIMULATION if verb == "simulate" else JOB
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        found: list[str] = BashCompletion(hydra.config_loader)._query(config_name="config", line=" ".join(words))
-    return sorted(found)
+        found: list[str] = BashCompletion(hydra.config_loader)._query(config_name=schema.config, line=" ".join(words))
+    strange = {f"{folder.name}=" for folder in conf_dir().iterdir()} - {f"{group}=" for group in groups(schema)}
+    return sorted(word for word in found if word not in strange)
 
 
 def _jobs() -> list[str]:
@@ -71,5 +89,3 @@ def _jobs() -> list[str]:
 
     home = Home.find()
     return [job.id for job in Client(home).jobs()] if home.jobs_db.exists() else []
-
-

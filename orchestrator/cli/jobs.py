@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import dataclasses
 import json
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+from orchestrator.cli.parser import Parser, parser_for
 from orchestrator.cli.screen import Screen, best_line, command, duration, goodput_line, state_line, table, workers
 from orchestrator.control.client import Client
 from orchestrator.errors import JobNotFound, UserError
@@ -21,17 +21,6 @@ from orchestrator.job import Job, job_to_dict
 from orchestrator.paths import Home, JobKeys
 from orchestrator.storage import ObjectStore, open_store
 from orchestrator.supervision.ledger import as_of
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}\n{self.format_usage().strip()}")
-
-
-def parser_for(verb: str, about: str) -> _Parser:
-    parser = _Parser(prog=f"orchestrator {verb}", description=about)
-    parser.add_argument("--home", default="", help="folder of the control plane's state; default: $ORCHESTRATOR_HOME, else ~/.orchestrator")
-    return parser
 
 
 def client_for(home: str, job: str) -> Client:
@@ -213,7 +202,7 @@ def down_(arguments: list[str]) -> int:
 def version_(arguments: list[str]) -> int:
     from importlib.metadata import version
 
-    _Parser(prog="orchestrator version").parse_args(arguments)
+    Parser(prog="orchestrator version").parse_args(arguments)
     print(f"orchestrator {version('orchestrator')}")
     return 0
 

@@ -6,7 +6,8 @@ import time
 from datetime import datetime
 from typing import Any
 
-from orchestrator.cli.jobs import as_json, parser_for
+from orchestrator.cli.jobs import as_json
+from orchestrator.cli.parser import parser_for
 from orchestrator.cli.screen import table
 from orchestrator.control.client import Client
 from orchestrator.control.reputation import Incident, scores, standing, weight

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from orchestrator.checkpoints.catalog import Catalog, Entry
-from orchestrator.cli.jobs import client_for, parser_for
+from orchestrator.cli.jobs import client_for
+from orchestrator.cli.parser import parser_for
 from orchestrator.errors import CheckpointError, JobNotFound, UserError, nearest
 from orchestrator.paths import JOBS, JobKeys
 from orchestrator.spec import JobSpec, StorageSpec, from_dict

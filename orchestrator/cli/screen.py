@@ -50,11 +50,16 @@ class Screen:
 
 
 class Bar:
-    """How far a long work has come, on stderr: one line that changes on a terminal, a line now and then elsewhere."""
+    """How far a long work has come, on stderr: one line that changes on a terminal, a line now and then elsewhere.
 
-    def __init__(self, what: str, total_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._what, self._total, self._done = what, total_bytes, 0
-        self._clock, self._began = clock, clock()
+    It is counted in bytes, or in what `amount` puts into words.
+    """
+
+    def __init__(
+        self, what: str, total: int, clock: Callable[[], float] = time.monotonic, amount: Callable[[float], str] | None = None
+    ) -> None:
+        self._what, self._total, self._done = what, total, 0
+        self._clock, self._began, self._amount = clock, clock(), amount or size
         self._terminal = sys.stderr.isatty()
         self._next_s = self._began + (0.0 if self._terminal else _PLAIN_INTERVAL_S)
 
@@ -65,12 +70,12 @@ class Bar:
         if self._terminal:
             print("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r", end="", file=sys.stderr, flush=True)
 
-    def expect(self, num_bytes: int) -> None:
-        """More than was said at first."""
-        self._total += num_bytes
+    def expect(self, more: int) -> None:
+        """Than was said at first."""
+        self._total += more
 
-    def add(self, num_bytes: int) -> None:
-        self._done += num_bytes
+    def add(self, done: int) -> None:
+        self._done += done
         now = self._clock()
         if now < self._next_s:
             return
@@ -82,10 +87,11 @@ class Bar:
     def _text(self, passed_s: float) -> str:
         share = min(1.0, self._done / max(1, self._total))
         filled = round(_BAR_WIDTH * share)
-        parts = [f"{self._what}  [{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]", f"{size(self._done)} of {size(self._total)}"]
+        bar = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]"
+        parts = [f"{self._what}  {bar}", f"{self._amount(self._done)} of {self._amount(self._total)}"]
         if passed_s > 0 and self._done:
             rate = self._done / passed_s
-            parts += [f"{size(rate)}/s", f"ETA {duration((self._total - self._done) / rate)}"]
+            parts += [f"{self._amount(rate)}/s", f"ETA {duration((self._total - self._done) / rate)}"]
         return "  ".join(parts)
 
 

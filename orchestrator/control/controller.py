@@ -10,12 +10,14 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from orchestrator.control import scheduler
 from orchestrator.control.client import CLUSTER
 from orchestrator.control.closing import finish
 from orchestrator.control.groups import WorkerGroups
 from orchestrator.control.life import Life, Losses, Phase
 from orchestrator.control.reputation import MEMORY_S, judged, scores
-from orchestrator.control.scheduler import ClusterView, Demand, Plan, Policy, QueuedJob, RunningJob, Start, Usage, plan
+from orchestrator.control.scheduler import ClusterView, Demand, Plan, Policy, Run, Usage, plan
+from orchestrator.control.scheduler.model import Start
 from orchestrator.control.store import JobStore
 from orchestrator.errors import StaleWrite
 from orchestrator.events import Event, EventKind
@@ -106,25 +108,25 @@ class Controller:
     # plan
 
     def _plan(self, cluster: ClusterView, jobs: list[Job], now: float) -> Plan:
-        queue = tuple(self._queued(job) for job in jobs if job.state is JobState.QUEUED)
+        queue = tuple(self._waiting(job) for job in jobs if job.state is JobState.QUEUED)
         running = tuple(self._running(job, now) for job in jobs if job.state.active)
         decided = plan(cluster, queue, running, Usage(), now, Policy())
         self._short_since = {job_id: self._short_since.get(job_id, now) for job_id in decided.short}
         return decided
 
-    def _queued(self, job: Job) -> QueuedJob:
-        return QueuedJob(
-            job_id=job.id, queued_s=job.queued_s, demand=Demand.of(job.spec.resources),
+    def _waiting(self, job: Job) -> scheduler.Job:
+        return scheduler.Job(
+            id=job.id, demand=Demand.of(job.spec.resources), submitted_s=job.submitted_s, queued_s=job.queued_s,
+            preemptions=job.progress.preemptions,
             smaller=legal_world_sizes(job.spec)[:-1] if job.spec.resources.min_workers else (),
             shrink_after_s=job.spec.recovery.shrink_after_s, short_since_s=self._short_since.get(job.id),
         )  # fmt: skip
 
-    def _running(self, job: Job, now: float) -> RunningJob:
+    def _running(self, job: Job, now: float) -> Run:
         life, is_short = self._lives.get(job.id), job.num_placed < job.spec.resources.num_workers
-        may_grow = life is not None and is_short and life.may_grow(job, now)
-        growing = life is not None and life.growing
-        return RunningJob(
-            job_id=job.id, demand=Demand.of(job.spec.resources), placement=job.placement, may_grow=may_grow, growing=growing
+        return Run(
+            job=self._waiting(job), placement=job.placement, started_s=now if job.started_s is None else job.started_s,
+            may_grow=life is not None and is_short and life.may_grow(job, now), growing=life is not None and life.growing,
         )  # fmt: skip
 
     # apply
@@ -143,11 +145,11 @@ class Controller:
     def _apply(self, decided: Plan, jobs: dict[str, Job], now: float) -> None:
         for start in decided.starts:
             self._guarded(jobs[start.job_id], lambda start=start: self._admit(jobs[start.job_id], start, now))  # type: ignore[misc]
-        for job_id in decided.preempts:
-            if job_id in self._lives:  # else found again in this round, and preempted in the next
-                self._lives[job_id].preempt(jobs[job_id], "the scheduler gives its place to others", None, now)
-        for job_id, workers in decided.resizes:
-            self._lives[job_id].resize(jobs[job_id], f"all {workers} workers have a place again", now)
+        for preempt in decided.preempts:
+            if preempt.job_id in self._lives:  # else found again in this round, and preempted in the next
+                self._lives[preempt.job_id].preempt(jobs[preempt.job_id], preempt.why, None, now)
+        for resize in decided.resizes:
+            self._lives[resize.job_id].resize(jobs[resize.job_id], f"all {resize.workers} workers have a place again", now)
         for job_id, reason in decided.reasons.items():
             if jobs[job_id].reason != reason:
                 self._guarded(jobs[job_id], lambda job_id=job_id, reason=reason: self._explain(jobs[job_id], reason, now))  # type: ignore[misc]

@@ -20,7 +20,8 @@ assert orchestrator.__path__[0].startswith(wheel), orchestrator.__path__
 from orchestrator.cli import main
 for workload in ("gpt", "resnet"):
     assert main(["train", "--dry-run", f"workload={workload}"]) == 0
-from orchestrator.config import load_job_spec
+from orchestrator.config import load_job_spec, load_simulation
+assert load_simulation(["scheduler=preemptive"]).scheduler.mode == "preemptive"
 from orchestrator.runtime.entrypoint import load_workload
 for workload in ("gpt", "resnet"):
     print(type(load_workload(load_job_spec([f"workload={workload}"]))).__module__)

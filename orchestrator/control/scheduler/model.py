@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from orchestrator.spec import ResourcesSpec
@@ -50,6 +51,21 @@ class Node:
 class ClusterView:
     nodes: tuple[Node, ...] = ()
 
+    @cached_property
+    def usable(self) -> tuple[Node, ...]:
+        """Those that take jobs, in order of their ids."""
+        return tuple(sorted((node for node in self.nodes if node.alive and not node.draining), key=lambda node: node.id))
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Where a node stands in `usable`, by its id."""
+        return {node.id: position for position, node in enumerate(self.usable)}
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What plans have derived from the nodes alone; they are asked the same again and again."""
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         return {"nodes": [vars(node) for node in self.nodes]}
 
@@ -58,7 +74,7 @@ class ClusterView:
         return cls(nodes=tuple(Node(**{**node, "standing": Standing(node.get("standing", 0))}) for node in values["nodes"]))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
     """A gang of equal workers."""
 
@@ -69,6 +85,8 @@ class Demand:
     """Of each worker."""
     max_workers_per_node: int = 0
     """0: as many as fit."""
+    group: int = 1
+    """Workers that stay on one node: tensor parallel x pipeline parallel."""
 
     @classmethod
     def of(cls, resources: ResourcesSpec) -> Demand:
@@ -79,42 +97,142 @@ class Demand:
             max_workers_per_node=resources.max_workers_per_node,
         )
 
+    @property
+    def width(self) -> int:
+        """What is charged for it: GPUs, or workers of a job on CPUs."""
+        return self.num_workers * (self.gpus or 1)
 
-@dataclass(frozen=True, kw_only=True)
-class QueuedJob:
-    job_id: str
-    queued_s: float
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A job that has not ended, as it was asked for and what it has had so far. Service is counted in width x seconds: GPU-seconds."""
+
+    id: str
     demand: Demand
     """Of the whole gang."""
+    submitted_s: float
+    queued_s: float
+    """Since when it waits, or waited last."""
+    tenant: str = ""
+    user: str = ""
+    priority: int = 0
+    """Of a class that comes before all lower ones."""
+    limit_s: float | None = None
+    """Run time that its user allows it in all."""
+    attained: float = 0.0
+    """Service until it last left its place; of a run, `Run.attained(now)` has all."""
+    ran_s: float = 0.0
+    """Run time until it last left its place."""
+    waited_s: float = 0.0
+    """In the waits before this one."""
+    preemptions: int = 0
+    preemptible: bool = True
+    """It saves checkpoints and goes on from them."""
+    reserved_s: float | None = None
+    """The first start that was promised to it in this wait."""
+    resized_s: float | None = None
+    """When its number of workers last changed."""
     smaller: tuple[int, ...] = ()
-    """Numbers of workers, ascending, with which it may start where nodes are missing; none: all or none."""
+    """Legal numbers of workers below the whole gang, ascending, with which it may run too; none: all or none."""
+    larger: tuple[int, ...] = ()
+    """Legal numbers above, ascending, that it may be given while nobody waits."""
     shrink_after_s: float = 0.0
     short_since_s: float | None = None
     """Since when nodes have been missing (`Plan.short`), as far as known."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunningJob:
+class Run:
     """A job that holds a place, from the moment it was given one."""
 
-    job_id: str
-    demand: Demand
-    """Of the whole gang; `placement` may hold fewer workers."""
+    job: Job
     placement: Placement
+    """May hold fewer or more workers than `job.demand`."""
+    started_s: float
+    saved_s: float | None = None
+    """When its newest durable checkpoint was taken; None: none since it started; infinite: it saves all the time."""
+    save_s: float = 0.0
+    """What a checkpoint takes."""
+    restart_s: float = 0.0
+    """What it takes from a start to the next new step."""
     may_grow: bool = False
-    """It may be told to leave for a place for its whole gang."""
+    """It may be told to leave for a larger place."""
     growing: bool = False
     """It was told so, and has not left yet."""
+    leaving: bool = False
+    """It was told to leave (`Plan.preempts`), and has not left yet."""
+
+    @cached_property
+    def workers(self) -> int:
+        return sum(count for _, count in self.placement)
+
+    @cached_property
+    def width(self) -> int:
+        return self.workers * (self.job.demand.gpus or 1)
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What plans have derived from the run alone; most runs are the same in many plans."""
+        return {}
+
+    def attained(self, now: float) -> float:
+        return self.job.attained + self.width * max(0.0, now - self.started_s)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What tenants have used so far. Nothing is charged yet: order is by time of submission alone."""
+    """What has been used and learned so far: what outlives the jobs."""
+
+    charged: Mapping[str, float] = field(default_factory=dict)
+    """Service by tenant, that of running jobs included, as decayed at `charged_at_s` with the half-life of the policy."""
+    charged_at_s: float = 0.0
+    history: Mapping[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
+    """Run times, in seconds, of the last jobs that succeeded, oldest first, by (tenant, width); see `estimate.remember`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tenant:
+    weight: float = 1.0
+    """Its share of what is contended for, beside the weights of the others that want something."""
+    quota: int | None = None
+    """Width that its running jobs may have together; None: no limit."""
+    jobs_per_user: int | None = None
+    """Of its jobs, how many of one user may run at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    mode: str = "fifo"
+    """Of a cluster, not of a job; `conf/scheduler/` has the shipped ones."""
+
+    mode: str = "fifo"  # fifo | batch | preemptive
+    tenants: Mapping[str, Tenant] = field(default_factory=dict)
+    """Who is not named has weight 1 and no quota."""
+    levels: tuple[float, ...] = (7_200.0, 72_000.0, 720_000.0)
+    """Service after which a job falls to the next level."""
+    usage_half_life_s: float = 7 * 86_400.0
+    max_wait_s: float = 8 * 3600.0
+    """Who has waited longer is starved: it comes first, and a place is cleared for it."""
+    max_gang_wait_s: float = 12 * 3600.0
+    """So is a gang that is larger than any node, if that is shorter."""
+    max_total_wait_s: float = 3 * 86_400.0
+    """So is who has waited longer in all its waits together, and has not run for as long as that."""
+    max_reservations: int = 1
+    """Places that are kept at once."""
+    reserve_after_s: float = 0.0
+    """Who has waited longer has a place reserved when it is the first that does not fit."""
+    min_run_s: float = 1800.0
+    """No run is preempted before; doubles with every preemption of the same job."""
+    max_doublings: int = 6
+    max_preemptions: int = 15
+    """A job that was preempted so often is left alone."""
+    gain_factor: float = 2.0
+    """What a preemption gains, in service, is at least so many times what it costs."""
+    grace_s: float = 60.0
+    """What a job has to save and leave: a place that is being cleared is taken to be free then."""
+    resize_interval_s: float = 1800.0
+    """A job is resized at most so often."""
+    round_s: float = 60.0
+    """How often the caller plans where nothing has happened in between."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,15 +244,48 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preempt:
+    """An order to save a checkpoint and leave. The receipt: what it costs, and for whom."""
+
+    job_id: str
+    for_job: str
+    cost: float
+    """Service that is lost: since the last durable checkpoint, and by the save and the next start."""
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resize:
+    """An order to go on with another number of workers."""
+
+    job_id: str
+    workers: int
+    placement: Placement
+    """Of all of them: a part of what the job holds, or a place that was free beside it."""
+    for_job: str = ""
+    """Who waits for what is given up; empty: nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reservation:
+    """What nobody else is given, unless it has left by `start_s`."""
+
+    job_id: str
+    start_s: float
+    placement: Placement
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     starts: tuple[Start, ...] = ()
-    preempts: tuple[str, ...] = ()
-    resizes: tuple[tuple[str, int], ...] = ()
-    """(job id, new number of workers)."""
-    reservations: tuple[Start, ...] = ()
+    preempts: tuple[Preempt, ...] = ()
+    resizes: tuple[Resize, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
+    order: tuple[str, ...] = ()
+    """The ids of the jobs that wait, who is next first."""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Why each job that does not start waits, by job id."""
+    """Why each job that does not start waits, by job id. May be made as it is read."""
     short: tuple[str, ...] = ()
     """Jobs that wait whose whole gang would not fit if nothing else ran: nodes are missing."""
     next_change_at: float | None = None
-    """When the plan could differ though nothing else happened; None: never."""
+    """The earliest time at which the plan could differ though nothing else happened; None: never."""

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 
-from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Node, Placement, QueuedJob, RunningJob, Standing
-from orchestrator.control.scheduler.place import Free
+from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Job, Node, Placement, Standing
+
+
+class Reasons(Mapping[str, str]):
+    """Sentences of all jobs that wait, made as they are read: most are not."""
+
+    def __init__(self, waiting: Sequence[Job], special: Mapping[str, Callable[[], str]], other: Callable[[Job], str]) -> None:
+        """`special`: of some of the jobs, by id; `other`: of each of the rest."""
+        self._waiting, self._special, self._other = waiting, special, other
+
+    def __getitem__(self, job_id: str) -> str:
+        if job_id in self._special:
+            return self._special[job_id]()
+        return self._other(self._jobs[job_id])
+
+    def __iter__(self) -> Iterator[str]:
+        return (job.id for job in self._waiting)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @cached_property
+    def _jobs(self) -> dict[str, Job]:
+        return {job.id: job for job in self._waiting}
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 def infeasible(nodes: Iterable[Node], demand: Demand) -> str:
@@ -13,18 +39,19 @@ def infeasible(nodes: Iterable[Node], demand: Demand) -> str:
     cpu_units, gpus = sum(node.cpu_units for node in nodes), sum(node.gpus for node in nodes)
     has = f"{_cpus(cpu_units)}{f' and {_gpus(gpus)}' if gpus or demand.gpus else ''} on {_nodes(len(nodes))}"
     limit = f", {demand.max_workers_per_node} at most on each node" if demand.max_workers_per_node else ""
-    return f"needs {_needs(demand)}{limit}; the cluster has {has} in all"
+    together = f", {demand.group} together on a node" if demand.group > 1 else ""
+    return f"needs {_needs(demand)}{limit}{together}; the cluster has {has} in all"
 
 
-def short(nodes: Iterable[Node], job: QueuedJob, demand: Demand) -> str:
+def short(nodes: Iterable[Node], job: Job, demand: Demand) -> str:
     return f"{infeasible(nodes, job.demand)}; starts with {_workers(demand.num_workers)} if no node comes within {job.shrink_after_s:g} s"
 
 
-def waiting(free: tuple[Free, ...], demand: Demand, running: tuple[RunningJob, ...]) -> str:
-    what = f"{_cpus(sum(max(0, node.cpu_units) for node in free))}"
+def waiting(demand: Demand, free: Sequence[tuple[int, int]], holders: Sequence[str]) -> str:
+    """`free`: (CPU units, GPUs) of each node that it may run on."""
+    what = _cpus(sum(max(0, cpu_units) for cpu_units, _ in free))
     if demand.gpus:
-        what += f" and {_gpus(sum(max(0, node.gpus) for node in free))}"
-    holders = [other.job_id for other in running if other.placement]
+        what += f" and {_gpus(sum(max(0, gpus) for _, gpus in free))}"
     held = f", held by {_some(holders)}" if holders else ""
     spread = f" on {_nodes(len(free))}" if len(free) > 1 else ""
     plural = what.startswith("1 ") and not demand.gpus
@@ -33,6 +60,28 @@ def waiting(free: tuple[Free, ...], demand: Demand, running: tuple[RunningJob, .
 
 def behind(job_id: str) -> str:
     return f"waits its turn behind {job_id}"
+
+
+def cleared(demand: Demand, leavers: Sequence[str]) -> str:
+    return f"needs {_needs(demand)}; " + (f"its place is being cleared by {_some(leavers)}" if leavers else "its place is being cleared")
+
+
+def reserved(in_s: float) -> str:
+    """A part of the reason, for a job whose place is kept."""
+    return f"; has a place reserved in {in_s:.0f} s at the latest"
+
+
+def receipt(for_job: str, cost: float, starved: bool) -> str:
+    """Of a preemption."""
+    return f"makes room for {for_job}, which {'has waited too long' if starved else 'comes first'}; {cost:.0f} GPU-seconds are lost"
+
+
+def over_quota(tenant: str, quota: int, held: int, width: int) -> str:
+    return f"needs {width} of the quota of {tenant or 'the one tenant'}: {held} of {quota} are in use"
+
+
+def too_many_jobs(user: str, limit: int) -> str:
+    return f"{user or 'its user'} runs {limit} job{'' if limit == 1 else 's'}, the most that the tenant allows a user"
 
 
 def kept_out(usable: Iterable[Node], allowed: Iterable[Node]) -> str:
@@ -72,5 +121,5 @@ def _nodes(count: int) -> str:
     return f"{count} node{'' if count == 1 else 's'}"
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -26,17 +26,19 @@ SPEC = JobSpec(
 def test_verbs_are_completed() -> None:
     assert complete("orchestrator tr") == ["train"]
     assert complete("orchestrator su") == ["submit"]
+    assert complete("orchestrator si") == ["simulate"]
     assert complete("orchestrator d") == ["dashboard", "down"]
     assert complete("orchestrator x") == []
     assert complete("orchestrator ") == [
         "train", "submit", "resume", "list", "status", "logs", "cancel", "dashboard", "down", "version", "nodes",
-        "checkpoint", "completion",
+        "simulate", "checkpoint", "completion",
     ]  # fmt: skip
 
 
 def test_names_of_groups_are_completed() -> None:
     assert {f"{group}=" for group in groups()} <= set(complete("orchestrator train "))
     assert complete("orchestrator submit wor") == ["workload.", "workload="]
+    assert complete("orchestrator train sch") == []
 
 
 def test_options_of_a_group_are_completed() -> None:
@@ -64,6 +66,20 @@ def test_jobs_are_completed_where_one_is_named(home: Home, verb: str) -> None:
     assert complete(f"orchestrator {verb} ") == ["gpt-bbb", "gpt-aaa", "resnet-ccc"]
     assert complete(f"orchestrator {verb} gpt-a") == ["gpt-aaa"]
     assert complete(f"orchestrator {verb} gpt-aaa ") == []
+
+
+def test_traces_folders_and_settings_of_a_simulation_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "traces" / "may").mkdir(parents=True)
+    for name in ("t[1].csv", "traces/a.csv", "traces/b.txt"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert complete("orchestrator simulate t") == ["t[1].csv", "traces/"]
+    assert complete("orchestrator simulate traces/") == ["traces/a.csv", "traces/may/"]
+    assert complete(f"orchestrator simulate {tmp_path}/traces/a") == [f"{tmp_path}/traces/a.csv"]
+    assert complete("orchestrator simulate traces/a.csv cluster") == ["cluster."]
+    assert complete("orchestrator simulate traces/a.csv cluster.n") == ["cluster.nodes="]
+    assert complete("orchestrator simulate --json traces/a.csv cluster.nodes=2 s") == ["scheduler.", "scheduler=", "simulation."]
+    assert complete("orchestrator simulate traces/a.csv scheduler=f") == ["scheduler=fifo"]
 
 
 def test_verbs_of_checkpoint_are_completed_and_then_jobs(home: Home) -> None:

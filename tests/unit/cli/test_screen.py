@@ -248,6 +248,13 @@ def test_elsewhere_a_bar_is_a_line_now_and_then() -> None:
     assert bar_said(io.StringIO(), [6.0, 7.0, 12.0]).count("\n") == 2
 
 
+def test_a_bar_counts_in_the_words_that_it_is_given() -> None:
+    clock = iter([0.0, 2.0]).__next__
+    with contextlib.redirect_stderr(Terminal()) as stream, Bar("las", 4_000, clock, amount=lambda count: f"{count:,.0f} jobs") as bar:
+        bar.add(1_000)
+    assert "las  [######..................]  1,000 jobs of 4,000 jobs  500 jobs/s  ETA 6s" in stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1536000, "1.5 MB"), (2.5e9, "2.5 GB"), (3e12, "3.0 TB"), (1000, "1.0 kB")]
 )

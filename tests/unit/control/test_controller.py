@@ -9,7 +9,7 @@ from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.controller import SETTLE_S, Controller
 from orchestrator.control.groups import GroupStatus, ScriptedGroups, done, failed
 from orchestrator.control.scheduler import ClusterView
-from orchestrator.control.scheduler.model import CPU_UNITS, Node
+from orchestrator.control.scheduler.model import CPU_UNITS, Node, Preempt
 from orchestrator.control.store import JobStore
 from orchestrator.errors import ClusterError, ConfigError, StaleWrite, StorageDenied, StorageUnavailable, UserError
 from orchestrator.events import Event, EventKind
@@ -387,12 +387,13 @@ def test_a_job_that_was_preempted_too_often_fails_with_the_reason(world):
 def test_the_schedulers_order_preempts_a_job_once(world):
     class Preempting(Controller):
         def _plan(self, cluster, jobs, now):
-            return dataclasses.replace(super()._plan(cluster, jobs, now), preempts=tuple(job.id for job in jobs if job.state.active))
+            orders = tuple(Preempt(job_id=job.id, for_job="b", cost=60.0, why="makes room for b") for job in jobs if job.state.active)
+            return dataclasses.replace(super()._plan(cluster, jobs, now), preempts=orders)
 
     job_id = world.running()
     world.controller = Preempting(world.store, world.home, world.groups, world.controller._look)
     world.turn(6)
-    assert world.groups.preemptions == [(job_id, "the scheduler gives its place to others", None)]
+    assert world.groups.preemptions == [(job_id, "makes room for b", None)]
 
 
 def test_a_job_takes_what_stands_by_and_gives_it_back_with_its_place(world):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.control.scheduler import ClusterView, Demand, Policy, QueuedJob, RunningJob, Usage, plan
+from orchestrator.control.scheduler import ClusterView, Demand, Job, Policy, Run, Usage, plan
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 
 FOUR = Demand(num_workers=4, cpu_units=CPU_UNITS)
@@ -20,11 +20,11 @@ def node(name, cpus, **more):
 
 
 def waits(name="a", at=0.0, since=None, smaller=(1, 2), demand=FOUR, after=30.0):
-    return QueuedJob(job_id=name, queued_s=at, demand=demand, smaller=smaller, shrink_after_s=after, short_since_s=since)
+    return Job(id=name, submitted_s=at, queued_s=at, demand=demand, smaller=smaller, shrink_after_s=after, short_since_s=since)
 
 
 def runs(name, workers, node_id="n1", demand=FOUR, **more):
-    return RunningJob(job_id=name, demand=demand, placement=((node_id, workers),), **more)
+    return Run(job=Job(id=name, demand=demand, submitted_s=0.0, queued_s=0.0), placement=((node_id, workers),), started_s=0.0, **more)
 
 
 def decide(nodes, queue=(), running=()):
@@ -33,6 +33,10 @@ def decide(nodes, queue=(), running=()):
 
 def starts(decided):
     return {start.job_id: start.placement for start in decided.starts}
+
+
+def grows(decided):
+    return [(resize.job_id, resize.workers) for resize in decided.resizes]
 
 
 WHY = "needs 4 x 1 CPU; the cluster has 3 CPUs on 1 node in all"
@@ -91,19 +95,19 @@ def test_a_smaller_gang_waits_for_its_turn_as_any_other():
 
 def test_it_grows_when_its_whole_gang_fits_beside_what_others_have():
     nodes = [node("n1", 2), node("n2", 2)]
-    assert decide(nodes, running=[runs("a", 2, may_grow=True)]).resizes == (("a", 4),)
-    assert decide(nodes, running=[runs("a", 2)]).resizes == ()  # too soon
-    assert decide(nodes, running=[runs("a", 2, may_grow=True), runs("b", 1, "n2")]).resizes == ()
-    assert decide([node("n1", 2), node("n2", 2, draining=True)], running=[runs("a", 2, may_grow=True)]).resizes == ()
+    assert grows(decide(nodes, running=[runs("a", 2, may_grow=True)])) == [("a", 4)]
+    assert grows(decide(nodes, running=[runs("a", 2)])) == []  # too soon
+    assert grows(decide(nodes, running=[runs("a", 2, may_grow=True), runs("b", 1, "n2")])) == []
+    assert grows(decide([node("n1", 2), node("n2", 2, draining=True)], running=[runs("a", 2, may_grow=True)])) == []
     both = [runs("a", 2, may_grow=True), runs("b", 2, "n2", may_grow=True)]
-    assert decide([*nodes, node("n3", 2)], running=both).resizes == (("a", 4),)  # one after the other
+    assert grows(decide([*nodes, node("n3", 2)], running=both)) == [("a", 4)]  # one after the other
 
 
 def test_nobody_grows_while_a_job_waits_that_could_run():
     nodes, eight = [node("n1", 4), node("n2", 4)], Demand(num_workers=8, cpu_units=CPU_UNITS)
-    assert decide(nodes, [waits("b", demand=eight)], [runs("a", 2, may_grow=True)]).resizes == ()
+    assert grows(decide(nodes, [waits("b", demand=eight)], [runs("a", 2, may_grow=True)])) == []
     nine = Demand(num_workers=9, cpu_units=CPU_UNITS)
-    assert decide(nodes, [waits("b", demand=nine, smaller=())], [runs("a", 2, may_grow=True)]).resizes == (("a", 4),)
+    assert grows(decide(nodes, [waits("b", demand=nine, smaller=())], [runs("a", 2, may_grow=True)])) == [("a", 4)]
 
 
 def test_the_place_of_a_job_that_leaves_to_grow_is_kept_for_it():
@@ -135,11 +139,11 @@ def test_never_more_than_there_is_and_never_a_size_that_a_job_may_not_have(cpus,
         waits(f"q{i}", at, since, tuple(range(1, workers)) if shrinks else (), Demand(num_workers=workers, cpu_units=CPU_UNITS))
         for i, (workers, shrinks, at, since) in enumerate(queue_rows)
     ]
-    decided, jobs = decide(nodes, queue, running), {job.job_id: job for job in queue}
+    decided, jobs = decide(nodes, queue, running), {job.id: job for job in queue}
     for job_id, placement in starts(decided).items():
         given_workers = sum(workers for _, workers in placement)
         assert given_workers == jobs[job_id].demand.num_workers or (job_id in decided.short and given_workers in jobs[job_id].smaller)
         used.update(dict(placement))
     assert all(used[n.id] * CPU_UNITS <= n.cpu_units for n in nodes)
-    assert {job_id for job_id, _ in decided.resizes} <= {job.job_id for job in running if job.may_grow and not job.growing}
+    assert {job_id for job_id, _ in grows(decided)} <= {run.job.id for run in running if run.may_grow and not run.growing}
     assert decide(nodes[::-1], queue[::-1], running[::-1]) == decided

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.control.scheduler import ClusterView, Demand, Policy, QueuedJob, RunningJob, Standing, Usage, feasible, plan
+from orchestrator.control.scheduler import ClusterView, Demand, Job, Policy, Run, Standing, Usage, feasible, plan
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.spec import ResourcesSpec
 
@@ -20,8 +20,12 @@ def need(workers: int, cpus: float = 1, gpus: int = 0, most: int = 0) -> Demand:
     return Demand(num_workers=workers, cpu_units=round(cpus * CPU_UNITS), gpus=gpus, max_workers_per_node=most)
 
 
-def queued(name: str, demand: Demand, at: float = 0) -> QueuedJob:
-    return QueuedJob(job_id=name, queued_s=at, demand=demand)
+def queued(name: str, demand: Demand, at: float = 0) -> Job:
+    return Job(id=name, submitted_s=at, queued_s=at, demand=demand)
+
+
+def running(name: str, demand: Demand, placement: Any, **more: Any) -> Run:
+    return Run(job=queued(name, demand), placement=placement, started_s=0.0, **more)
 
 
 def decide(nodes, queue, running=()):
@@ -48,9 +52,9 @@ def test_a_job_that_can_not_run_at_all_does_not_keep_the_others():
 
 
 def test_halves_of_cpus_add_up_exactly():
-    running = [RunningJob(job_id=f"r{i}", demand=need(1, 0.1), placement=(("n", 1),)) for i in range(7)]
-    assert starts(decide([node("n", 1)], [queued("a", need(3, 0.1))], running)) == {"a": (("n", 3),)}
-    assert not decide([node("n", 1)], [queued("a", need(4, 0.1))], running).starts
+    held = [running(f"r{i}", need(1, 0.1), (("n", 1),)) for i in range(7)]
+    assert starts(decide([node("n", 1)], [queued("a", need(3, 0.1))], held)) == {"a": (("n", 3),)}
+    assert not decide([node("n", 1)], [queued("a", need(4, 0.1))], held).starts
 
 
 def test_the_tightest_node_is_taken_and_a_gang_spreads_over_the_fewest():
@@ -104,27 +108,27 @@ queues = queue_rows.map(lambda rows: [queued(f"j{i}", demand, at) for i, (demand
 def run_some(nodes, jobs):
     """Running jobs, placed by the scheduler itself."""
     decided = starts(decide(nodes, jobs))
-    return [RunningJob(job_id=f"r-{job.job_id}", demand=job.demand, placement=decided[job.job_id]) for job in jobs if job.job_id in decided]
+    return [running(f"r-{job.id}", job.demand, decided[job.id]) for job in jobs if job.id in decided]
 
 
 @settings(max_examples=150, deadline=None)
 @given(clusters, queues, queues, st.randoms(use_true_random=False))
 def test_no_over_allocation_all_or_nothing_and_no_dependence_on_order(nodes, before, queue, rng: random.Random):
-    running = run_some(nodes, before)
-    decided = decide(nodes, queue, running)
-    demand = {job.job_id: job.demand for job in (*queue, *running)}
+    held = run_some(nodes, before)
+    decided = decide(nodes, queue, held)
+    demand = {job.id: job.demand for job in (*queue, *(run.job for run in held))}
     usable = {n.id: n for n in nodes if n.alive and not n.draining}
     used_cpus, used_gpus = Counter(), Counter()
-    for job_id, placement in [*starts(decided).items(), *((job.job_id, job.placement) for job in running)]:
+    for job_id, placement in [*starts(decided).items(), *((run.job.id, run.placement) for run in held)]:
         assert sum(workers for _, workers in placement) == demand[job_id].num_workers
         for name, workers in placement:
             assert workers <= (demand[job_id].max_workers_per_node or workers)
             used_cpus[name] += workers * demand[job_id].cpu_units
             used_gpus[name] += workers * demand[job_id].gpus
     assert all(used_cpus[name] <= usable[name].cpu_units and used_gpus[name] <= usable[name].gpus for name in used_cpus)
-    assert set(decided.reasons) | set(starts(decided)) == {job.job_id for job in queue}
+    assert set(decided.reasons) | set(starts(decided)) == {job.id for job in queue}
     assert not set(decided.reasons) & set(starts(decided))
-    shuffled = [rng.sample(part, len(part)) for part in (nodes, queue, running)]
+    shuffled = [rng.sample(part, len(part)) for part in (nodes, queue, held)]
     assert decide(*shuffled) == decided
 
 
@@ -133,7 +137,7 @@ def test_no_over_allocation_all_or_nothing_and_no_dependence_on_order(nodes, bef
 def test_nobody_who_can_run_is_overtaken_and_an_empty_cluster_never_idles(nodes, queue):
     decided = decide(nodes, queue)
     view = ClusterView(nodes=tuple(n for n in nodes if not n.draining))
-    possible = [job.job_id for job in sorted(queue, key=lambda job: (job.queued_s, job.job_id)) if feasible(view, job.demand) is None]
+    possible = [job.id for job in sorted(queue, key=lambda job: (job.queued_s, job.id)) if feasible(view, job.demand) is None]
     assert [start.job_id for start in decided.starts] == possible[: len(decided.starts)]
     assert bool(decided.starts) == bool(possible)
 
@@ -146,13 +150,13 @@ def test_suspected_nodes_are_taken_last():
     assert starts(decide(nodes, [queued("a", need(4))])) == {"a": (("n2", 4),)}, "n1 fits more tightly"
     assert starts(decide(nodes, [queued("a", need(10))])) == {"a": (("n2", 8), ("n3", 2))}
     assert starts(decide(nodes, [queued("a", need(12))])) == {"a": (("n1", 4), ("n2", 8))}, "none but it is enough"
-    held = [RunningJob(job_id="r", demand=need(10), placement=(("n2", 8), ("n3", 2)))]
+    held = [running("r", need(10), (("n2", 8), ("n3", 2)))]
     assert starts(decide(nodes, [queued("a", need(2))], held)) == {"a": (("n1", 2),)}, "rather than wait"
 
 
 def test_excluded_nodes_are_not_taken_and_the_reason_names_them():
     nodes = [node("n1", 8, standing=EXCLUDED, host="bad-host"), node("n2", 2)]
-    held = [RunningJob(job_id="r", demand=need(1), placement=(("n2", 1),))]
+    held = [running("r", need(1), (("n2", 1),))]
     decided = decide(nodes, [queued("a", need(2))], held)
     assert not decided.starts
     assert decided.reasons["a"] == (
@@ -171,5 +175,5 @@ def test_a_job_that_could_never_run_without_an_excluded_node_takes_it_with_a_war
 
 def test_what_an_excluded_node_holds_still_counts():
     nodes = [node("n1", 4, standing=EXCLUDED), node("n2", 2)]
-    held = [RunningJob(job_id="r", demand=need(3), placement=(("n1", 3),))]
+    held = [running("r", need(3), (("n1", 3),))]
     assert not decide(nodes, [queued("a", need(4))], held).starts

@@ -1,0 +1,300 @@
+"""`plan`: the parts put together. Pure: all that a plan works on is made for it.
+
+The jobs that wait are tried in order. One that has no place may have others shrunk for it, then evicted; if it is starved, or its turn has
+come long ago, the earliest place is kept for it. What a gang asked for in vain it need not be asked again in the same plan: what is free
+only becomes less. Those behind go on as far as they leave to it what is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from orchestrator.control.scheduler import reasons as why
+from orchestrator.control.scheduler.admit import Accounts, ranks_change_at, shares, tenant_ranks, used_by_tenant
+from orchestrator.control.scheduler.estimate import Estimates
+from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Preempt, Reservation, Resize, Run, Start, Usage
+from orchestrator.control.scheduler.order import fifo_key, in_order, level, starves_at
+from orchestrator.control.scheduler.place import Place
+from orchestrator.control.scheduler.preempt import Claim, Footing
+from orchestrator.control.scheduler.resize import due_s
+from orchestrator.control.scheduler.room import Kind, Room
+
+
+def plan(cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy) -> Plan:
+    """What to do at `now`. The same for every order of nodes, queue and running jobs."""
+    return Planner(cluster, queue, running, usage, now, policy).decide()
+
+
+class Planner:
+    """One plan while it is made; `explain` asks it what was left in the end."""
+
+    def __init__(
+        self, cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy
+    ) -> None:
+        self._cluster, self._running, self._usage, self._now, self._policy = cluster, running, usage, now, policy
+        self._estimates = Estimates(usage.history)
+        self.room = Room(cluster, running, now, policy, self._estimates)
+        self.accounts = Accounts(policy, running)
+        self._fifo, self._preemptive = policy.mode == "fifo", policy.mode == "preemptive"
+        for run, held in self.room.growing:
+            self.room.grow(run, held, self._fifo, self.accounts.left(run.job))
+        self._changes: list[float] = []
+        self._shares: dict[str, float] = {}
+        self._used: dict[str, float] = {}
+        self._ranks: dict[str, int] = {}
+        self._widest = len(self.room.grid.buckets) - 1
+        self._starved: set[str] = set()
+        self._starves_s = math.inf
+        """When the next job of the queue starves."""
+        self.queue = self._ordered(queue)
+        self.starts: list[Start] = []
+        self._preempts: list[Preempt] = []
+        self._reservations: list[Reservation] = []
+        self.cleared: dict[str, Place] = {}
+        """The places that others are leaving, by the job that each is promised to."""
+        self._reasons: dict[str, Callable[[], str]] = {}
+        self._short: list[str] = []
+        self._waiting: list[Job] = []
+        self._claims: set[Claim] = set()
+        self._resizes: list[Resize] = []
+        self.head = ""  # who keeps all behind it waiting
+        self._blocked = False
+        """A job waits that could run."""
+        self._hopeless: set[tuple[Any, ...]] = set()
+        """What was tried in vain, and would be again."""
+
+    def decide(self, grow: bool = True) -> Plan:
+        """`grow`: runs may be given more workers if nobody waits."""
+        later: list[Job] = []
+        priority: int | None = None
+        for job in self.queue:
+            if self._shares:
+                if later and job.priority != priority:
+                    self._try_all(later)
+                    later = []
+                priority = job.priority
+                if job.id not in self._starved and not self._stays_within_share(job):
+                    later.append(job)
+                    continue
+            self._try(job)
+        self._try_all(later)
+        if grow and not self._blocked:
+            self._grow()
+        return Plan(
+            starts=tuple(self.starts), preempts=tuple(self._preempts), resizes=tuple(self._resizes),
+            reservations=tuple(self._reservations), order=tuple([job.id for job in self._waiting]),
+            reasons=why.Reasons(self._waiting, self._reasons, self._why_waiting), short=tuple(self._short),
+            next_change_at=self._next_change(),
+        )  # fmt: skip
+
+    # order
+
+    def _ordered(self, queue: tuple[Job, ...]) -> list[Job]:
+        if self._fifo:
+            return sorted(queue, key=fifo_key)
+        names = {job.tenant for job in queue}.union(self.accounts.held)
+        if len(names) > 1:
+            self._used = used_by_tenant(self._policy, self._usage, self._running, names, self._now)
+            self._ranks = tenant_ranks(self._used)
+            wanted = dict(self.accounts.charged)
+            for job in queue:
+                wanted[job.tenant] = wanted.get(job.tenant, 0) + job.demand.width
+            total = sum(node.gpus for node in self._cluster.usable)
+            self._shares = shares(self._policy, total, wanted)
+        found = in_order(queue, self._now, self._policy, self._ranks, self._estimates, self._widest)
+        jobs, self._starved, self._starves_s = found
+        return jobs
+
+    def _stays_within_share(self, job: Job) -> bool:
+        return self.accounts.held.get(job.tenant, 0) + job.demand.width <= self._shares[job.tenant]
+
+    # one job
+
+    def _try_all(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._try(job)
+
+    def _try(self, job: Job) -> None:
+        kind: Kind | None = self.room.kind(job.demand)
+        if kind is not None and not kind.possible:
+            kind = self._smaller_kind(job)
+        if kind is None:
+            return
+        if self._fifo and self.head:
+            self._wait(job, partial(why.behind, self.head))
+        elif self._policy.tenants and (refusal := self.accounts.refusal(job, kind.demand.width)):
+            within = (self.room.kind(demand) for demand in self._smaller_demands(job) if not self.accounts.refusal(job, demand.width))
+            if (smaller := next((kind for kind in within if kind.possible), None)) is not None:
+                self._place(job, smaller)
+            else:
+                self._wait(job, lambda: refusal)
+        else:
+            self._place(job, kind)
+
+    def _place(self, job: Job, kind: Kind) -> None:
+        ends_s = self._now + self._estimates.ends_after_s(job, job.ran_s) - job.ran_s
+        mark = id(kind), job.tenant, job.priority, job.attained, job.id in self._starved, ends_s <= self.room.reservations.first_s
+        if mark in self._hopeless and not self._may_reserve(job):
+            self._wait(job)
+            return
+        for size in (kind, *self._smaller_kinds(job, kind)):
+            if (found := self.room.find(size, ends_s)) is not None:
+                self._start(job, size, found, ends_s)
+                return
+        self._blocked = True
+        self._wait(job, None if kind.demand is job.demand else partial(self._why_waiting, job, kind))
+        if self._fifo:
+            self.head = job.id
+        elif self._make_room(job, kind):
+            self._hopeless.clear()
+        elif not job.smaller:
+            self._hopeless.add(mark)
+
+    def _smaller_kind(self, job: Job) -> Kind | None:
+        """For a gang that nodes are missing for: what of it is tried now, or None, and the reason is told."""
+        self._short.append(job.id)
+        sizes = (self.room.kind(demand) for demand in self._smaller_demands(job))
+        kind = next((kind for kind in sizes if kind.possible), None)
+        if kind is None:
+            self._reasons[job.id] = partial(why.infeasible, self._cluster.usable, job.demand)
+            self._waiting.append(job)
+            return None
+        starts_at = (self._now if job.short_since_s is None else job.short_since_s) + job.shrink_after_s
+        if starts_at <= self._now or (self._fifo and self.head):
+            return kind
+        self._wait(job, partial(why.short, self._cluster.usable, job, kind.demand))
+        self._changes.append(starts_at)
+        self.head, self._blocked = self.head or job.id, True
+        return None
+
+    def _smaller_kinds(self, job: Job, below: Kind) -> Iterator[Kind]:
+        """With how many workers fewer it may start although nodes are not missing but in use."""
+        if not self._fifo:
+            yield from (self.room.kind(demand) for demand in self._smaller_demands(job) if demand.num_workers < below.demand.num_workers)
+
+    def _smaller_demands(self, job: Job) -> Iterator[Demand]:
+        return (replace(job.demand, num_workers=count) for count in reversed(job.smaller))
+
+    def _start(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
+        self.room.start(job, kind.demand, found, ends_s)
+        self.accounts.start(job, kind.demand.width)
+        if len(self.room.reservations):  # beside it until then, as expected
+            self._changes.append(ends_s)
+        placement = self.room.grid.named(found)
+        self.starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.usable, placement)))
+
+    def _wait(self, job: Job, reason: Callable[[], str] | None = None) -> None:
+        """`reason`: None if it is the usual one."""
+        self._waiting.append(job)
+        if reason is not None:
+            self._reasons[job.id] = reason
+
+    def _make_room(self, job: Job, kind: Kind) -> bool:
+        """Others shrink for it, else others leave, else a place is kept for it; or none of it: False."""
+        if (found := self.room.find_soon(kind)) is not None:
+            self._clear(job, kind, found, ())
+        elif (given := self.room.shrink(kind)) is not None:
+            self._resizes += [self._resize(run, held, job.id) for run, held in given[0]]
+            self._clear(job, kind, given[1], [run.job.id for run, _ in given[0]])
+        elif not self._preemptive:
+            return self._reserve(job, kind, None)
+        else:
+            claim = self._claim(job)
+            if not self._evict(job, kind, claim):
+                self._claims.add(claim)
+                return self._reserve(job, kind, claim)
+        return True
+
+    def _evict(self, job: Job, kind: Kind, claim: Claim) -> bool:
+        found = self.room.evict(kind, claim, self._policy.gain_factor, self._tenants())
+        if found is None:
+            return False
+        victims, place = found
+        for victim in victims:
+            self.accounts.leaves(victim.run)
+            receipt = why.receipt(job.id, victim.cost, claim.starved)
+            self._preempts.append(Preempt(job_id=victim.run.job.id, for_job=job.id, cost=victim.cost, why=receipt))
+        self._clear(job, kind, place, [victim.run.job.id for victim in victims])
+        return True
+
+    def _clear(self, job: Job, kind: Kind, place: Place, leavers: Sequence[str]) -> None:
+        """The job is promised a place that others are about to leave."""
+        self.accounts.add(job, kind.demand.width)
+        soon_s, placement = self._now + self._policy.grace_s, self.room.grid.named(place)
+        self._reservations.append(Reservation(job_id=job.id, start_s=soon_s, placement=placement))
+        self.cleared[job.id] = place
+        self._reasons[job.id] = partial(why.cleared, kind.demand, leavers)
+
+    def _grow(self) -> None:
+        for run, held in sorted(self.room.runs, key=lambda row: row[0].job.id):
+            if not run.may_grow or not self.room.is_settled(run, held):
+                continue
+            due = due_s(run, 0.0 if self._fifo else self._policy.resize_interval_s)
+            if due > self._now:
+                self._changes.append(due)
+            elif (found := self.room.grow(run, held, self._fifo, self.accounts.left(run.job))) is not None:
+                self._resizes.append(self._resize(run, found))
+                self.accounts.wider(run.job, (self._resizes[-1].workers - run.workers) * (run.job.demand.gpus or 1))
+
+    def _resize(self, run: Run, place: Place, for_job: str = "") -> Resize:
+        placement = self.room.grid.named(place)
+        return Resize(job_id=run.job.id, workers=sum(count for _, count in place), placement=placement, for_job=for_job)
+
+    def _may_reserve(self, job: Job) -> bool:
+        """Whether a place may be kept for it."""
+        if len(self.room.reservations) >= self._policy.max_reservations:
+            return False
+        due_s = job.queued_s + self._policy.reserve_after_s
+        if self._now < due_s and job.id not in self._starved:
+            self._changes.append(due_s)
+            return False
+        return True
+
+    def _reserve(self, job: Job, kind: Kind, claim: Claim | None) -> bool:
+        found = self.room.reserve(kind, claim, self._tenants()) if self._may_reserve(job) else None
+        if found is None:
+            return False
+        start_s, place = found
+        self.accounts.promise(job, kind.demand.width)
+        self._reservations.append(Reservation(job_id=job.id, start_s=start_s, placement=self.room.grid.named(place)))
+        self._reasons[job.id] = lambda: self._why_waiting(job, kind) + why.reserved(start_s - self._now)
+        self._changes += [time_s for time_s, *_ in self.room.releases if self._now < time_s <= start_s]
+        return True
+
+    def _claim(self, job: Job) -> Claim:
+        within = not self._shares or self._stays_within_share(job)
+        rank = self._ranks.get(job.tenant, 0)
+        return Claim(job.id in self._starved, job.priority, job.tenant, level(job.attained, self._policy), within, rank)
+
+    def _tenants(self) -> dict[str, Footing]:
+        held = self.accounts.held
+        return {name: (held.get(name, 0) > share, self._ranks[name]) for name, share in self._shares.items()}
+
+    # what is told
+
+    def _why_waiting(self, job: Job, kind: Kind | None = None) -> str:
+        kind = kind or self.room.kind(job.demand)
+        usable, grid = self._cluster.usable, self.room.grid
+        allowed = [i for i in range(len(usable)) if kind.allowed >> i & 1]
+        started = [start.job_id for start in self.starts]
+        holders = sorted(run.job.id for run, held in self.room.runs if held and run.job.id not in started) + started
+        reason = why.waiting(kind.demand, [(grid.cpus[i], grid.gpus[i]) for i in allowed], holders)
+        return reason + why.kept_out(usable, [usable[i] for i in allowed])
+
+    def _next_change(self) -> float | None:
+        if self.starts and not self._fifo:
+            times = (starves_at(job, self._policy, self._widest) for job in self._waiting if job.id not in self._starved)
+            self._starves_s = min(times, default=math.inf)
+        self._changes.append(self._starves_s)
+        if self._used and self._waiting:
+            self._changes.append(ranks_change_at(self._policy, self._used, self.accounts.charged, self._now))
+        if self._blocked and not self._fifo:
+            self._changes += [due_s(run, self._policy.resize_interval_s) for run, _ in self.room.runs if run.job.smaller]
+        tenants = self._tenants()
+        for claim in self._claims:
+            self._changes.append(self.room.victims.next_at(claim, tenants))
+        return min((time for time in self._changes if self._now < time < math.inf), default=None)

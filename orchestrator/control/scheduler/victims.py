@@ -1,0 +1,129 @@
+"""The runs that might be told to leave, so arranged that one plan need not look at all of them again for each job that waits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from orchestrator.control.scheduler.model import Demand, Policy, Run
+from orchestrator.control.scheduler.place import Grid, Place
+from orchestrator.control.scheduler.preempt import (
+    ALONE,
+    ANY_LEVEL,
+    Claim,
+    Footing,
+    Held,
+    Search,
+    Victim,
+    cost,
+    leaves_level_s,
+    level_to_leave,
+    protected_until,
+)  # fmt: skip
+
+Times = tuple[float, ...]
+"""(until when a run is left alone, when it leaves the first level, the second ...)."""
+
+
+class Victims:
+    """Runs of equal priority, tenant and level are a class: a claim is good against all that are in it, or none. Sets of classes are
+    integers: bit c stands for class c."""
+
+    def __init__(self, now: float, policy: Policy) -> None:
+        self._now, self._policy = now, policy
+        self._groups: dict[tuple[int, str], list[tuple[Run, Place, Times]]] = {}
+        self._classes: dict[tuple[int, str, int], int] = {}
+        self._nodes: dict[int, list[tuple[int, Held]]] = {}
+        self._gone: set[str] = set()
+        self._changed: list[int] = []
+        """Nodes, each time that what is free there or who may leave changed."""
+        self._searches: dict[tuple[int, Demand], tuple[Search, list[int]]] = {}
+        self._next: dict[tuple[int, str, int], float] = {}
+
+    def add(self, run: Run, held: Place) -> None:
+        times = _times(run, self._policy)
+        if times is None or not held:
+            return
+        job, now = run.job, self._now
+        self._groups.setdefault((job.priority, job.tenant), []).append((run, held, times))
+        until, *leaves = times
+        if until > now:
+            return
+        at = 0
+        while at < len(leaves) and leaves[at] <= now:
+            at += 1
+        kind = 1 << self._classes.setdefault((job.priority, job.tenant, at), len(self._classes))
+        victim = Victim(run, held, cost(run, now), until, (-at, run.attained(now)))
+        for i, workers in held:
+            self._nodes.setdefault(i, []).append((kind, (victim, workers)))
+
+    def __iter__(self) -> Iterator[Victim]:
+        rows = (row for group in self._groups.values() for row in group if row[0].job.id not in self._gone)
+        return (Victim(run, held, cost(run, self._now), times[0]) for run, held, times in rows)
+
+    def open_to(self, claim: Claim, tenants: Mapping[str, Footing]) -> int:
+        """The classes that the claim is good against now."""
+        found = 0
+        for (priority, tenant, at), number in self._classes.items():
+            level = level_to_leave(claim, priority, tenant, tenants.get(tenant, ALONE), self._policy)
+            if level is not None and at > level:
+                found |= 1 << number
+        return found
+
+    def of(self, classes: int) -> list[Victim]:
+        """Those that may leave now."""
+        found = {victim.run.job.id: victim for i in self._nodes for victim, _ in self._held(i, classes)}
+        return list(found.values())
+
+    def on_one(self, grid: Grid, demand: Demand, among: int, classes: int) -> tuple[int, list[Victim]] | None:
+        """(node, who leaves it) for a gang that stays on one. `grid`: the same in all calls, and `touched` is told of each change."""
+        known = self._searches.get((classes, demand))
+        if known is None:
+            search = Search(grid, demand, self._nodes, lambda i: self._held(i, classes))
+            known = self._searches[classes, demand] = search, [0]
+            known[1][0] = len(self._changed)
+        search, position = known
+        for i in set(self._changed[position[0] :]):
+            search.look_again(i)
+        position[0] = len(self._changed)
+        return search.best(among)
+
+    def spare(self, job_id: str, held: Place) -> None:
+        """It was told to leave, or to shrink: it is no victim any more."""
+        self._gone.add(job_id)
+        self.touched(held)
+
+    def touched(self, nodes: Place) -> None:
+        """What is free there has changed."""
+        self._changed += [i for i, _ in nodes if i in self._nodes]
+
+    def next_at(self, claim: Claim, tenants: Mapping[str, Footing]) -> float:
+        """When the next of them becomes evictable by the claim; infinite: never."""
+        times = [math.inf]
+        for priority, tenant in self._groups:
+            level = level_to_leave(claim, priority, tenant, tenants.get(tenant, ALONE), self._policy)
+            if level is not None:
+                times.append(self._next_of(priority, tenant, level))
+        return min(times)
+
+    def _next_of(self, priority: int, tenant: str, level: int) -> float:
+        key = priority, tenant, level
+        if key not in self._next:
+            rows = (times for _, _, times in self._groups[priority, tenant])
+            times = [times[0] if level == ANY_LEVEL else max(times[0], times[1 + level]) for times in rows]
+            self._next[key] = min((time for time in times if time > self._now), default=math.inf)
+        return self._next[key]
+
+    def _held(self, i: int, classes: int) -> list[Held]:
+        return [held for kind, held in self._nodes[i] if kind & classes and held[0].run.job.id not in self._gone]
+
+
+def _times(run: Run, policy: Policy) -> Times | None:
+    """None: it is left alone for ever."""
+    known = run.memo.get("times")
+    if known is None or known[0] is not policy:
+        until = protected_until(run, policy)
+        left = None if until == math.inf else (until, *(leaves_level_s(run, level, policy) for level in range(len(policy.levels))))
+        known = run.memo["times"] = policy, left
+    times: Times | None = known[1]
+    return times

@@ -1,0 +1,175 @@
+"""Moments at which the scheduler has once been wrong, as small as they could be made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from scheduling.by_hand import BATCH, PREEMPTIVE, job, moment, need, node, run
+from scheduling.forms import after_leaving, applied
+from scheduling.properties import next_change_is_right
+from scheduling.strategies import HOUR, NOW, Moment
+
+from orchestrator.control.scheduler import explain
+from orchestrator.control.scheduler.explain import Explanation
+from orchestrator.control.scheduler.model import ClusterView, Tenant, Usage
+
+LONG_AGO = 9.0 * HOUR
+"""Who has waited since is starved."""
+FULL_DAY = 24.0 * HOUR
+
+
+def cluster(*gpus: int) -> ClusterView:
+    return ClusterView(nodes=tuple(node(f"n{number}", count) for number, count in enumerate(gpus)))
+
+
+def told(at: Moment, name: str) -> Explanation:
+    return explain(name, at.cluster, at.queue, at.running, at.usage, at.now, at.policy)
+
+
+def test_a_job_that_waits_for_one_that_is_leaving_has_a_reservation_in_every_mode():
+    at = moment(job("q", 1), running=(run("r", ("n0", 1), leaving=True),), cluster=cluster(1))
+    assert [kept.job_id for kept in at.plan().reservations] == ["q"]
+
+
+def test_what_starts_now_may_be_preempted_later_and_the_next_change_says_so():
+    old = job("old", 4, LONG_AGO + 60, tenant="a")
+    new = replace(job("new", 8, LONG_AGO), attained=100_000.0)
+    at = moment(old, new, cluster=cluster(8), policy=PREEMPTIVE)
+    plan = at.plan()
+    assert [start.job_id for start in plan.starts] == ["old"]
+    assert plan.next_change_at is not None and plan.next_change_at <= NOW + at.policy.min_run_s
+
+
+def test_what_starts_now_may_grow_later_and_the_next_change_says_so():
+    at = moment(job("q", 2, larger=(4,)), cluster=cluster(4), policy=BATCH)
+    assert at.plan().next_change_at == NOW + at.policy.resize_interval_s
+
+
+def test_a_gang_that_fits_one_node_is_not_made_room_for_on_two_because_that_one_is_reserved():
+    large = run("large", ("n0", 8), preemptible=False)
+    small = run("small", ("n1", 2), ("n2", 1))
+    at = moment(
+        job("first", 8, LONG_AGO + 60), job("second", 4, LONG_AGO), running=(large, small), cluster=cluster(8, 2, 2), policy=PREEMPTIVE
+    )
+    assert not at.plan().preempts
+
+
+def test_a_run_that_has_lost_a_node_is_not_resized():
+    torn = run("torn", ("n0", 1), ("gone", 2), smaller=(1, 2), larger=(4,), may_grow=True)
+    at = moment(job("q", 1, LONG_AGO), running=(torn,), cluster=cluster(1))
+    assert not at.plan().resizes
+
+
+def test_a_run_does_not_grow_beyond_its_quota():
+    at = moment(
+        running=(run("r", ("n0", 2), larger=(4,), tenant="a", may_grow=True),), policy=replace(BATCH, tenants={"a": Tenant(quota=3)})
+    )
+    assert not at.plan().resizes
+
+
+def test_nobody_leaves_for_a_job_before_which_it_would_be_placed_again():
+    usage = Usage(charged={"": 0.0, "c": 100_000.0}, charged_at_s=NOW)
+    wide = run("wide", ("n1", 1), ("n2", 1), ("n3", 1), ran=FULL_DAY)
+    others = job("b", 1, LONG_AGO + 60, tenant="b"), job("", 1, LONG_AGO)
+    at = replace(
+        moment(job("q", 1, 1, tenant="c"), *others, running=(wide,), cluster=cluster(1, 1, 1, 1, 1), policy=PREEMPTIVE), usage=usage
+    )
+    plan = at.plan()
+    if plan.preempts:
+        served = {start.job_id for start in after_leaving(applied(at, plan)).plan().starts}
+        assert {order.for_job for order in plan.preempts} <= served
+
+
+def test_a_job_of_the_same_user_does_not_take_the_quota_of_one_that_is_reserved():
+    """The next plan would refuse the reserved one, and give its nodes to a third."""
+    held = run("r", ("n1", 4), ran=600, preemptible=False)
+    first, same_user, third = (
+        job("first", 8, 3000, user="u", priority=1),
+        job("same", 1, 2000, user="u", limit_s=60.0),
+        job("third", 1, 1000, user="v"),
+    )
+    at = moment(first, same_user, third, running=(held,), policy=replace(BATCH, tenants={"": Tenant(jobs_per_user=1)}))
+    plan = at.plan()
+    assert [kept.job_id for kept in plan.reservations] == ["first"]
+    assert [kept.job_id for kept in applied(at, plan).plan().reservations] == ["first"]
+
+
+def test_a_start_is_predicted_behind_one_whose_place_is_being_cleared():
+    at = moment(
+        job("first", 1, LONG_AGO + 60, demand=need(1)), job("second", 2, LONG_AGO), running=(run("r", ("n0", 2)),), cluster=cluster(2),
+        policy=PREEMPTIVE,
+    )  # fmt: skip
+    assert [order.for_job for order in at.plan().preempts] == ["first"]
+    start_s = told(at, "second").start_s
+    assert start_s is not None and start_s > NOW
+
+
+def test_nobody_grows_while_it_is_explained_what_a_job_waits_for():
+    growing = run("r", ("n0", 2), larger=(3,), may_grow=True)
+    at = moment(job("q", 4), running=(growing,), cluster=cluster(4), policy=BATCH)
+    assert (told(at, "q").holders, told(at, "q").with_workers) == (("r",), 2)
+
+
+def test_first_in_first_out_fewer_workers_do_not_help_behind_another():
+    at = moment(
+        job("first", 4, 120), job("second", 2, 60), running=(run("r", ("n0", 3)),), cluster=cluster(4), policy=replace(BATCH, mode="fifo")
+    )
+    second = told(at, "second")
+    assert second.with_workers is None
+    assert second.start_s is not None and second.start_s >= (told(at, "first").start_s or 0.0) > NOW
+
+
+def test_a_start_is_predicted_behind_one_for_which_another_shrinks():
+    wide = run("wide", ("n1", 4), ("n2", 1), ran=FULL_DAY, smaller=(4,), preemptible=False)
+    first, second = job("first", 4, LONG_AGO + 60, demand=need(4, group=4)), job("second", 12, LONG_AGO)
+    at = moment(first, second, running=(run("r", ("n0", 4), ran=0), wide), cluster=cluster(4, 4, 4), policy=PREEMPTIVE)
+    assert [order.for_job for order in at.plan().resizes] == ["first"]
+    start_s = told(at, "second").start_s
+    assert start_s is not None and start_s > NOW
+
+
+def test_neither_fewer_workers_nor_time_help_against_a_quota_that_is_too_small():
+    at = moment(job("q", 4, tenant="a"), cluster=cluster(8), policy=replace(BATCH, tenants={"a": Tenant(quota=3)}))
+    assert told(at, "q").with_workers == 3
+    assert told(at, "q").start_s is None
+
+
+def test_fewer_workers_do_not_help_a_user_who_has_enough_jobs():
+    at = moment(
+        job("q", 4), running=(run("r", ("n0", 1)),), cluster=cluster(8), policy=replace(BATCH, tenants={"": Tenant(jobs_per_user=1)})
+    )
+    assert told(at, "q").with_workers is None
+
+
+def test_tenants_that_have_used_the_same_change_places_as_soon_as_one_of_them_starts_something():
+    """Then the other's job is the head, whose reservation leaves time for a third."""
+    held = run("r", ("n1", 4), ran=600, tenant="c")
+    short, head = job("short", 3, 600, limit_s=1.0 * HOUR), job("head", 4, 60)
+    other, narrow = job("other", 8, 30, tenant="b"), job("narrow", 1, tenant="c", limit_s=1.5 * HOUR)
+    at = replace(moment(short, head, other, narrow, running=(held,), policy=BATCH), usage=Usage(charged_at_s=NOW))
+    assert [kept.job_id for kept in at.plan().reservations] == ["head"]
+    assert not list(next_change_is_right(at, at.plan()))
+
+
+def test_a_run_that_would_be_starved_as_soon_as_it_waits_is_left_alone():
+    eager = replace(PREEMPTIVE, gain_factor=0.0)
+    at = moment(job("q", 4, 60, priority=1), running=(run("r", ("n0", 4)),), cluster=cluster(4), policy=eager)
+    waited = replace(at.running[0].job, waited_s=at.policy.max_total_wait_s)
+    assert at.plan().preempts
+    assert not replace(at, running=(replace(at.running[0], job=waited),)).plan().preempts
+
+
+def test_tenants_that_have_used_the_same_do_not_make_a_plan_at_every_next_float():
+    at = moment(job("q", 8, 60, tenant="b"), running=(run("r", ("n0", 4), ran=0, tenant="a"),), policy=BATCH)
+    at = replace(at, usage=Usage(charged={"a": 100_000.0, "b": 100_000.0}, charged_at_s=NOW))
+    change_at = at.plan().next_change_at
+    assert change_at is not None and change_at >= NOW + 0.001
+
+
+def test_of_those_that_leave_for_want_of_cpus_none_could_stay():
+    """The cheaper one frees too few, the dearer one enough alone."""
+    cheap = run("cheap", ("n0", 1), saved_s=NOW)
+    dear = replace(run("dear", ("n0", 15)), saved_s=NOW)
+    dear = replace(dear, job=replace(dear.job, demand=replace(need(15), gpus=0)))
+    at = moment(job("q", 2, LONG_AGO), running=(cheap, dear), cluster=cluster(4), policy=PREEMPTIVE)
+    assert [order.job_id for order in at.plan().preempts] == ["dear"]

@@ -71,7 +71,8 @@ class _Reserved:
 
     def __init__(self, demand: Demand, free: Grid, ends: list[tuple[float, Placement]]) -> None:
         self._demand, self._then = demand, free
-        self.start_s, self.place = float("inf"), ()
+        self.start_s = float("inf")
+        self.place: Placement = ()
         for index, (end_s, placement) in enumerate(ends):
             free.give_back(placement)
             at_once = index + 1 < len(ends) and ends[index + 1][0] == end_s

@@ -113,6 +113,8 @@ class _Simulation:
         moments = [self._events[0][0]] if self._events else []
         if self._change_at is not None:
             moments.append(max(self._change_at, math.nextafter(now, math.inf)))
+        if self._in_rounds and self._queue and self._next_saves:
+            moments.append(self._next_saves[0][0])  # who has just saved loses less
         round_s = self._policy.round_s
         if self._in_rounds:
             moments = [math.ceil(moment / round_s) * round_s for moment in moments]
@@ -205,9 +207,9 @@ class _Simulation:
                 raise SimulationError(f"the plan starts {start.job_id}, which does not wait")
             self._start(self._queue.pop(start.job_id), start.placement, now)
         for reservation in plan.reservations:
-            job = self._queue.get(reservation.job_id)
-            if job and job.reserved_s is None:
-                self._queue[job.id] = replace(job, reserved_s=reservation.start_s)
+            waiting = self._queue.get(reservation.job_id)
+            if waiting and waiting.reserved_s is None:
+                self._queue[waiting.id] = replace(waiting, reserved_s=reservation.start_s)
         self._remember_short(set(plan.short), now)
         if plan.starts or plan.preempts or plan.resizes:
             self._note(now)

@@ -62,7 +62,7 @@ def generate(name: str, *, jobs: int, gpus: int, seed: int) -> tuple[TraceJob, .
     recipe, draws = RECIPES[name], random.Random(f"{name} {seed}")
     drafts = _drafts(recipe, jobs, max(1, gpus // 4), draws)
     span_s = sum(size * duration_s for _, _, size, duration_s in drafts) / (gpus * recipe.load)
-    drafts = sorted((_by_day(at * span_s), *rest) for at, *rest in drafts)
+    drafts = sorted((_by_day(at * span_s), tenant, size, duration_s) for at, tenant, size, duration_s in drafts)
     digits = len(str(jobs - 1))
     return tuple(
         TraceJob(

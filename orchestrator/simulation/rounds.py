@@ -19,9 +19,9 @@ Ranked = list[tuple[Any, Job, Run | None]]
 class RoundScheduler:
     """Chosen are, in the order of `rank`, all jobs whose GPUs the cluster has in number beside those before them.
 
-    At multiples of `Policy.round_s` each of them that waits is given a place on what the others do not hold. What is then left goes, again
-    in order, to the others: who runs stays if its place is whole, else it is preempted; who waits starts if it fits. Between rounds nobody
-    is preempted; of the chosen, who fits into what is free starts at once.
+    At multiples of `Policy.round_s` each of them that waits is given a place, as if none ran but the chosen. Of the others, again in order,
+    who runs stays if its place is whole, else it is preempted; then who waits starts if it fits. Between rounds nobody is preempted; of
+    the chosen, who fits into what is free starts at once.
     """
 
     rank: Rank
@@ -69,14 +69,9 @@ def _round(chosen: Ranked, others: Ranked, free: Grid, starts: list[Start]) -> t
         if run:
             free.give_back(run.placement)
     _start_all(chosen, free, starts)
-    preempts = []
-    for item in others:
-        _, job, run = item
-        if run is None:
-            _start_all([item], free, starts)
-        elif not free.take_back(run.placement):
-            preempts.append(Preempt(job_id=job.id, for_job="", cost=run.width * run.restart_s))
-    return tuple(preempts)
+    victims = [run for _, _, run in others if run and not free.take_back(run.placement)]
+    _start_all(others, free, starts)
+    return tuple(Preempt(job_id=run.job.id, for_job="", cost=run.width * run.restart_s) for run in victims)
 
 
 def _start_all(ranked: Ranked, free: Grid, starts: list[Start]) -> None:

@@ -88,12 +88,11 @@ def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
 
 
 def starved(moment: Moment, job: Job) -> bool:
-    """It has waited too long: for its first start, a gang on GPUs that is larger than any node less long; or in all and longer than it
-    ran."""
+    """It has waited too long: in this wait, a gang on GPUs that is larger than any node less long; or in all and longer than it ran."""
     policy, waited_s = moment.policy, moment.now - job.queued_s
     is_wide = job.demand.gpus and job.demand.width > max((node.gpus for node in moment.usable), default=0)
     bound_s = min(policy.max_wait_s, policy.max_gang_wait_s) if is_wide else policy.max_wait_s
-    return (not job.ran_s and waited_s >= bound_s) or job.waited_s + waited_s >= max(policy.max_total_wait_s, job.ran_s)
+    return waited_s >= bound_s or job.waited_s + waited_s >= max(policy.max_total_wait_s, job.ran_s)
 
 
 def level(policy: Policy, attained: float) -> int:

@@ -211,7 +211,7 @@ class Policy:
     """Service after which a job falls to the next level."""
     usage_half_life_s: float = 7 * 86_400.0
     max_wait_s: float = 8 * 3600.0
-    """Who has waited longer for its first start is starved: it comes first, and a place is cleared for it."""
+    """Who has waited longer is starved: it comes first, and a place is cleared for it."""
     max_gang_wait_s: float = 12 * 3600.0
     """So is a gang that is larger than any node, if that is shorter."""
     max_total_wait_s: float = 3 * 86_400.0

@@ -18,18 +18,16 @@ Key = tuple[Any, ...]
 
 
 def starves_at(job: Job, policy: Policy, widest: float = math.inf) -> float:
-    """When a job that waits has waited too long: for its first start, or in all its waits together and longer than it ran.
+    """When a job that waits has waited too long: in this wait, or in all its waits together and longer than it ran.
 
     `widest`: the GPUs of the largest node. A gang that needs more waits less long: jobs that come before it and fit one node take whatever
     becomes free, so that it finds no place by chance.
     """
-    in_all_s = job.queued_s + max(0.0, max(policy.max_total_wait_s, job.ran_s) - job.waited_s)
-    if job.ran_s:
-        return in_all_s
     bound_s = policy.max_wait_s
     if job.demand.gpus and job.demand.width > widest:
         bound_s = min(bound_s, policy.max_gang_wait_s)
-    return min(job.queued_s + bound_s, in_all_s)
+    in_all_s = max(policy.max_total_wait_s, job.ran_s) - job.waited_s
+    return job.queued_s + min(bound_s, max(0.0, in_all_s))
 
 
 def level(service: float, policy: Policy) -> int:

@@ -49,12 +49,11 @@ def test_without_preemption_the_level_does_not_count():
     assert ordered(job("x", gpus=8), job("y", attained=300.0), policy=batch) == ["y", "x"]
 
 
-def test_a_job_starves_by_its_first_wait_or_by_all_of_them():
+def test_a_job_starves_by_one_wait_or_by_all_of_them():
     assert starves_at(job("x", queued_s=100.0), POLICY) == 1100.0
     assert starves_at(job("x", queued_s=100.0, waited_s=4700.0), POLICY) == 400.0
     assert starves_at(job("x", queued_s=100.0, waited_s=9000.0), POLICY) == 100.0
     assert starves_at(job("x", queued_s=100.0, waited_s=9000.0, ran_s=9500.0), POLICY) == 600.0, "it ran longer than it waited"
-    assert starves_at(job("x", queued_s=100.0, ran_s=1.0), POLICY) == 5100.0, "it has started before"
 
 
 def test_a_gang_that_is_larger_than_any_node_starves_sooner():

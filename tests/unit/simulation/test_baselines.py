@@ -66,12 +66,12 @@ def test_shortest_first():
 
 
 def test_las_gives_the_place_of_who_had_most():
-    trace = [job("a", 0, 8, 7200), job("b", 600, 8, 7200), job("c", 1200, 8, 60)]
+    trace = [job("a", 0, 8, 7200), job("b", 1800, 8, 7200), job("c", 2400, 8, 60)]
     outcome = run("las", trace)
     assert [stay.end for stay in outcome.jobs[0].segments][:1] == ["preempted"]
-    assert outcome.jobs[0].segments[0].end_s == 1200
-    assert outcome.jobs[1].segments[0].end == "done" or outcome.jobs[1].segments[0].end_s > 1260
-    assert outcome.jobs[2].first_start_s == 1200
+    assert outcome.jobs[0].segments[0].end_s == 2400
+    assert outcome.jobs[1].segments[0].end == "done" or outcome.jobs[1].segments[0].end_s > 2460
+    assert outcome.jobs[2].first_start_s == 2400
 
 
 def test_within_a_level_nobody_who_came_first_is_preempted():

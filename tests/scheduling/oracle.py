@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import combinations
 from typing import NamedTuple
 
 from scheduling.strategies import Moment
@@ -163,17 +162,6 @@ def lost(run: Run, now: float) -> float:
     """Service that its eviction costs: what it did since its newest durable checkpoint, the save and the next start."""
     since = run.started_s if run.saved_s is None else min(max(run.saved_s, run.started_s), now)
     return run.width * (now - since + run.save_s + run.restart_s)
-
-
-def victim_sets(moment: Moment, job: Job, starts: Iterable[Start] = ()) -> Iterator[tuple[Run, ...]]:
-    """Every set of evictable runs without which, and without what leaves already, `job` fits, from the smallest: 2 ** n of n."""
-    candidates, nodes, starts = evictable(moment), open_nodes(moment, job.demand), tuple(starts)
-    leaving = {run.job.id for run in moment.running if run.leaving}
-    for count in range(len(candidates) + 1):
-        for chosen in combinations(candidates, count):
-            without = leaving | {run.job.id for run in chosen}
-            if fits(rooms(nodes, held(moment, starts, without)), job.demand, job.demand.num_workers):
-                yield chosen
 
 
 def earliest(moment: Moment, job: Job, ends: Mapping[str, float], starts: Iterable[Start] = ()) -> float | None:

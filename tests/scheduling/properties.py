@@ -75,7 +75,8 @@ def all_or_nothing(moment: Moment, plan: Plan) -> Findings:
 
 
 def sizes_are_legal(moment: Moment, plan: Plan) -> Findings:
-    """A run is resized to another legal number, and at most once in the interval of the policy; so is every reservation legal."""
+    """A run is resized to another legal number, and at most once in the interval of the policy; first in, first out it grows back
+    to its whole gang as soon as nodes are there. So is every reservation legal."""
     runs, jobs = {run.job.id: run for run in moment.running}, {job.id: job for job in moment.queue}
     for order in plan.resizes:
         name, size, run = order.job_id, order.workers, runs[order.job_id]
@@ -83,7 +84,8 @@ def sizes_are_legal(moment: Moment, plan: Plan) -> Findings:
             yield f"{name} is to have {size} workers on {order.placement}"
         if size not in legal(run.job) or size == run.workers:
             yield f"{name} goes from {run.workers} to {size} workers; {legal(run.job)} are legal"
-        if run.job.resized_s is not None and moment.now < run.job.resized_s + moment.policy.resize_interval_s:
+        soon = run.job.resized_s is not None and moment.now < run.job.resized_s + moment.policy.resize_interval_s
+        if soon and moment.policy.mode != "fifo":
             yield f"{name} is resized again after {moment.now - run.job.resized_s} s"
     for reservation in plan.reservations:
         size = sum(count for _, count in reservation.placement)

@@ -21,7 +21,7 @@ class RoundScheduler:
 
     At multiples of `Policy.round_s` each of them that waits is given a place, as if none ran but the chosen. Of the others, again in order,
     who runs stays if its place is whole, else it is preempted; then who waits starts if it fits. Between rounds nobody is preempted; of
-    the chosen, who fits into what is free starts at once.
+    the chosen, who fits into what is free starts at once, but who has come since the last round waits for the next.
     """
 
     rank: Rank
@@ -35,14 +35,15 @@ class RoundScheduler:
         free = self._ledger.grid(cluster, running)
         if not queue:
             return Plan()
-        next_round_s = (now // policy.round_s + 1) * policy.round_s
+        round_s = now // policy.round_s * policy.round_s
+        next_round_s = round_s + policy.round_s
         if any(job.queued_s == now and job.preemptions for job in queue):
             return Plan(next_change_at=next_round_s)  # this moment's round has been
-        ranked: Ranked = [(self.rank(job, job.attained, job.ran_s), job, None) for job in queue]
+        ranked: Ranked = [(self.rank(job, job.attained, job.ran_s), job, None) for job in queue if job.submitted_s <= round_s]
         ranked += [(self.rank(run.job, run.attained(now), run.job.ran_s + now - run.started_s), run.job, run) for run in running]
         chosen, others = _chosen(sorted(ranked, key=lambda item: item[0]), sum(node.gpus for node in cluster.nodes if node.alive))
         starts: list[Start] = []
-        if now % policy.round_s:
+        if now > round_s:
             _start_all(chosen, free, starts)
             return Plan(starts=tuple(starts), next_change_at=next_round_s)
         preempts = _round(chosen, others, free, starts)

@@ -132,8 +132,10 @@ def report(rows: list[dict[str, Any]], seed: int) -> int:
     return publish(
         "scheduler_properties", "Every plan of the scheduler has every property, whatever the moment, and so has what comes of it in time",
         ours=count - len(bad), bar=count, holds=not bad, seed=seed, n=count, failures=dict(failed),
-        rows=[*table(("property", "findings"), [(name, failed[name]) for name in sorted({*names, *failed})]),
-              "", f"In all {said}. Instances with findings: {_list(bad)}."],
+        rows=[
+            *table(("property", "findings"), [(name, failed[name]) for name in sorted({*names, *failed})]), "",
+            f"In all {said}. Instances with findings: {_list(bad)}.",
+        ],
     )  # fmt: skip
 
 

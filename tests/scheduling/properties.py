@@ -190,7 +190,8 @@ def victims_are_few(moment: Moment, plan: Plan) -> Findings:
         job, others = jobs[name], {node_id for kept in plan.reservations if kept.job_id != name for node_id, _ in kept.placement}
         gone = {*leaving, *(order.job_id for order in plan.preempts)}
         size = sum(count for kept in plan.reservations if kept.job_id == name for _, count in kept.placement)
-        if not fits_on(moment, job, plan.starts, gone, workers=size):
+        shrunk = any(order.for_job for order in plan.resizes)
+        if not shrunk and not fits_on(moment, job, plan.starts, gone, workers=size):
             yield f"{name} does not fit without {gone}: {rooms(moment.usable, held(moment, plan.starts, gone))}"
         for kept in victims:
             if fits_on(moment, job, plan.starts, {*victims, *leaving} - {kept}, others, size):

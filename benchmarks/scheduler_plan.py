@@ -2,9 +2,9 @@
 
     python benchmarks/scheduler_plan.py [--plans 300]
 
-Simulated is a cluster that is full and has the named number of jobs waiting all the time: about as many come as end. What is timed is each
-call of `plan` after the one that fills the cluster, with whatever changed in the round before it: in time of its CPU, so that what else
-the machine does is not counted.
+Simulated is a cluster that is full, with about the named number of jobs waiting: as many come as start. What is timed is each call of
+`plan` after the one that fills the cluster, with whatever changed in the round before it: in time of its CPU, so that what else the machine
+does is not counted.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ GPUS_PER_NODE = 8
 BARS_MS = {(128, 1_000): 5.0, (1_000, 10_000): 50.0}
 """Of the 99th percentile, by (nodes, jobs that wait)."""
 ARRIVALS_A_ROUND = {128: 4, 1_000: 30}
+EVICTIONS_S = 1860.0
+"""When wide gangs have just been evicted for three quarters of the queue: as many come anew."""
 
 
 class Enough(Exception):
@@ -60,15 +62,17 @@ class Timed:
 
 def full_cluster(nodes: int, waiting: int, plans: int) -> tuple[TraceJob, ...]:
     """At the beginning enough jobs to fill the cluster; a round later the queue; then so many in each round."""
-    gpus, each = nodes * GPUS_PER_NODE, ARRIVALS_A_ROUND[nodes]
-    draft = generate("plain", jobs=gpus + waiting + each * plans, gpus=gpus, seed=1)
+    gpus, each, refill = nodes * GPUS_PER_NODE, ARRIVALS_A_ROUND[nodes], 3 * waiting // 4
+    draft = generate("plain", jobs=gpus + waiting + refill + each * plans, gpus=gpus, seed=1)
     shuffled = random.Random(1).sample(draft, len(draft))
     asked = itertools.accumulate(job.gpus for job in shuffled)
     filling = next(index for index, held in enumerate(asked, 1) if held >= gpus)
     first = (replace(job, submit_s=0.0) for job in shuffled[:filling])
-    queue = (replace(job, submit_s=60.0) for job in shuffled[filling : filling + waiting])
-    later = (replace(job, submit_s=60.0 * (2 + index // each)) for index, job in enumerate(shuffled[filling + waiting :]))
-    return (*first, *queue, *later)
+    rest = iter(shuffled[filling:])
+    queue = (replace(job, submit_s=60.0) for job in itertools.islice(rest, waiting))
+    again = (replace(job, submit_s=EVICTIONS_S) for job in itertools.islice(rest, refill))
+    later = (replace(job, submit_s=60.0 * (2 + index // each)) for index, job in enumerate(rest))
+    return (*first, *queue, *again, *later)
 
 
 def measure(nodes: int, waiting: int, plans: int, policy: Policy) -> Timed:

@@ -7,6 +7,7 @@ only becomes less. Those behind go on as far as they leave to it what is kept.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -26,7 +27,13 @@ from orchestrator.control.scheduler.room import Kind, Room
 
 def plan(cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy) -> Plan:
     """What to do at `now`. The same for every order of nodes, queue and running jobs."""
-    return Planner(cluster, queue, running, usage, now, policy).decide()
+    was_enabled = gc.isenabled()
+    gc.disable()  # a search for cycles goes over all jobs that wait, finds none, and takes as long as a plan
+    try:
+        return Planner(cluster, queue, running, usage, now, policy).decide()
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Planner:

@@ -13,7 +13,7 @@ VENV ?= .venv
 ARGS ?=
 TESTS ?= tests
 SEED ?= 0
-PARALLEL ?= 2
+PARALLEL ?= 3
 
 BIN := $(VENV)/bin
 FOR_RUN := $(VENV)/.ready-to-run
@@ -29,7 +29,7 @@ help: ## list the commands
 train: $(FOR_RUN) ## train a small GPT on real text; ARGS="..." passes overrides
 	@exec $(BIN)/orchestrator train workload=gpt $(ARGS)
 
-test: $(FOR_TEST) lint ## linters, then all tests, two at a time; TESTS="..." picks some
+test: $(FOR_TEST) lint ## linters, then all tests, three at a time; TESTS="..." picks some
 	@exec $(BIN)/python -m pytest -n $(PARALLEL) --durations=25 $(TESTS)
 
 coverage: $(FOR_TEST) ## the same tests, and which lines they run; takes twice as long where they compute much

@@ -36,7 +36,8 @@ SETTINGS = (*TINY, f"training.max_steps={STEPS}", "training.log_interval_steps=1
 LATER_S = 10.0
 OF_A_JOB = ("ray::Agent", "ray::Supervisor", "orchestrator.supervision.uploader", "orchestrator.tracking.writer")
 OF_THE_CLUSTER = (
-    "orchestrator.control.serve", "orchestrator.runtime.warm", "/ray/", "ray.scripts.scripts", "ray::IDLE", "cluster/local.sh",
+    "orchestrator.control.serve", "orchestrator.runtime.warm", "/ray/", "ray.scripts.scripts", "ray::IDLE", "ray::DashboardAgent",
+    "ray::RuntimeEnvAgent", "cluster/local.sh",
 )  # fmt: skip
 KINDS = ("placement groups", "actors", "processes", "ports", "shared memory")
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -213,7 +214,8 @@ def test_ctrl_c_ends_it_with_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     os.mkfifo(path)
     command = [sys.executable, "-m", "orchestrator.cli", "simulate", str(path), "cluster.nodes=2", "scheduler=greedy"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell in the background has told its children to ignore it
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     with path.open("w"):  # returns when the command has opened it, and waits for its first line
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=60)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # A Ray cluster of several nodes on this machine, to try what a job does on a real one.
 #
-#     cluster/local.sh [NODES=2] [CPUS of each=2] [PORT=6399]
+#     cluster/local.sh [NODES=2] [CPUS of each=2] [PORT=6399] [GPUS of each=0, pretended]
 #
 # Prints the address when all nodes are there, and runs until Ctrl-C or SIGTERM; then it ends what it started, by pid. Every node has its
 # own folder and ports, so that it disturbs no other Ray on this machine.
 set -euo pipefail
 
-nodes=${1:-2} cpus=${2:-2} port=${3:-6399}
+nodes=${1:-2} cpus=${2:-2} port=${3:-6399} gpus=${4:-0}
 python=${PYTHON:-$(dirname "$0")/../.venv/bin/python}
 folder=$(mktemp -d /tmp/orc-XXXXXX)
 pids=()
@@ -24,7 +24,7 @@ trap 'exit 0' INT TERM
 start_node() { # name, further arguments of `ray start`
     local name=$1
     shift
-    env -u RAY_ADDRESS RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 "$python" -m ray.scripts.scripts start --block --num-cpus="$cpus" --object-store-memory=80000000 --node-ip-address=127.0.0.1 \
+    env -u RAY_ADDRESS RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 "$python" -m ray.scripts.scripts start --block --num-cpus="$cpus" --num-gpus="$gpus" --object-store-memory=80000000 --node-ip-address=127.0.0.1 \
         --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0 --labels="host=$name" --disable-usage-stats "$@" \
         >"$folder/$name.log" 2>&1 &
     pids+=($!)
@@ -57,6 +57,6 @@ for number in $(seq 2 "$nodes"); do
     start_node "node$number" --address="127.0.0.1:$port" --temp-dir="$folder/node$number"
     wait_for "$number"
 done
-echo "ready: $nodes nodes of $cpus CPUs at 127.0.0.1:$port (Ctrl-C ends them)"
+echo "ready: $nodes nodes of $cpus CPUs and $gpus GPUs at 127.0.0.1:$port (Ctrl-C ends them)"
 echo "  orchestrator train cluster.address=127.0.0.1:$port resources.max_workers_per_node=1"
 wait

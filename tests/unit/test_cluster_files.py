@@ -1,0 +1,225 @@
+"""The launch files, as far as a machine without the clouds can check them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from kubernetes.client import models
+from pydantic import ValidationError
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+STORAGE = CLUSTER.parent / "orchestrator" / "storage"
+SCRIPTS = sorted(CLUSTER.glob("**/*.sh"))
+KINDS = {
+    "ConfigMap": models.V1ConfigMap, "Deployment": models.V1Deployment, "Namespace": models.V1Namespace, "Secret": models.V1Secret,
+    "PersistentVolumeClaim": models.V1PersistentVolumeClaim, "Service": models.V1Service, "ServiceAccount": models.V1ServiceAccount,
+    "StatefulSet": models.V1StatefulSet,
+}  # fmt: skip
+"""The classes of Kubernetes' own client take no unknown field, no wrong type, and want what must be there."""
+MANIFESTS = sorted(path for path in (CLUSTER / "kuberay").glob("*.yaml") if path.name != "kustomization.yaml")
+ACTIONS = {
+    "get_object": "s3:GetObject", "head_object": "s3:GetObject", "put_object": "s3:PutObject", "upload_fileobj": "s3:PutObject",
+    "create_multipart_upload": "s3:PutObject", "upload_part": "s3:PutObject", "complete_multipart_upload": "s3:PutObject",
+    "abort_multipart_upload": "s3:AbortMultipartUpload", "delete_object": "s3:DeleteObject", "list_objects_v2": "s3:ListBucket",
+    "list_multipart_uploads": "s3:ListBucketMultipartUploads",
+}  # fmt: skip
+"""What AWS wants to be allowed for each of S3's operations."""
+
+
+def documents(name: str) -> list[dict]:
+    return list(yaml.safe_load_all((CLUSTER / "kuberay" / name).read_text()))
+
+
+def launcher() -> dict:
+    return yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shell_scripts_are_clean(script: Path) -> None:
+    for command in (["bash", "-n", script], [Path(sys.executable).with_name("shellcheck"), "--severity=style", script]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_dockerfile_is_clean_and_copies_what_is_there() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([hadolint, CLUSTER / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ignored = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
+    for copied in re.findall(r"^COPY (.*) \S+$", (CLUSTER / "Dockerfile").read_text(), re.MULTILINE):
+        for name in copied.split():
+            assert (CLUSTER.parent / name).exists(), name
+            assert f"!{name}" in ignored or f"!{Path(name).parent}/*.sh" in ignored, f"{name} is not sent to the builder"
+
+
+# AWS
+
+
+def test_ray_takes_the_clusters_file() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(launcher())
+    validate_config(config)
+    assert {name for name, kind in config["available_node_types"].items() if kind["max_workers"]} == {"gpu-spot", "gpu-on-demand"}
+    wrong = {**config, "idle_timeout": 5}
+    with pytest.raises(jsonschema.ValidationError):
+        validate_config(wrong)
+
+
+def test_spot_and_on_demand_differ_in_what_they_cost_only() -> None:
+    kinds = launcher()["available_node_types"]
+    spot, on_demand = copy.deepcopy(kinds["gpu-spot"]), kinds["gpu-on-demand"]
+    assert spot["node_config"].pop("InstanceMarketOptions") == {"MarketType": "spot"}
+    assert spot["node_config"] == on_demand["node_config"] and spot["resources"] == on_demand["resources"]
+    assert spot.get("priority", 0) > on_demand.get("priority", 0)
+    assert launcher()["max_workers"] == spot["max_workers"] + on_demand["max_workers"]
+
+
+@pytest.mark.parametrize("part", ["setup_commands", "head_start_ray_commands", "worker_start_ray_commands", "initialization_commands"])
+def test_the_launchers_commands_are_shell(part: str) -> None:
+    for command in launcher()[part]:
+        done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_the_bucket_policy_allows_what_the_storage_layer_does_and_no_more() -> None:
+    used = set()
+    for path in STORAGE.glob("*.py"):
+        source = path.read_text()
+        used |= set(re.findall(r"_client\.(?!meta|get_paginator|generate_presigned_url)(\w+)\(", source))
+        used |= set(re.findall(r"get_paginator\(\"(\w+)\"\)", source))
+        used |= set(re.findall(r"(?:\.put, |\.put\(|_answer\()\"(\w+)\"", source))  # those of presigned URLs
+    assert used <= set(ACTIONS), f"which action is that? {used - set(ACTIONS)}"
+    needed = {ACTIONS[name] for name in used}
+    statements = json.loads((CLUSTER / "aws-s3-policy.json").read_text())["Statement"]
+    of_jobs = [statement for statement in statements if not statement["Sid"].endswith("MLflow")]
+    assert {action for statement in of_jobs for action in statement["Action"]} == needed
+    for statement in statements:
+        assert statement["Effect"] == "Allow" and statement["Condition"]["Bool"] == {"aws:SecureTransport": "true"}
+        assert not [action for action in statement["Action"] if "*" in action]
+        assert all(arn.startswith("arn:aws:iam::") and "*" not in arn for arn in statement["Principal"]["AWS"])
+        on_objects = "/" in statement["Resource"]
+        assert statement["Resource"].endswith("/*") if on_objects else "*" not in statement["Resource"]
+        assert all(action.startswith("s3:List") != on_objects for action in statement["Action"])
+
+
+def test_the_heads_policy_names_every_action_and_ends_only_the_clusters_own() -> None:
+    config = launcher()
+    statements = json.loads((CLUSTER / "aws-head-policy.json").read_text())["Statement"]
+    by_action: dict[str, list[dict]] = {}
+    for statement in statements:
+        for action in statement["Action"]:
+            assert "*" not in action
+            by_action.setdefault(action, []).append(statement)
+        if statement["Resource"] == "*":
+            assert all(action.startswith("ec2:Describe") for action in statement["Action"])
+    own = {"aws:ResourceTag/ray-cluster-name": config["cluster_name"]}
+    assert [statement["Condition"]["StringEquals"] for statement in by_action["ec2:TerminateInstances"]] == [own]
+    (passed,) = by_action["iam:PassRole"]
+    assert passed["Resource"].endswith("role/orchestrator-worker")
+    (started,) = [one for one in by_action["ec2:RunInstances"] if "Condition" in one]
+    types = {kind["node_config"]["InstanceType"] for name, kind in config["available_node_types"].items() if name != "head"}
+    assert types == {started["Condition"]["StringEquals"]["ec2:InstanceType"]}
+
+
+# KubeRay
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_manifests_are_what_kubernetes_takes(path: Path) -> None:
+    for document in documents(path.name):
+        if document["kind"] != "RayCluster":
+            KINDS[document["kind"]].model_validate(document)
+            continue
+        jsonschema.validate(document, yaml.safe_load(Path(__file__).with_name("ray_cluster_schema.yaml").read_text()))
+        spec = document["spec"]
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            models.V1PodTemplateSpec.model_validate(group["template"])
+
+
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        ({"ports": [{"port": "80"}]}, "valid integer"),
+        ({"port": []}, "Extra inputs are not permitted"),
+        ({"ports": [{"name": "http"}]}, "Field required"),
+    ],
+)
+def test_what_kubernetes_would_not_take_is_found(spec: dict, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        KINDS["Service"].model_validate({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}, "spec": spec})
+
+
+def test_kustomize_lists_all_manifests_but_the_example_of_secrets() -> None:
+    listed = yaml.safe_load((CLUSTER / "kuberay" / "kustomization.yaml").read_text())
+    assert {path.name for path in MANIFESTS} - set(listed["resources"]) == {"secrets.example.yaml"}
+    images = {container["image"] for container in _containers()}
+    assert images - {"postgres:17"} == {image["name"] for image in listed["images"]}
+
+
+def test_what_manifests_name_of_each_other_is_there() -> None:
+    there = {(one["kind"], one["metadata"]["name"]) for path in MANIFESTS for one in documents(path.name)}
+    keys = {one["metadata"]["name"]: set(one["stringData"]) for one in documents("secrets.example.yaml")}
+    for pod in _pods():
+        if "serviceAccountName" in pod:
+            assert ("ServiceAccount", pod["serviceAccountName"]) in there
+        for volume in pod.get("volumes", ()):
+            if claim := volume.get("persistentVolumeClaim"):
+                assert ("PersistentVolumeClaim", claim["claimName"]) in there
+            if found := volume.get("configMap"):
+                assert ("ConfigMap", found["name"]) in there
+        volumes = {volume["name"] for volume in pod.get("volumes", ())} | {"data"}
+        for container in pod["containers"]:
+            assert {mount["name"] for mount in container.get("volumeMounts", ())} <= volumes
+            for variable in container.get("env", ()):
+                if secret := variable.get("valueFrom", {}).get("secretKeyRef"):
+                    assert secret["key"] in keys[secret["name"]]
+    for service in ("orchestrator-serve", "orchestrator-mlflow", "orchestrator-postgres"):
+        assert ("Service", service) in there
+
+
+def test_the_controller_is_told_of_the_groups_that_the_autoscaler_has() -> None:
+    (told,) = documents("node-types.yaml")
+    types = yaml.safe_load(told["data"]["node-types.yaml"])["available_node_types"]
+    (cluster,) = documents("raycluster.yaml")
+    groups = {}
+    for group in cluster["spec"]["workerGroupSpecs"]:
+        limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        resources = {"CPU": int(limits["cpu"]), "GPU": int(limits["nvidia.com/gpu"])}
+        groups[group["groupName"]] = {"resources": resources, "max_workers": group["maxReplicas"]}
+    assert types == groups
+
+
+def test_head_and_control_plane_share_the_home_folder_and_the_token() -> None:
+    (cluster,) = documents("raycluster.yaml")
+    deployment = next(one for one in documents("serve.yaml") if one["kind"] == "Deployment")
+    pods = [cluster["spec"]["headGroupSpec"]["template"]["spec"], deployment["spec"]["template"]["spec"]]
+    claims = [volume["persistentVolumeClaim"]["claimName"] for pod in pods for volume in pod["volumes"] if volume["name"] == "home"]
+    assert claims == ["orchestrator-home"] * 2
+    variables = {one["name"]: one for one in pods[1]["containers"][0]["env"]}
+    assert variables["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == cluster["spec"]["authOptions"]["secretName"]
+    assert deployment["spec"]["replicas"] == 1 and deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def _pods() -> list[dict]:
+    found = []
+    for path in MANIFESTS:
+        for one in documents(path.name):
+            if one["kind"] in ("Deployment", "StatefulSet"):
+                found.append(one["spec"]["template"]["spec"])
+            if one["kind"] == "RayCluster":
+                spec = one["spec"]
+                found += [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    return found
+
+
+def _containers() -> list[dict]:
+    return [container for pod in _pods() for container in pod["containers"]]

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import TINY, Sandbox
+from harness import TESTS, TINY, Sandbox
 
 from orchestrator.control.keeper import free_port
 from orchestrator.job import JobState
@@ -40,7 +40,7 @@ def allocation(tmp_path):
 
     def start(*arguments):
         return subprocess.Popen(
-            [SCRIPT, *arguments], env=environment, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [SCRIPT, *arguments], env=environment, cwd=TESTS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
 

@@ -23,7 +23,7 @@ port=${RAY_PORT:-$((20000 + SLURM_JOB_ID % 10000))}
 cpus=${SLURM_CPUS_ON_NODE:?run this by sbatch} gpus=${SLURM_GPUS_ON_NODE:-0}
 notice_s=${NOTICE_S:-150} # of the 180 of --signal
 store_bytes=${OBJECT_STORE_BYTES:-1000000000} # of Ray's own: the node's shared memory is for snapshots of ranks
-steps=()
+steps=() nodes=()
 command_pid=""
 
 stop() {
@@ -36,6 +36,8 @@ stop() {
     orchestrator down >&2 # the controller, if a job started it; jobs stay in the queue
     for ((i = ${#steps[@]} - 1; i >= 0; i--)); do kill "${steps[i]}" 2>/dev/null; done
     for pid in "${steps[@]}"; do wait "$pid" 2>/dev/null; done
+    for i in "${!nodes[@]}"; do on_node "${nodes[i]}" rm -rf "/tmp/orc-$SLURM_JOB_ID-$i" & done
+    wait
 }
 trap stop EXIT
 trap 'exit 143' INT TERM

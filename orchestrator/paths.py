@@ -30,6 +30,7 @@ On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.o
     controller.lock            held by the living controller
     cluster.json               the local Ray cluster: address, ports, pids
     token                      Ray's token, mode 0600
+    node-types.yaml            what Ray's autoscaler may start; written by who sets the cluster up
     secrets/<job>.json         the submitter's S3 keys, mode 0600, removed at the job's end
     logs/<name>.log            controller, Ray head, warm processes
     store/                     the default object store
@@ -242,6 +243,10 @@ class Home:
     @property
     def token(self) -> Path:
         return self.root / "token"
+
+    @property
+    def node_types(self) -> Path:
+        return self.root / "node-types.yaml"
 
     def secrets(self, job_id: str) -> Path:
         return self.root / "secrets" / f"{safe_name(job_id)}.json"

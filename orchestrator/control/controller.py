@@ -15,8 +15,9 @@ from orchestrator.control.client import CLUSTER
 from orchestrator.control.closing import finish
 from orchestrator.control.groups import WorkerGroups
 from orchestrator.control.life import Life, Losses, Phase
+from orchestrator.control.provisioning import Provisioner, ScriptedAutoscaler, asked_since
 from orchestrator.control.reputation import MEMORY_S, judged, scores
-from orchestrator.control.scheduler import ClusterView, Demand, Plan, Policy, Run, Usage, plan
+from orchestrator.control.scheduler import ClusterView, Demand, Plan, Policy, Run, Usage, plan_ahead
 from orchestrator.control.scheduler.model import Start
 from orchestrator.control.store import JobStore
 from orchestrator.errors import StaleWrite
@@ -36,8 +37,12 @@ log = logging.getLogger("controller")
 class Controller:
     """`step(now)` does one round. `view()` starts a look at the cluster's nodes."""
 
-    def __init__(self, store: JobStore, home: Home, groups: WorkerGroups, view: Callable[[], Future[ClusterView]]) -> None:
+    def __init__(
+        self, store: JobStore, home: Home, groups: WorkerGroups, view: Callable[[], Future[ClusterView]],
+        provisioner: Provisioner | None = None,
+    ) -> None:  # fmt: skip
         self._store = store
+        self._provisioner = provisioner or Provisioner(home.node_types, ScriptedAutoscaler())
         self._home = home
         self._groups = groups
         self._look = view
@@ -66,6 +71,7 @@ class Controller:
             if job.state.active:
                 self._advance(job, now)
         self._keep_standby(jobs, now)
+        self._provisioner.step(now)
 
     # observe
 
@@ -80,12 +86,12 @@ class Controller:
             log.warning("the cluster's nodes cannot be read: %s: %s", type(error).__name__, error)
             return
         self.seen_s = now
-        view = judged(looked.result(), scores(self._store.incidents(now - MEMORY_S), now))
+        view = self._provisioner.extended(judged(looked.result(), scores(self._store.incidents(now - MEMORY_S), now)))
         if view != self._cluster:
             self._cluster = view
             self._store.set_meta(CLUSTER, self._cluster.to_dict())
-            log.info("nodes: %s", [f"{node.id[:8]} {node.cpu_units / 1e4:g} CPUs {node.gpus} GPUs" for node in self._cluster.nodes])
-            suspected = [f"{node.name} {node.standing.name.lower()}" for node in self._cluster.nodes if node.standing]
+            log.info("nodes: %s", [f"{node.id[:8]} {node.cpu_units / 1e4:g} CPUs {node.gpus} GPUs" for node in view.there.nodes])
+            suspected = [f"{node.name} {node.standing.name.lower()}" for node in view.there.nodes if node.standing]
             if suspected:
                 log.warning("failures of late: %s", suspected)
 
@@ -103,14 +109,17 @@ class Controller:
         if starting or not self._settled_s:
             self._settled_s = now + SETTLE_S
         if now >= self._settled_s:
-            self._groups.keep_standby([node.id for node in self._cluster.nodes if not node.gpus and not node.draining], jobs)
+            able = [node.id for node in self._cluster.there.usable if not node.gpus and not self._provisioner.scales]
+            self._groups.keep_standby(able, jobs)
 
     # plan
 
     def _plan(self, cluster: ClusterView, jobs: list[Job], now: float) -> Plan:
         queue = tuple(self._waiting(job) for job in jobs if job.state is JobState.QUEUED)
         running = tuple(self._running(job, now) for job in jobs if job.state.active)
-        decided = plan(cluster, queue, running, Usage(), now, Policy())
+        cluster = self._provisioner.sight(cluster, now)
+        decided = plan_ahead(cluster, queue, running, Usage(), now, Policy())
+        self._provisioner.heard(decided, cluster, now)
         self._short_since = {job_id: self._short_since.get(job_id, now) for job_id in decided.short}
         return decided
 
@@ -150,9 +159,11 @@ class Controller:
                 self._lives[preempt.job_id].preempt(jobs[preempt.job_id], preempt.why, None, now)
         for resize in decided.resizes:
             self._lives[resize.job_id].resize(jobs[resize.job_id], f"all {resize.workers} workers have a place again", now)
+        asked = {ask.job_id for ask in decided.asks}
         for job_id, reason in decided.reasons.items():
             if jobs[job_id].reason != reason:
-                self._guarded(jobs[job_id], lambda job_id=job_id, reason=reason: self._explain(jobs[job_id], reason, now))  # type: ignore[misc]
+                told = jobs[job_id], reason, job_id in asked, now
+                self._guarded(jobs[job_id], lambda told=told: self._explain(*told))  # type: ignore[misc]
 
     def _admit(self, job: Job, start: Start, now: float) -> None:
         where = ", ".join(f"{workers} on {node[:8]}" for node, workers in start.placement)
@@ -174,9 +185,10 @@ class Controller:
         self._lives[job.id] = self._new_life(job, Phase.START, now)
         log.info("%s admitted: %s", job.id, where)
 
-    def _explain(self, job: Job, reason: str, now: float) -> None:
+    def _explain(self, job: Job, reason: str, is_asked: bool, now: float) -> None:
         event = Event(kind=EventKind.WAITING, job_id=job.id, time_s=now, message=reason)
-        self._store.update(job, [event], reason=reason)
+        progress = asked_since(job.progress, max(job.queued_s, job.progress.waits_since_s), is_asked, now)
+        self._store.update(job, [event], reason=reason, progress=progress)
         log.info("%s waits: %s", job.id, reason)
 
     def _advance(self, job: Job, now: float) -> None:

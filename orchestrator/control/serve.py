@@ -21,6 +21,7 @@ from orchestrator.control.environment import remote_environment
 from orchestrator.control.keeper import ClusterFile
 from orchestrator.control.lock import ControllerLock, cluster_lock, holder, if_free
 from orchestrator.control.processes import CLUSTER_MARK
+from orchestrator.control.provisioning import Provisioner
 from orchestrator.control.store import JobStore
 from orchestrator.errors import ClusterError
 from orchestrator.job import JobState
@@ -60,12 +61,14 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         from orchestrator.control.cluster import observe  # imports Ray, which reads the environment
+        from orchestrator.control.ray_autoscaler import RayAutoscaler
         from orchestrator.control.ray_groups import RayGroups
 
         store = JobStore(self._home.jobs_db)
         pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ask")
         groups = RayGroups(self._home, pool)
-        controller = Controller(store, self._home, groups, lambda: pool.submit(observe))
+        provisioner = Provisioner(self._home.node_types, RayAutoscaler(self._address, pool))
+        controller = Controller(store, self._home, groups, lambda: pool.submit(observe), provisioner)
         while not self._told_to_stop:
             now = time.time()
             controller.step(now)
@@ -73,6 +76,7 @@ class Service:
                 return EXIT_CLUSTER
             self._look_after(controller, store, now)
             store.wait_for_change(ROUND_S)
+        provisioner.close()
         groups.close()
         return 0
 

@@ -1,7 +1,7 @@
 """The goodput ledger: every worker-second of a job, from its submission to its end, in exactly one bucket. Pure.
 
     queue        waits for a place: from the submission, a resume or a preemption until a place is given
-    provision    the place is reserved and the supervisor starts
+    provision    nodes are waited for that Ray's autoscaler was asked for, the place is reserved, and the supervisor starts
     start        until a run's first attempt has forked, built and restored its ranks
     compile      the first step of a model that is compiled
     data         a rank waits for its batch
@@ -127,10 +127,19 @@ class Wait:
     """The same, or a later loss of its place."""
     admitted_s: float = 0.0
     """When the place was given."""
+    asked_s: float = 0.0
+    """When nodes were asked for it that were not there."""
 
     @classmethod
     def of(cls, job: Job) -> Wait:
-        return cls(queued_s=job.queued_s, since_s=max(job.queued_s, job.progress.waits_since_s), admitted_s=job.started_s or 0.0)
+        since_s, asked_s = max(job.queued_s, job.progress.waits_since_s), job.progress.nodes_asked_s
+        return cls(
+            queued_s=job.queued_s, since_s=since_s, admitted_s=job.started_s or 0.0, asked_s=asked_s if asked_s >= since_s else 0.0
+        )  # fmt: skip
+
+    def asked(self, until_s: float) -> float:
+        """Until when it waited for a place, and from when on for nodes."""
+        return self.asked_s if 0.0 < self.asked_s < until_s else until_s
 
 
 def opened(before: Ledger | None, *, run: int, wait: Wait, heard_s: float, now_s: float, workers: int) -> Ledger:
@@ -144,7 +153,7 @@ def opened(before: Ledger | None, *, run: int, wait: Wait, heard_s: float, now_s
         ledger = before.grown(_unheard(before), now_s, workers)  # only the supervisor was started again
     else:
         ledger = _waiting(before, wait.queued_s or since_s, since_s, heard_s, workers)
-    ledger = ledger.grown(Bucket.QUEUE, admitted_s, workers).grown(Bucket.PROVISION, now_s, workers)
+    ledger = ledger.grown(Bucket.QUEUE, wait.asked(admitted_s), workers).grown(Bucket.PROVISION, now_s, workers)
     return replace(ledger, run=run, closed=False, training=False)
 
 
@@ -154,7 +163,8 @@ def as_of(job: Job, now_s: float) -> Ledger | None:
     known = Ledger.from_dict(job.progress.ledger) if job.progress.ledger else None
     heard_s = job.progress.updated_s
     if job.state is JobState.QUEUED:
-        return _waiting(known, wait.queued_s, wait.since_s, heard_s, workers).grown(Bucket.QUEUE, now_s, workers)
+        waited = _waiting(known, wait.queued_s, wait.since_s, heard_s, workers).grown(Bucket.QUEUE, wait.asked(now_s), workers)
+        return waited.grown(Bucket.PROVISION, now_s, workers)
     if known is not None and job.state.terminal and job.ended_s is not None:
         return _waiting(known, wait.queued_s, job.ended_s, heard_s, workers)
     return known

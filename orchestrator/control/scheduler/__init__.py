@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from orchestrator.control.scheduler.coming import plan_ahead
 from orchestrator.control.scheduler.explain import explain
 from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Run, Standing, Usage
 from orchestrator.control.scheduler.place import Grid, place
 from orchestrator.control.scheduler.planner import plan
 from orchestrator.control.scheduler.reasons import infeasible
 
-__all__ = ["ClusterView", "Demand", "Job", "Plan", "Policy", "Run", "Standing", "Usage", "explain", "feasible", "plan"]
+__all__ = ["ClusterView", "Demand", "Job", "Plan", "Policy", "Run", "Standing", "Usage", "explain", "feasible", "plan", "plan_ahead"]
 
 
 def feasible(cluster: ClusterView, demand: Demand) -> str | None:

@@ -36,7 +36,8 @@ class Explanation:
 def explain(
     job_id: str, cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy
 ) -> Explanation:
-    """Of a job that waits. Raises StateError for another."""
+    """Of a job that waits, on the nodes that are there. Raises StateError for another."""
+    cluster = cluster.there
     jobs = {job.id: job for job in queue}
     if job_id not in jobs:
         raise StateError(f"{job_id} does not wait.{nearest(job_id, sorted(jobs))}")

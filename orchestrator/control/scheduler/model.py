@@ -23,7 +23,8 @@ class Standing(enum.IntEnum):
 
     GOOD = 0
     SUSPECT = 1  # taken last
-    EXCLUDED = 2  # not taken by a job that could ever run without it
+    COMING = 2  # not there yet: the autoscaler may start it; taken after all that are there
+    EXCLUDED = 3  # not taken by a job that could ever run without it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,15 @@ class Node:
     drain_deadline_s: float | None = None
     """Seconds since 1970, of a node that is draining; None: it names none."""
     standing: Standing = Standing.GOOD
+    type: str = ""
+    """Of the autoscaler's configuration; empty: the autoscaler did not start it."""
+    starting: bool = False
+    """Of a node that is not there yet: it was asked for, and is on its way."""
+
+    @property
+    def coming(self) -> bool:
+        """It is not there yet."""
+        return self.standing is Standing.COMING
 
     @property
     def name(self) -> str:
@@ -55,6 +65,16 @@ class ClusterView:
     def usable(self) -> tuple[Node, ...]:
         """Those that take jobs, in order of their ids."""
         return tuple(sorted((node for node in self.nodes if node.alive and not node.draining), key=lambda node: node.id))
+
+    @cached_property
+    def coming(self) -> dict[str, Node]:
+        """Those that are not there yet, by their ids."""
+        return {node.id: node for node in self.nodes if node.coming}
+
+    @cached_property
+    def there(self) -> ClusterView:
+        """Without those that are not there yet."""
+        return ClusterView(nodes=tuple(node for node in self.nodes if not node.coming)) if self.coming else self
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -276,6 +296,14 @@ class Reservation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A place of which nodes are not there yet: they are to be asked for, and what is there of it is kept."""
+
+    job_id: str
+    placement: Placement
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     starts: tuple[Start, ...] = ()
     preempts: tuple[Preempt, ...] = ()
@@ -287,5 +315,7 @@ class Plan:
     """Why each job that does not start waits, by job id. May be made as it is read."""
     short: tuple[str, ...] = ()
     """Jobs that wait whose whole gang would not fit if nothing else ran: nodes are missing."""
+    asks: tuple[Ask, ...] = ()
+    """Of jobs that wait for nodes, and of runs on fewer workers than they were to have."""
     next_change_at: float | None = None
     """The earliest time at which the plan could differ though nothing else happened; None: never."""

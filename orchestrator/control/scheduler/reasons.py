@@ -58,6 +58,14 @@ def waiting(demand: Demand, free: Sequence[tuple[int, int]], holders: Sequence[s
     return f"needs {_needs(demand)}; {what} {'is' if plural else 'are'} free{spread}{held}"
 
 
+def waits_for_nodes(coming: Sequence[Node]) -> str:
+    """`coming`: the nodes of its place that are not there yet."""
+    gpus, on_way = sum(node.gpus for node in coming), sum(node.starting for node in coming)
+    what = (_gpus(gpus) if gpus else _cpus(sum(node.cpu_units for node in coming))).replace(" ", " more ")
+    state = f"; {on_way} of {_nodes(len(coming))} on the way" if on_way else ""
+    return f"waits for nodes: {what} asked of the autoscaler{state}"
+
+
 def behind(job_id: str) -> str:
     return f"waits its turn behind {job_id}"
 

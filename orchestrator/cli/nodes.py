@@ -57,8 +57,16 @@ def _rows(client: Client, now: float) -> list[dict[str, Any]]:
 
 def _resources(nodes: list[Node]) -> dict[str, Any]:
     """Several of Ray's nodes may share a machine."""
-    state = "gone" if not nodes else "draining" if all(node.draining for node in nodes) else "alive"
-    return {"state": state, "cpus": sum(node.cpu_units for node in nodes) / CPU_UNITS, "gpus": sum(node.gpus for node in nodes)}
+    return {"state": _state(nodes), "cpus": sum(node.cpu_units for node in nodes) / CPU_UNITS, "gpus": sum(node.gpus for node in nodes)}
+
+
+def _state(nodes: list[Node]) -> str:
+    if not nodes:
+        return "gone"
+    if all(node.coming for node in nodes):
+        on_way = sum(node.starting for node in nodes)
+        return f"{on_way} of {len(nodes)} on the way" if on_way else f"{len(nodes)} not started"
+    return "draining" if all(node.draining for node in nodes) else "alive"
 
 
 def _incident(incident: Incident, now: float) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class Client:
         Raises UserError, with the nearest name, for a machine that is neither in the cluster nor in the records.
         """
         view, incidents = self.nodes()
-        known = {found.name for found in view.nodes} | {incident.node for incident in incidents}
+        known = {found.name for found in view.there.nodes} | {incident.node for incident in incidents}
         if node not in known:
             raise UserError(f"no node is named '{node}'. Known: {', '.join(sorted(known)) or 'none'}.{nearest(node, sorted(known))}")
         return self._store.forgive(node)

@@ -103,7 +103,7 @@ class Controller:
 
     def _keep_standby(self, jobs: list[Job], now: float) -> None:
         """Not while a job starts, nor before the first: who starts a cluster has a job for it."""
-        if self._cluster is None:
+        if self._cluster is None or not self._cluster.there.usable:
             return
         starting = any(life.phase is Phase.START for life in self._lives.values()) or any(job.state is JobState.STARTING for job in jobs)
         if starting or not self._settled_s:

@@ -119,7 +119,7 @@ def extended(view: ClusterView, types: Iterable[NodeType], limit: int | None, st
 def _coming(kind: NodeType, index: int, starting: bool) -> Node:
     """Sorts behind all nodes of Ray's, whose ids are hexadecimal digits, and before those that are not on their way."""
     return Node(
-        id=f"~{'+' if starting else '-'}{kind.name}.{index:04d}", host=f"{kind.name} (can be started)", cpu_units=kind.cpu_units,
+        id=f"~{'+' if starting else '-'}{kind.name}.{index:04d}", host=f"more {kind.name}", cpu_units=kind.cpu_units,
         gpus=kind.gpus, standing=Standing.COMING, type=kind.name, starting=starting,
     )  # fmt: skip
 
@@ -162,6 +162,7 @@ class Provisioner:
         self._sent: tuple[Bundle, ...] | None = None
         self._sending: Future[None] | None = None
         self._sent_s = float("-inf")
+        self._trouble = ""
         self._moved_s = float("-inf")
         self._seen: tuple[Any, ...] = ()
         self._paused_until_s = float("-inf")
@@ -225,8 +226,12 @@ class Provisioner:
             if not self._sending.done():
                 return
             sent, self._sending = self._sending, None
-            if (error := sent.exception()) is not None:
-                log.warning("the autoscaler could not be asked: %s: %s", type(error).__name__, error)
+            error = sent.exception()
+            told = "" if error is None else f"the autoscaler could not be asked: {type(error).__name__}: {error}"
+            if told and told != self._trouble:
+                log.warning("%s", told)
+            self._trouble = told
+            if told:
                 self._sent, self._sent_s = None, now
         due = RESEND_S if self._sent is not None else LOOK_S
         if self._demand != self._sent or now - self._sent_s >= due:

@@ -8,8 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.schema import LaunchRequest
 from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 
 from orchestrator.control.provisioning import Bundle, Launches
+from orchestrator.errors import ClusterError
 
 CALL_LIMIT_S = 10
 MAX_WORDS = 300
@@ -30,6 +32,8 @@ class RayAutoscaler:
 
 
 def _ask(bundles: Sequence[Bundle]) -> None:
+    if bundles and not is_autoscaler_v2():
+        raise ClusterError("Ray's autoscaler is of version 1, which knows no labels; start the head with RAY_enable_autoscaler_v2=1")
     resources = [{"CPU": bundle.cpus, **({"GPU": bundle.gpus} if bundle.gpus else {})} for bundle in bundles]
     request_resources(bundles=resources, bundle_label_selectors=[dict(bundle.selector) for bundle in bundles])
 

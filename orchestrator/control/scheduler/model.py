@@ -23,8 +23,8 @@ class Standing(enum.IntEnum):
 
     GOOD = 0
     SUSPECT = 1  # taken last
-    COMING = 2  # not there yet: the autoscaler may start it; taken after all that are there
-    EXCLUDED = 3  # not taken by a job that could ever run without it
+    EXCLUDED = 2  # not taken by a job that could ever run without it
+    COMING = 3  # not there yet: the autoscaler may start it; taken after all that are there
 
 
 @dataclass(frozen=True, kw_only=True)

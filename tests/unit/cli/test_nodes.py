@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.control.client import CLUSTER
-from orchestrator.control.scheduler import ClusterView
+from orchestrator.control.scheduler import ClusterView, Standing
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.control.store import JobStore
 from orchestrator.events import Event, EventKind
@@ -24,6 +24,8 @@ def store(home: Home) -> JobStore:
     store = JobStore(home.jobs_db)
     nodes = [Node(id=f"r{number}", host="left", cpu_units=4 * CPU_UNITS, gpus=2) for number in range(2)]
     nodes.append(Node(id="r3", host="right", cpu_units=8 * CPU_UNITS, draining=True))
+    coming = {"host": "more gpu", "cpu_units": 4 * CPU_UNITS, "gpus": 2, "standing": Standing.COMING}
+    nodes += [Node(id="~0", starting=True, **coming), Node(id="~1", **coming)]
     store.set_meta(CLUSTER, ClusterView(nodes=tuple(nodes)).to_dict())
     for node, kind in (("left", "HANG"), ("lost", "LOST")):
         fields = {"incident": kind, "node": node, "gpu": "GPU-7" if kind == "HANG" else ""}
@@ -35,21 +37,23 @@ def store(home: Home) -> JobStore:
 def test_machines_with_their_scores_and_what_happened(store: JobStore, capsys: Capture) -> None:
     assert main(["nodes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in lines[:4]] == [
+    assert [line.split() for line in lines[:5]] == [
         ["NODE", "STATE", "CPUS", "GPUS", "SCORE", "STANDING"],
         ["left", "alive", "8", "4", "0.50", "suspect"],
         ["lost", "gone", "0", "0", "0.30", "suspect"],
+        ["more", "gpu", "1", "of", "2", "on", "the", "way", "8", "4", "0.00", "good"],
         ["right", "draining", "8", "0", "0.00", "good"],
     ]
-    assert lines[4].startswith("  left  20") and lines[4].endswith("hang in gpt-a, counts 0.50: rank 3 of left failed")
+    assert lines[5].startswith("  left  20") and lines[5].endswith("hang in gpt-a, counts 0.50: rank 3 of left failed")
     assert "forgive" in lines[-1]
 
 
 def test_the_same_as_json(store: JobStore, capsys: Capture) -> None:
     assert main(["nodes", "--json"]) == 0
-    left, lost, right = json.loads(capsys.readouterr().out)
+    left, lost, more, right = json.loads(capsys.readouterr().out)
     assert (left["score"], left["standing"], left["suspected_gpus"]) == (0.5, "suspect", {"GPU-7": 0.5})
     assert [incident["kind"] for incident in lost["incidents"]] == ["lost"]
+    assert more["state"] == "1 of 2 on the way"
     assert (right["incidents"], right["state"]) == ([], "draining")
 
 

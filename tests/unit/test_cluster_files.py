@@ -63,17 +63,6 @@ def test_the_dockerfile_is_clean_and_copies_what_is_there() -> None:
 # AWS
 
 
-def test_ray_takes_the_clusters_file() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = prepare_config(launcher())
-    validate_config(config)
-    assert {name for name, kind in config["available_node_types"].items() if kind["max_workers"]} == {"gpu-spot", "gpu-on-demand"}
-    wrong = {**config, "idle_timeout": 5}
-    with pytest.raises(jsonschema.ValidationError):
-        validate_config(wrong)
-
-
 def test_spot_and_on_demand_differ_in_what_they_cost_only() -> None:
     kinds = launcher()["available_node_types"]
     spot, on_demand = copy.deepcopy(kinds["gpu-spot"]), kinds["gpu-on-demand"]

@@ -37,8 +37,9 @@ _STRENGTH = {"": 0, "limit": 1, "drain": 2, "now": 3}
 class Client:
     """The jobs of one home."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, clock: Callable[[], float] = time.time) -> None:
         self.home = home
+        self._clock = clock
         self._store = JobStore(home.jobs_db)
 
     def submit(self, spec: JobSpec, secrets: Mapping[str, str], user: str = "") -> Job:
@@ -50,7 +51,7 @@ class Client:
         """
         spec = self._completed(spec)
         self._check_feasible(spec)
-        now = time.time()
+        now = self._clock()
         job = Job(
             id=_new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason=WAITS_FOR_CONTROLLER, user=user or _login_name()
         )  # fmt: skip
@@ -81,7 +82,7 @@ class Client:
         def change(job: Job) -> Job:
             if job.state.terminal or _STRENGTH[job.stop_requested] >= _STRENGTH[mode]:
                 return job
-            event = _event(EventKind.STOP_REQUESTED, job.id, time.time(), "after a checkpoint" if mode == "drain" else "at once")
+            event = _event(EventKind.STOP_REQUESTED, job.id, self._clock(), "after a checkpoint" if mode == "drain" else "at once")
             return self._store.update(job, [event], stop_requested=mode)
 
         return self._guarded(job_id, change)
@@ -104,7 +105,7 @@ class Client:
                 return job
             self._check_feasible(new)
             self._write_secrets(job.id, secrets)
-            now, run = time.time(), job.run + 1
+            now, run = self._clock(), job.run + 1
             return self._store.update(
                 job, [_event(EventKind.RESUMED, job.id, now, f"run {run}")],
                 state=JobState.QUEUED, run=run, spec=new, queued_s=now, started_s=None, ended_s=None, stop_requested="", result=None,
@@ -117,11 +118,11 @@ class Client:
 
     def queue(self) -> list[QueueRow]:
         """The jobs that wait: in the order of the scheduler, then those that wait for other jobs."""
-        return queue_rows(self._store.all([JobState.QUEUED]), time.time())
+        return queue_rows(self._store.all([JobState.QUEUED]), self._clock())
 
     def explain(self, job_id: str) -> Explained:
         """Why a job waits, who holds what it needs, and what would let it start now; of a job that does not wait, how it stands."""
-        return explained(self._store, self._store.find(job_id), self.nodes()[0], time.time())
+        return explained(self._store, self._store.find(job_id), self.nodes()[0], self._clock())
 
     def set_priority(self, job_id: str, priority: int) -> Job:
         """Of a job that has not ended: from the next decision on. Raises ConfigError for a priority that there is not, StateError for a
@@ -133,7 +134,7 @@ class Client:
             before = job.spec.scheduling
             if before.priority == priority:
                 return job
-            event = _event(EventKind.PRIORITY, job.id, time.time(), f"{before.priority} -> {priority}")
+            event = _event(EventKind.PRIORITY, job.id, self._clock(), f"{before.priority} -> {priority}")
             scheduling = dataclasses.replace(before, priority=priority)
             return self._store.update(job, [event], spec=dataclasses.replace(job.spec, scheduling=scheduling))
 
@@ -152,7 +153,7 @@ class Client:
     def nodes(self) -> tuple[ClusterView, list[Incident]]:
         """(the cluster as its controller last saw it, what has spoken against its machines of late)."""
         view: dict[str, Any] | None = self._store.meta(CLUSTER)
-        return ClusterView.from_dict(view) if view else ClusterView(), self._store.incidents(time.time() - MEMORY_S)
+        return ClusterView.from_dict(view) if view else ClusterView(), self._store.incidents(self._clock() - MEMORY_S)
 
     def forgive(self, node: str) -> int:
         """What has happened on the machine `node` (a host name) counts no more. Returns how many incidents that was.

@@ -30,6 +30,7 @@ On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.o
     controller.lock            held by the living controller
     cluster.json               the local Ray cluster: address, ports, pids
     token                      Ray's token, mode 0600
+    plans/<time>-<n>.jsonl     what the scheduler decided and what it knew, to be repeated; the oldest files go
     node-types.yaml            what Ray's autoscaler may start; written by who sets the cluster up
     secrets/<job>.json         the submitter's S3 keys, mode 0600, removed at the job's end
     logs/<name>.log            controller, Ray head, warm processes
@@ -257,6 +258,10 @@ class Home:
     @property
     def store(self) -> Path:
         return self.root / "store"
+
+    @property
+    def plans(self) -> Path:
+        return self.root / "plans"
 
     @property
     def mlflow(self) -> Path:

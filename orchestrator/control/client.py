@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import json
 import re
 import secrets as random_source
@@ -10,14 +11,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from orchestrator.control.dependencies import check_after
+from orchestrator.control.policy import ChosenPolicy, chosen_policy, keep_policy
+from orchestrator.control.questions import Explained, QueueRow, explained, queue_rows
 from orchestrator.control.reputation import MEMORY_S, Incident
 from orchestrator.control.scheduler import ClusterView, Demand, feasible
+from orchestrator.control.scheduler.model import Tenant
 from orchestrator.control.store import JobStore
 from orchestrator.errors import ConfigError, StaleWrite, StateError, UserError, nearest
 from orchestrator.events import Event, EventKind
-from orchestrator.job import Job, JobState, Progress
+from orchestrator.job import WAITS_FOR_CONTROLLER, Job, JobState, Progress
 from orchestrator.layout import legal_world_sizes
 from orchestrator.paths import Home, write_private
+from orchestrator.service import Service
 from orchestrator.spec import JobSpec
 
 CLUSTER = "cluster"
@@ -25,26 +31,30 @@ CLUSTER = "cluster"
 
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, in lower case
 _STOP_MODES = ("drain", "now")
-_STRENGTH = {"": 0, "drain": 1, "now": 2}
+_STRENGTH = {"": 0, "limit": 1, "drain": 2, "now": 3}
 
 
 class Client:
     """The jobs of one home."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, clock: Callable[[], float] = time.time) -> None:
         self.home = home
+        self._clock = clock
         self._store = JobStore(home.jobs_db)
 
-    def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job:
+    def submit(self, spec: JobSpec, secrets: Mapping[str, str], user: str = "") -> Job:
         """Add a job to the queue; on return it is durable.
 
         `secrets` are environment variables of its processes (S3 keys); they are kept beside the queue, readable by the owner only.
-        Raises ConfigError if the cluster can never run it.
+        `user`: who submits it; empty: who runs this program. Raises ConfigError if the cluster, or its tenant's quota, can never hold it,
+        JobNotFound for an unknown job in `scheduling.after`.
         """
         spec = self._completed(spec)
         self._check_feasible(spec)
-        now = time.time()
-        job = Job(id=_new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason="waits for the controller")
+        now = self._clock()
+        job = Job(
+            id=_new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason=WAITS_FOR_CONTROLLER, user=user or _login_name()
+        )  # fmt: skip
         self._write_secrets(job.id, secrets)
         self._store.put(job, [_event(EventKind.SUBMITTED, job.id, now, f"{spec.resources.num_workers} workers")])
         return job
@@ -72,7 +82,7 @@ class Client:
         def change(job: Job) -> Job:
             if job.state.terminal or _STRENGTH[job.stop_requested] >= _STRENGTH[mode]:
                 return job
-            event = _event(EventKind.STOP_REQUESTED, job.id, time.time(), "after a checkpoint" if mode == "drain" else "at once")
+            event = _event(EventKind.STOP_REQUESTED, job.id, self._clock(), "after a checkpoint" if mode == "drain" else "at once")
             return self._store.update(job, [event], stop_requested=mode)
 
         return self._guarded(job_id, change)
@@ -85,7 +95,7 @@ class Client:
         """
 
         def change(job: Job) -> Job:
-            new = self._completed(spec or job.spec)
+            new = self._completed(spec or job.spec, job.id)
             if not job.state.terminal:
                 if spec is not None and new != job.spec:
                     raise StateError(f"{job.id} is {job.state.value}: its settings can be changed only after it has ended.")
@@ -95,19 +105,55 @@ class Client:
                 return job
             self._check_feasible(new)
             self._write_secrets(job.id, secrets)
-            now, run = time.time(), job.run + 1
+            now, run = self._clock(), job.run + 1
             return self._store.update(
                 job, [_event(EventKind.RESUMED, job.id, now, f"run {run}")],
                 state=JobState.QUEUED, run=run, spec=new, queued_s=now, started_s=None, ended_s=None, stop_requested="", result=None,
-                reason="waits for the controller", progress=_carried_over(job.progress, new),
+                reason=WAITS_FOR_CONTROLLER, progress=_carried_over(job.progress, new), service=Service(attained=job.service.attained),
             )  # fmt: skip
 
         return self._guarded(job_id, change)
 
+    # the queue
+
+    def queue(self) -> list[QueueRow]:
+        """The jobs that wait: in the order of the scheduler, then those that wait for other jobs."""
+        return queue_rows(self._store.all([JobState.QUEUED]), self._clock())
+
+    def explain(self, job_id: str) -> Explained:
+        """Why a job waits, who holds what it needs, and what would let it start now; of a job that does not wait, how it stands."""
+        return explained(self._store, self._store.find(job_id), self.nodes()[0], self._clock())
+
+    def set_priority(self, job_id: str, priority: int) -> Job:
+        """Of a job that has not ended: from the next decision on. Raises ConfigError for a priority that there is not, StateError for a
+        job that has ended."""
+
+        def change(job: Job) -> Job:
+            if job.state.terminal:
+                raise StateError(f"{job.id} has ended: {job.state.value}. A priority is for a job that waits or runs.")
+            before = job.spec.scheduling
+            if before.priority == priority:
+                return job
+            event = _event(EventKind.PRIORITY, job.id, self._clock(), f"{before.priority} -> {priority}")
+            scheduling = dataclasses.replace(before, priority=priority)
+            return self._store.update(job, [event], spec=dataclasses.replace(job.spec, scheduling=scheduling))
+
+        return self._guarded(job_id, change)
+
+    def policy(self) -> ChosenPolicy:
+        """By which the control plane decides who runs."""
+        return chosen_policy(self._store)
+
+    def set_policy(self, name: str, settings: Mapping[str, Any]) -> ChosenPolicy:
+        """From the next decision on, and for every later controller. `settings`: as in `conf/scheduler`. Raises ConfigError."""
+        return keep_policy(self._store, ChosenPolicy(name=name, settings=settings))
+
+    # machines
+
     def nodes(self) -> tuple[ClusterView, list[Incident]]:
         """(the cluster as its controller last saw it, what has spoken against its machines of late)."""
         view: dict[str, Any] | None = self._store.meta(CLUSTER)
-        return ClusterView.from_dict(view) if view else ClusterView(), self._store.incidents(time.time() - MEMORY_S)
+        return ClusterView.from_dict(view) if view else ClusterView(), self._store.incidents(self._clock() - MEMORY_S)
 
     def forgive(self, node: str) -> int:
         """What has happened on the machine `node` (a host name) counts no more. Returns how many incidents that was.
@@ -128,8 +174,11 @@ class Client:
             except StaleWrite:
                 continue
 
-    def _completed(self, spec: JobSpec) -> JobSpec:
-        """`spec` with the home's own store and tracking database where none is named."""
+    def _completed(self, spec: JobSpec, job_id: str = "") -> JobSpec:
+        """`spec` with the home's own store and tracking database where none is named, and whole ids of the jobs that it waits for."""
+        if spec.scheduling.after:
+            after = check_after(spec.scheduling.after, self._store.find, job_id)
+            spec = dataclasses.replace(spec, scheduling=dataclasses.replace(spec.scheduling, after=after))
         if not spec.storage.url:
             spec = dataclasses.replace(spec, storage=dataclasses.replace(spec.storage, url=self.home.store.as_uri()))
         if spec.tracking.enabled and not spec.tracking.uri:
@@ -148,6 +197,13 @@ class Client:
                 f"resources.{name}={least} is more than the cluster can ever have: the job {why}. "
                 "Ask for fewer workers, or less for each (resources.cpus_per_worker)."
             )
+        tenant = spec.scheduling.tenant
+        quota = self.policy().policy.tenants.get(tenant, Tenant()).quota
+        if quota is not None and demand.width > quota:
+            raise ConfigError(
+                f"resources.num_workers={least} is more than the quota of scheduling.tenant={tenant} ({quota}). "
+                f"Ask for fewer, or raise it: orchestrator policy tenants.{tenant}.quota={demand.width}"
+            )
 
     def _write_secrets(self, job_id: str, secrets: Mapping[str, str]) -> None:
         if secrets:
@@ -157,6 +213,13 @@ class Client:
 def _new_id(spec: JobSpec) -> str:
     name = re.sub(r"[^a-z0-9]+", "-", (spec.name or spec.workload.name).lower()).strip("-")[:40] or "job"
     return f"{name}-{''.join(random_source.choice(_ID_LETTERS) for _ in range(6))}"
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return ""
 
 
 def _carried_over(progress: Progress, spec: JobSpec) -> Progress:

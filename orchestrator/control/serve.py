@@ -68,7 +68,7 @@ class Service:
         pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ask")
         groups = RayGroups(self._home, pool)
         provisioner = Provisioner(self._home.node_types, RayAutoscaler(self._address, pool))
-        controller = Controller(store, self._home, groups, lambda: pool.submit(observe), provisioner)
+        controller = Controller(store, self._home, groups, lambda: pool.submit(observe), provisioner=provisioner)
         while not self._told_to_stop:
             now = time.time()
             controller.step(now)

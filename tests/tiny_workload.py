@@ -18,10 +18,9 @@ RECORD = np.dtype([("point", "<f4", (16,)), ("label", "<i8")])
 
 class Tiny:
     def __init__(self, spec):
-        self.options = dict(spec.workload.options)
+        self.batches, self.options = 0, dict(spec.workload.options)
         self.num_samples = int(self.options.get("num_samples", 1000))
         self.tokens_per_sample = 0
-        self.batches = 0
 
     def source_fingerprint(self):
         return hashlib.sha256(f"tiny-{self.num_samples}".encode()).hexdigest()
@@ -39,6 +38,7 @@ class Tiny:
         return nn.Sequential(nn.Linear(16, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, 2))
 
     def loss(self, model, batch):
+        self._wait()
         if self.options.get("bug"):
             raise ValueError("the tiny workload was told to fail")
         if len(batch["label"]) > self.options.get("fits", len(batch["label"])) and torch.distributed.get_rank() == 1:
@@ -48,12 +48,15 @@ class Tiny:
         if "slow_rank" in self.options and self.options["slow_rank"] == torch.distributed.get_rank():
             time.sleep(0.02)
         time.sleep(self.options.get("sleep_s", 0))
-        self.batches += 1
-        while "waits_for" in self.options and self.batches > 60 and not Path(self.options["waits_for"]).exists():
-            time.sleep(0.05)
         if "hold_gil" in self.options:
             hold_gil(Path(self.options["hold_gil"]))
         return nn.functional.cross_entropy(model(batch["point"]), batch["label"])
+
+    def _wait(self):
+        """From micro batch 61 on, until there is the file `waits_for`."""
+        self.batches += 1
+        while "waits_for" in self.options and self.batches > 60 and not Path(self.options["waits_for"]).exists():
+            time.sleep(0.05)
 
     def evaluate(self, model, batch):
         logits = model(batch["point"])

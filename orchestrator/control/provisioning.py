@@ -60,7 +60,7 @@ class Launches:
     """What the autoscaler says of its own doing, by node type."""
 
     starting: Mapping[str, int] = field(default_factory=dict)
-    """Nodes that were ordered, and are not part of the cluster yet."""
+    """Nodes that there are, and that are not part of the cluster yet; an order that nobody has taken is none."""
     failures: tuple[str, ...] = ()
     """Of orders that failed lately, for people."""
 
@@ -184,8 +184,8 @@ class Provisioner:
     def heard(self, plan: Plan, cluster: ClusterView, now: float) -> None:
         """What the newest plan asks for."""
         demand = demand_of(plan, cluster)
-        signs = (len(demand), len(cluster.there.nodes), sum(self._launches.starting.values()))
-        if not demand or signs != self._seen:
+        signs = (len(demand), len(cluster.there.nodes))
+        if not demand or signs != self._seen or any(self._launches.starting.values()):
             self._moved_s, self._seen = now, signs
         if now - self._moved_s > PATIENCE_S:
             why = "; ".join(self._launches.failures) or "it does not say why"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -40,15 +41,12 @@ def _ask(bundles: Sequence[Bundle]) -> None:
 
 def _look(address: str) -> Launches:
     status = get_cluster_status(address, timeout=CALL_LIMIT_S)
-    starting: dict[str, int] = {}
-    for launch in status.pending_launches:
-        starting[launch.ray_node_type_name] = starting.get(launch.ray_node_type_name, 0) + launch.count
-    for node in status.pending_nodes:
-        starting[node.ray_node_type_name] = starting.get(node.ray_node_type_name, 0) + 1
-    return Launches(starting=starting, failures=tuple(_failure(launch) for launch in status.failed_launches))
+    starting = Counter(node.ray_node_type_name for node in status.pending_nodes)
+    return Launches(starting=starting, failures=tuple(dict.fromkeys(_failure(launch) for launch in status.failed_launches)))
 
 
 def _failure(launch: LaunchRequest) -> str:
-    return f"{launch.count} x {launch.ray_node_type_name} failed: {(launch.details or 'no reason given').strip()[:MAX_WORDS]}"
+    why = (launch.details or "Ray's monitor.log says why").strip()[:MAX_WORDS]
+    return f"a node of type {launch.ray_node_type_name} could not be started: {why}"
 
 

@@ -143,6 +143,13 @@ def test_jobs_behind_get_what_is_there_when_no_node_comes_and_nodes_are_asked_fo
     assert len(world.autoscaler.asked[-1]) == 4, "one for the second job, too"
 
 
+def test_what_is_there_is_kept_as_long_as_nodes_are_on_their_way(world):
+    world.autoscaler.launches = Launches(starting={"spot": 1})
+    for _ in range(6):
+        decided = world.turn(12, 1, seconds=PATIENCE_S / 2)
+    assert decided.starts == () and len(world.autoscaler.asked[-1]) == 4
+
+
 def test_the_file_is_read_when_it_changes_and_the_last_good_one_holds(world, caplog):
     world.turn(12)
     world.path.write_text("available_node_types: {gpu: {}}")

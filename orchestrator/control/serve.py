@@ -27,6 +27,7 @@ from orchestrator.control.store import JobStore
 from orchestrator.errors import ClusterError
 from orchestrator.job import JobState
 from orchestrator.paths import Home
+from orchestrator.supervision.warm_client import RANK_ENTRY
 
 ROUND_S = 0.1
 BLIND_LIMIT_S = 30.0
@@ -49,7 +50,10 @@ class JsonLines(logging.Formatter):
 class Service:
     """The loop around a controller."""
 
-    def __init__(self, home: Home, address: str, idle_timeout_s: float | None, lock: ControllerLock) -> None:
+    def __init__(
+        self, home: Home, address: str, idle_timeout_s: float | None, lock: ControllerLock, rank_entry: str = RANK_ENTRY
+    ) -> None:
+        self._rank_entry = rank_entry
         self._home = home
         self._address = address
         self._idle_timeout_s = idle_timeout_s
@@ -67,7 +71,7 @@ class Service:
 
         store = JobStore(self._home.jobs_db)
         pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ask")
-        groups = RayGroups(self._home, pool)
+        groups = RayGroups(self._home, pool, self._rank_entry)
         provisioner = Provisioner(self._home.node_types, RayAutoscaler(self._address, pool))
         controller = Controller(store, self._home, groups, lambda: pool.submit(observe), provisioner=provisioner)
         while not self._told_to_stop:
@@ -131,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--address", required=True, help="host:port of the Ray head")
     parser.add_argument("--idle-timeout-s", type=float, default=None, help="ask the keeper to stop after so long without a job")
     parser.add_argument("--wait-s", type=float, default=10.0, help="how long Ray may take to come up")
+    parser.add_argument("--rank-entry", default=RANK_ENTRY, help="what the ranks run, module:function; tests give a double")
     chosen = parser.parse_args(arguments)
     _set_up_log()
     home = Home(Path(chosen.home))
@@ -147,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ClusterError as error:
         log.error("%s", error)
         return EXIT_CLUSTER
-    return Service(home, chosen.address, chosen.idle_timeout_s, lock).run()
+    return Service(home, chosen.address, chosen.idle_timeout_s, lock, chosen.rank_entry).run()
 
 
 def _join(address: str, wait_s: float) -> None:

@@ -27,7 +27,7 @@ def to_dict(spec: Any) -> Any:
 
 def from_dict(cls: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
     """The inverse of `to_dict`. Raises ConfigError with the flag, the value and the nearest name."""
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     for key in values:
         if key not in names:
@@ -36,6 +36,16 @@ def from_dict(cls: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
         if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{path}{f.name} is missing.")
     return cls(**{key: _convert(hints[key], value, f"{path}{key}") for key, value in values.items()})
+
+
+_known_hints: dict[Any, dict[str, Any]] = {}
+
+
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """Looked up once for each class: that takes longer than all the rest."""
+    if cls not in _known_hints:
+        _known_hints[cls] = get_type_hints(cls)
+    return _known_hints[cls]
 
 
 def _convert(hint: Any, value: Any, flag: str) -> Any:

@@ -30,8 +30,12 @@ class Accounts:
 
     def start(self, job: Job, width: int) -> None:
         """It holds that from now on."""
-        self.charged[job.tenant] = self.charged.get(job.tenant, 0) + width
+        self.charge(job, width)
         self.add(job, width)
+
+    def charge(self, job: Job, width: int) -> None:
+        """It holds what it was promised."""
+        self.charged[job.tenant] = self.charged.get(job.tenant, 0) + width
 
     def add(self, job: Job, width: int) -> None:
         """It holds that, or is promised it."""

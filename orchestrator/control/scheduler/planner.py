@@ -18,7 +18,7 @@ from orchestrator.control.scheduler import reasons as why
 from orchestrator.control.scheduler.admit import Accounts, ranks_change_at, shares, tenant_ranks, used_by_tenant
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Preempt, Reservation, Resize, Run, Start, Usage
-from orchestrator.control.scheduler.order import fifo_key, in_order, level, starves_at
+from orchestrator.control.scheduler.order import Turns, fifo_key, level
 from orchestrator.control.scheduler.place import Place
 from orchestrator.control.scheduler.preempt import Claim, Footing
 from orchestrator.control.scheduler.resize import due_s
@@ -30,7 +30,13 @@ def plan(cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...],
     was_enabled = gc.isenabled()
     gc.disable()  # a search for cycles goes over all jobs that wait, finds none, and takes as long as a plan
     try:
-        return Planner(cluster, queue, running, usage, now, policy).decide()
+        planner = Planner(cluster, queue, running, usage, now, policy)
+        decided = following = planner.decide()
+        while planner.evicts:  # once they are told to leave, more may start beside them
+            planner = Planner(cluster, *planner.after(following), usage, now, policy, planner.turns)
+            following = planner.decide()
+            decided = decided.then(following)
+        return decided
     finally:
         if was_enabled:
             gc.enable()
@@ -40,8 +46,10 @@ class Planner:
     """One plan while it is made; `explain` asks it what was left in the end."""
 
     def __init__(
-        self, cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy
-    ) -> None:
+        self, cluster: ClusterView, queue: Sequence[Job], running: Sequence[Run], usage: Usage, now: float, policy: Policy,
+        turns: Turns | None = None,
+    ) -> None:  # fmt: skip
+        """`turns`: of another plan of this moment; then `queue` is in that order."""
         self._cluster, self._running, self._usage, self._now, self._policy = cluster, running, usage, now, policy
         self._estimates = Estimates(usage.history)
         self.room = Room(cluster, running, now, policy, self._estimates)
@@ -53,10 +61,11 @@ class Planner:
         self._shares: dict[str, float] = {}
         self._used: dict[str, float] = {}
         self._ranks: dict[str, int] = {}
-        self._widest = len(self.room.grid.buckets) - 1
+        self.turns = turns
+        self._again = turns is not None
         self._starved: set[str] = set()
-        self._starves_s = math.inf
-        """When the next job of the queue starves."""
+        self._promised: dict[str, tuple[Kind, Place]] = {}
+        """Who keeps the place that others were told to leave for it before."""
         self.queue = self._ordered(queue)
         self.starts: list[Start] = []
         self._preempts: list[Preempt] = []
@@ -73,22 +82,24 @@ class Planner:
         """A job waits that could run."""
         self._hopeless: set[tuple[Any, ...]] = set()
         """What was tried in vain, and would be again."""
+        self._in_vain: set[str] = set()
+        """So were jobs that are alike."""
+        self._limits = any(tenant.quota or tenant.jobs_per_user for tenant in policy.tenants.values())
 
     def decide(self, grow: bool = True) -> Plan:
         """`grow`: runs may be given more workers if nobody waits."""
         later: list[Job] = []
         priority: int | None = None
-        for job in self.queue:
-            if self._shares:
-                if later and job.priority != priority:
-                    self._try_all(later)
-                    later = []
-                priority = job.priority
-                if job.id not in self._starved and not self._stays_within_share(job):
-                    later.append(job)
-                    continue
-            self._try(job)
-        self._try_all(later)
+        for job in self.queue if self._shares else ():
+            if later and job.priority != priority:
+                self._try_all(later)
+                later = []
+            priority = job.priority
+            if job.id not in self._starved and job.id not in self._promised and not self._stays_within_share(job):
+                later.append(job)
+            else:
+                self._try_all((job,))
+        self._try_all(later if self._shares else self.queue)
         if grow and not self._blocked:
             self._grow()
         return Plan(
@@ -98,9 +109,23 @@ class Planner:
             next_change_at=self._next_change(),
         )  # fmt: skip
 
+    @property
+    def evicts(self) -> bool:
+        """Who leaves, and nobody who shrinks: that is done at once."""
+        return bool(self._preempts) and not self._resizes
+
+    def after(self, decided: Plan) -> tuple[list[Job], list[Run]]:
+        """What waits, in the same order, and what runs, once the plan is carried out and before anybody has left."""
+        started, told = {start.job_id for start in self.starts}, {order.job_id for order in self._preempts}
+        promised = {kept.job_id for kept in self._reservations}
+        jobs = self.turns.jobs if self.turns is not None else self.queue
+        queue = [decided.noted(job) if job.id in promised or job.cleared else job for job in jobs if job.id not in started]
+        running = [replace(run, leaving=True) if run.job.id in told else run for run, _ in self.room.everyone]
+        return queue, running
+
     # order
 
-    def _ordered(self, queue: tuple[Job, ...]) -> list[Job]:
+    def _ordered(self, queue: Sequence[Job]) -> list[Job]:
         if self._fifo:
             return sorted(queue, key=fifo_key)
         names = {job.tenant for job in queue}.union(self.accounts.held)
@@ -112,9 +137,25 @@ class Planner:
                 wanted[job.tenant] = wanted.get(job.tenant, 0) + job.demand.width
             total = sum(node.gpus for node in self._cluster.usable)
             self._shares = shares(self._policy, total, wanted)
-        found = in_order(queue, self._now, self._policy, self._ranks, self._estimates, self._widest)
-        jobs, self._starved, self._starves_s = found
-        return jobs
+        widest = len(self.room.grid.buckets) - 1
+        jobs: Sequence[Job] = queue
+        if self.turns is None:
+            self.turns = Turns(queue, self._now, self._policy, self._ranks, self._estimates, widest)
+            jobs = self.turns.jobs
+        self._starved = self.turns.starved
+        promised = sorted((job for job in jobs if job.cleared), key=lambda job: (job.reserved_s or 0.0, job.queued_s, job.id))
+        first = [job for job in promised if self._keeps(job)]
+        return first + [job for job in jobs if job.id not in self._promised] if first else list(jobs)
+
+    def _keeps(self, job: Job) -> bool:
+        """Whether it still has the place that others were told to leave for it."""
+        workers = sum(count for _, count in job.cleared)
+        kind = self.room.kind(job.demand if workers == job.demand.num_workers else replace(job.demand, num_workers=workers))
+        if self.accounts.refusal(job, kind.demand.width) or (found := self.room.keep(kind, job.cleared)) is None:
+            return False
+        self.accounts.add(job, kind.demand.width)
+        self._promised[job.id] = kind, found
+        return True
 
     def _stays_within_share(self, job: Job) -> bool:
         return self.accounts.held.get(job.tenant, 0) + job.demand.width <= self._shares[job.tenant]
@@ -122,8 +163,25 @@ class Planner:
     # one job
 
     def _try_all(self, jobs: Iterable[Job]) -> None:
+        in_vain, wait = self._in_vain, self._waiting.append
         for job in jobs:
-            self._try(job)
+            if job.alike in in_vain and not self._may_reserve(job):
+                wait(job)
+            elif job.id in self._promised:
+                self._redeem(job, *self._promised[job.id])
+            else:
+                self._try(job)
+
+    def _redeem(self, job: Job, kind: Kind, promised: Place) -> None:
+        """It starts if it can, else its place is being cleared."""
+        ends_s = self._now + self._estimates.ends_after_s(job, job.ran_s) - job.ran_s
+        if (found := self.room.redeem(kind, promised, ends_s, not self._again)) is not None:
+            self.accounts.charge(job, kind.demand.width)
+            self._place_at(job, kind, found, ends_s)
+        else:
+            self._waiting.append(job)
+            self._blocked = True
+            self._promise(job, kind, promised)
 
     def _try(self, job: Job) -> None:
         kind: Kind | None = self.room.kind(job.demand)
@@ -147,6 +205,7 @@ class Planner:
         mark = id(kind), job.tenant, job.priority, job.attained, job.id in self._starved, ends_s <= self.room.reservations.first_s
         if mark in self._hopeless and not self._may_reserve(job):
             self._wait(job)
+            self._give_up(job, mark)
             return
         for size in (kind, *self._smaller_kinds(job, kind)):
             if (found := self.room.find(size, ends_s)) is not None:
@@ -158,8 +217,15 @@ class Planner:
             self.head = job.id
         elif self._make_room(job, kind):
             self._hopeless.clear()
+            self._in_vain.clear()
         elif not job.smaller:
-            self._hopeless.add(mark)
+            self._give_up(job, mark)
+
+    def _give_up(self, job: Job, mark: tuple[Any, ...]) -> None:
+        """What it was refused need not be tried again."""
+        self._hopeless.add(mark)
+        if job.alike and not self._limits and job.id not in self._starved:
+            self._in_vain.add(job.alike)
 
     def _smaller_kind(self, job: Job) -> Kind | None:
         """For a gang that nodes are missing for: what of it is tried now, or None, and the reason is told."""
@@ -187,8 +253,11 @@ class Planner:
         return (replace(job.demand, num_workers=count) for count in reversed(job.smaller))
 
     def _start(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
-        self.room.start(job, kind.demand, found, ends_s)
         self.accounts.start(job, kind.demand.width)
+        self._place_at(job, kind, found, ends_s)
+
+    def _place_at(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
+        self.room.start(job, kind.demand, found, ends_s)
         if len(self.room.reservations):  # beside it until then, as expected
             self._changes.append(ends_s)
         placement = self.room.grid.named(found)
@@ -203,10 +272,10 @@ class Planner:
     def _make_room(self, job: Job, kind: Kind) -> bool:
         """Others shrink for it, else others leave, else a place is kept for it; or none of it: False."""
         if (found := self.room.find_soon(kind)) is not None:
-            self._clear(job, kind, found, ())
+            self._clear(job, kind, found)
         elif (given := self.room.shrink(kind)) is not None:
             self._resizes += [self._resize(run, held, job.id) for run, held in given[0]]
-            self._clear(job, kind, given[1], [run.job.id for run, _ in given[0]])
+            self._clear(job, kind, given[1])
         elif not self._preemptive:
             return self._reserve(job, kind, None)
         else:
@@ -225,16 +294,19 @@ class Planner:
             self.accounts.leaves(victim.run)
             receipt = why.receipt(job.id, victim.cost, claim.starved)
             self._preempts.append(Preempt(job_id=victim.run.job.id, for_job=job.id, cost=victim.cost, why=receipt))
-        self._clear(job, kind, place, [victim.run.job.id for victim in victims])
+        self._clear(job, kind, place)
         return True
 
-    def _clear(self, job: Job, kind: Kind, place: Place, leavers: Sequence[str]) -> None:
+    def _clear(self, job: Job, kind: Kind, place: Place) -> None:
         """The job is promised a place that others are about to leave."""
         self.accounts.add(job, kind.demand.width)
+        self._promise(job, kind, place)
+
+    def _promise(self, job: Job, kind: Kind, place: Place) -> None:
         soon_s, placement = self._now + self._policy.grace_s, self.room.grid.named(place)
-        self._reservations.append(Reservation(job_id=job.id, start_s=soon_s, placement=placement))
+        self._reservations.append(Reservation(job_id=job.id, start_s=soon_s, placement=placement, cleared=True))
         self.cleared[job.id] = place
-        self._reasons[job.id] = partial(why.cleared, kind.demand, leavers)
+        self._reasons[job.id] = lambda: why.cleared(kind.demand, self.room.leavers(place))
 
     def _grow(self) -> None:
         for run, held in sorted(self.room.runs, key=lambda row: row[0].job.id):
@@ -293,10 +365,8 @@ class Planner:
         return reason + why.kept_out(usable, [usable[i] for i in allowed])
 
     def _next_change(self) -> float | None:
-        if self.starts and not self._fifo:
-            times = (starves_at(job, self._policy, self._widest) for job in self._waiting if job.id not in self._starved)
-            self._starves_s = min(times, default=math.inf)
-        self._changes.append(self._starves_s)
+        if self.turns is not None:
+            self._changes.append(self.turns.starve_next({start.job_id for start in self.starts}))
         if self._used and self._waiting:
             self._changes.append(ranks_change_at(self._policy, self._used, self.accounts.charged, self._now))
         if self._blocked and not self._fifo:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.control.scheduler.estimate import Estimates
-from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Policy, Run, Standing
+from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Placement, Policy, Run, Standing
 from orchestrator.control.scheduler.place import Grid, Place, place, stays_on_one
 from orchestrator.control.scheduler.preempt import ALONE, Claim, Footing, Victim, cheapest, evictable_from
 from orchestrator.control.scheduler.reserve import Release, Reservations
@@ -45,6 +45,8 @@ class Room:
         self._starting: list[tuple[Job, Place]] = []
         self._leaving: list[tuple[Run, Place]] = []
         self._soon: Grid | None = None
+        self._free: Grid | None = None
+        """What is free now, of what is promised too; None as long as nothing is promised."""
         self.reservations = Reservations(self.grid)
         self._kinds: dict[Demand, Kind] = {}
         self._victims: Victims | None = None
@@ -94,6 +96,8 @@ class Room:
         """The job is given that now; it is a run from here on."""
         self._starting.append((job, taken))
         self.grid.take(demand, taken)
+        if self._free is not None:
+            self._free.take(demand, taken)
         if self._soon is not None:
             self._soon.take(demand, taken)
             if self._victims is not None:
@@ -116,6 +120,17 @@ class Room:
         return self._runs
 
     @property
+    def everyone(self) -> list[tuple[Run, Place]]:
+        """Those that were told to leave before as well."""
+        return self.runs + self._leaving
+
+    def leavers(self, place: Place) -> list[str]:
+        """Who has been told to leave, or to shrink, there."""
+        nodes = {i for i, _ in place}
+        rows = [*self._leaving, *((run, held) for run, held in self._runs if run.job.id in self._gone)]
+        return sorted(run.job.id for run, held in rows if not nodes.isdisjoint(i for i, _ in held))
+
+    @property
     def soon(self) -> Grid:
         """What is free when all who were told to leave have left, and those whom they leave for have started."""
         if self._soon is None:
@@ -131,6 +146,25 @@ class Room:
         found = place(self.soon, kind.demand, kind.allowed & ~self.reservations.nodes, kind.on_one)
         if found is not None:
             self._promise(kind.demand, found)
+        return found
+
+    def keep(self, kind: Kind, placement: Placement) -> Place | None:
+        """The place that a gang was promised before, which is promised to it again; None: it is gone."""
+        promised = self.grid.indexed(placement)
+        if len(promised) < len(placement) or not self.soon.has(kind.demand, promised):
+            return None
+        self._promise(kind.demand, promised)
+        return promised
+
+    def redeem(self, kind: Kind, promised: Place, ends_s: float, elsewhere: bool) -> Place | None:
+        """Where a gang that was promised a place can start now: there, or `elsewhere`; what it was promised is given back then."""
+        free = self._free or self.grid
+        found = promised if free.has(kind.demand, promised) else self.find(kind, ends_s) if elsewhere else None
+        if found is not None:
+            self.soon.give(kind.demand, promised)
+            self.grid.renew(promised, free, self.soon)
+            for other in self._kinds.values():
+                other.full = other.crowded = False
         return found
 
     def evict(self, kind: Kind, claim: Claim, least_gain: float, tenants: Mapping[str, Footing]) -> tuple[list[Victim], Place] | None:
@@ -211,11 +245,12 @@ class Room:
         """When a run is expected to have ended."""
         found = self._ends.get(run.job.id)
         if found is None:
-            ran_s = run.job.ran_s + self._now - run.started_s
-            found = self._ends[run.job.id] = run.started_s - run.job.ran_s + self._estimates.ends_after_s(run.job, ran_s)
+            found = self._ends[run.job.id] = self._estimates.ends_s(run.job, run.started_s - run.job.ran_s, self._now)
         return found
 
     def _promise(self, demand: Demand, promised: Place) -> None:
+        if self._free is None:
+            self._free = self.grid.copy()
         self.soon.take(demand, promised)
         self.grid.narrow(self.soon, promised)
         self.reservations.take(demand, promised, math.inf)

@@ -1,16 +1,19 @@
 """Claim: without knowing how long a job runs, the scheduler comes as near the best as one that knows, and lets nobody wait without bound.
 
-    python benchmarks/scheduler_goals.py [--trace benchmarks/traces/itp04.csv --nodes 72] [--only itp04 bursty ...] [--jobs 5000]
+    python benchmarks/scheduler_goals.py [--trace benchmarks/traces/itp04.csv --nodes 72] [--only itp04 bursty ...] [--jobs 2000]
 
-The shipped policies, as they are shipped, and what they are measured against, on a real trace and on generated ones (seed 1); every
-scheduler has the same simulated cluster, the same rules of placement and the same cost of a preemption. For the real trace the known
-figures of the baselines are reproduced too: without that the comparison is worth nothing.
+The shipped policies, as they are shipped, and what they are measured against, on a real trace and on generated ones: of seed 1, while
+seeds 11 and 12 were looked at as the policy was made. Every scheduler has the same simulated cluster, the same rules of placement and the
+same cost of a preemption. For the real trace the known figures of the baselines are reproduced too: without that the comparison is worth
+nothing. The speed of the simulator is in seconds of this process's CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,7 +81,7 @@ def figures(trace: tuple[TraceJob, ...], nodes: int, names: tuple[str, ...]) -> 
     found = {}
     for name in names:
         planner, chosen = (plan, policy(name)) if name in MODES else baseline(name, trace)
-        outcome = simulate(trace, world, planner, chosen, name=name)
+        outcome = simulate(trace, world, planner, chosen, name=name, clock=time.process_time)
         first = max(job.first_start_s - job.job.submit_s for job in outcome.jobs)
         by_rank = sorted(job.jct_s for job in outcome.jobs)[int(0.99 * len(trace))]
         found[name] = {**metrics.table(outcome, {}), "max_first_wait_s": first, "p99_rank_s": by_rank}
@@ -94,7 +97,8 @@ def goals(name: str, found: Figures, jobs: int) -> Iterator[Goal]:
         yield Goal(name, "preemptive: average JCT / EASY with exact durations", ours["avg_jct_s"] / easy["avg_jct_s"], 0.68)
         yield Goal(name, "batch: average JCT / EASY", batch["avg_jct_s"] / easy["avg_jct_s"], 0.90)
     yield Goal(name, "preemptive: average JCT / SRTF oracle", ours["avg_jct_s"] / found["srtf"]["avg_jct_s"], 1.02)
-    yield Goal(name, "preemptive: longest wait, s", ours["max_wait_s"], bound_s)
+    yield Goal(name, "preemptive: longest wait for the first start, s", ours["max_first_wait_s"], bound_s)
+    yield Goal(name, "preemptive: longest wait at one go, those after preemptions too, s", ours["max_wait_s"], bound_s)
     yield Goal(name, "preemptive: longest wait of a job in all, s", ours["max_total_wait_s"], 380_000)
     yield Goal(name, "preemptive: preemptions of one job", ours["max_preemptions_of_a_job"], 15)
     yield Goal(name, "preemptive: preemptions for each job", ours["preemptions"] / jobs, 0.4)
@@ -123,7 +127,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--trace", type=Path, default=ROOT / "benchmarks" / "traces" / "itp04.csv")
     parser.add_argument("--nodes", type=int, default=72, help="of the real trace")
-    parser.add_argument("--jobs", type=int, default=5_000, help="of each generated trace")
+    parser.add_argument("--jobs", type=int, default=2_000, help="of each generated trace")
     parser.add_argument("--only", nargs="*", choices=("itp04", *RECIPES), default=["itp04", *RECIPES])
     asked = parser.parse_args()
     met: list[Goal] = []
@@ -133,7 +137,7 @@ def main() -> int:
         real = name == "itp04"
         trace = read_trace(asked.trace) if real else generate(name, jobs=asked.jobs, gpus=GENERATED_NODES * 8, seed=SEED)
         nodes = asked.nodes if real else GENERATED_NODES
-        found = figures(trace, nodes, (*BASELINES, *MODES))
+        found = figures(trace, nodes, (*BASELINES, *MODES) if real else ("easy", "srtf", "batch", "preemptive"))
         if name == "elastic":
             rigid = figures(tuple(replace(job, sizes=()) for job in trace), nodes, ("preemptive",))
             gain = found["preemptive"]["avg_jct_s"] / rigid["preemptive"]["avg_jct_s"]
@@ -142,6 +146,7 @@ def main() -> int:
         rows += compared(name, found)
     page = table(("trace", "goal", "measured", "bar", "holds"), [goal.cells() for goal in met])
     page += ["", *table(("trace", "scheduler", *SHOWN), rows)]
+    page += ["", f"The machine was shared: a mean of {os.getloadavg()[2]:.1f} processes wanted its {os.cpu_count()} cores at the end."]
     print("\n".join(page))
     held = sum(goal.holds for goal in met)
     return publish(

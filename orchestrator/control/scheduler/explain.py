@@ -80,7 +80,7 @@ class _Question:
     def _holders(self, planner: Planner) -> tuple[str, ...]:
         """The runs that lose the least of those that would have to be gone."""
         room = planner.room
-        victims = [Victim(run, held, cost(run, self._now), self._now) for run, held in room.staying() if held]
+        victims = [Victim(run, held, cost(run, self._now)) for run, held in room.staying() if held]
         kind = room.kind(self._job.demand)
         found = cheapest(room.soon, kind.demand, kind.allowed, victims, kind.on_one) if kind.possible and victims else None
         return tuple(sorted(victim.run.job.id for victim in found[0])) if found is not None else ()

@@ -57,6 +57,11 @@ class ClusterView:
         return tuple(sorted((node for node in self.nodes if node.alive and not node.draining), key=lambda node: node.id))
 
     @cached_property
+    def excluded(self) -> dict[str, str]:
+        """The names of those that only a job takes that could never run without, by id."""
+        return {node.id: node.name for node in self.usable if node.standing is Standing.EXCLUDED}
+
+    @cached_property
     def index(self) -> dict[str, int]:
         """Where a node stands in `usable`, by its id."""
         return {node.id: position for position, node in enumerate(self.usable)}
@@ -238,6 +243,8 @@ class Policy:
     min_run_s: float = 1800.0
     """No run is preempted before; doubles with every preemption of the same job."""
     max_doublings: int = 6
+    turn_s: float = 2 * 3600.0
+    """A run is left alone for so long by those that have run before and wait too long again, and do not come before it otherwise."""
     max_preemptions: int = 15
     """A job that was preempted so often is left alone."""
     gain_factor: float = 2.0

@@ -18,7 +18,7 @@ from orchestrator.control.scheduler import reasons as why
 from orchestrator.control.scheduler.admit import Accounts, ranks_change_at, shares, tenant_ranks, used_by_tenant
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Preempt, Reservation, Resize, Run, Start, Usage
-from orchestrator.control.scheduler.order import Turns, fifo_key, level
+from orchestrator.control.scheduler.order import Turns, fifo_key, in_turn_until, level
 from orchestrator.control.scheduler.place import Place
 from orchestrator.control.scheduler.preempt import Claim, Footing
 from orchestrator.control.scheduler.resize import due_s
@@ -32,7 +32,7 @@ def plan(cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...],
     try:
         planner = Planner(cluster, queue, running, usage, now, policy)
         decided = following = planner.decide()
-        while planner.evicts:  # once they are told to leave, more may start beside them
+        while planner.goes_on:
             planner = Planner(cluster, *planner.after(following), usage, now, policy, planner.turns)
             following = planner.decide()
             decided = decided.then(following)
@@ -84,13 +84,18 @@ class Planner:
         """What was tried in vain, and would be again."""
         self._in_vain: set[str] = set()
         """So were jobs that are alike."""
+        self._reserved_all = not policy.max_reservations
+        """No more places are kept: a quarter of the nodes, if not fewer, may be waited for at once."""
+        self._evicts_late = False
+        """Somebody leaves though a reservation was made before."""
         self._limits = any(tenant.quota or tenant.jobs_per_user for tenant in policy.tenants.values())
 
     def decide(self, grow: bool = True) -> Plan:
         """`grow`: runs may be given more workers if nobody waits."""
         later: list[Job] = []
         priority: int | None = None
-        for job in self.queue if self._shares else ():
+        queue = [job for job in self.queue if not self._is_redeemed(job)] if self._promised else self.queue
+        for job in queue if self._shares else ():
             if later and job.priority != priority:
                 self._try_all(later)
                 later = []
@@ -99,7 +104,7 @@ class Planner:
                 later.append(job)
             else:
                 self._try_all((job,))
-        self._try_all(later if self._shares else self.queue)
+        self._try_all(later if self._shares else queue)
         if grow and not self._blocked:
             self._grow()
         return Plan(
@@ -110,9 +115,11 @@ class Planner:
         )  # fmt: skip
 
     @property
-    def evicts(self) -> bool:
-        """Who leaves, and nobody who shrinks: that is done at once."""
-        return bool(self._preempts) and not self._resizes
+    def goes_on(self) -> bool:
+        """Once those who were told to leave are leaving, more may be done at this moment: for a tenant that is under its share then, on
+        a node from which more leaves than was known when it was promised, or before a reservation that comes sooner. Not where somebody
+        shrinks: that is done at once."""
+        return bool(self._preempts) and not self._resizes and (bool(self._shares) or self._evicts_late or self.room.is_wider())
 
     def after(self, decided: Plan) -> tuple[list[Job], list[Run]]:
         """What waits, in the same order, and what runs, once the plan is carried out and before anybody has left."""
@@ -143,19 +150,17 @@ class Planner:
             self.turns = Turns(queue, self._now, self._policy, self._ranks, self._estimates, widest)
             jobs = self.turns.jobs
         self._starved = self.turns.starved
-        promised = sorted((job for job in jobs if job.cleared), key=lambda job: (job.reserved_s or 0.0, job.queued_s, job.id))
-        first = [job for job in promised if self._keeps(job)]
-        return first + [job for job in jobs if job.id not in self._promised] if first else list(jobs)
+        for job in sorted((job for job in jobs if job.cleared), key=lambda job: (job.reserved_s or 0.0, job.queued_s, job.id)):
+            self._keep(job)
+        return list(jobs)
 
-    def _keeps(self, job: Job) -> bool:
-        """Whether it still has the place that others were told to leave for it."""
+    def _keep(self, job: Job) -> None:
+        """It still has the place that others were told to leave for it, if that is there."""
         workers = sum(count for _, count in job.cleared)
         kind = self.room.kind(job.demand if workers == job.demand.num_workers else replace(job.demand, num_workers=workers))
-        if self.accounts.refusal(job, kind.demand.width) or (found := self.room.keep(kind, job.cleared)) is None:
-            return False
-        self.accounts.add(job, kind.demand.width)
-        self._promised[job.id] = kind, found
-        return True
+        if not self.accounts.refusal(job, kind.demand.width) and (found := self.room.keep(kind, job.cleared)) is not None:
+            self.accounts.add(job, kind.demand.width)
+            self._promised[job.id] = kind, found
 
     def _stays_within_share(self, job: Job) -> bool:
         return self.accounts.held.get(job.tenant, 0) + job.demand.width <= self._shares[job.tenant]
@@ -165,23 +170,27 @@ class Planner:
     def _try_all(self, jobs: Iterable[Job]) -> None:
         in_vain, wait = self._in_vain, self._waiting.append
         for job in jobs:
-            if job.alike in in_vain and not self._may_reserve(job):
+            if job.alike in in_vain and (self._reserved_all or not self._may_reserve(job)):
                 wait(job)
-            elif job.id in self._promised:
-                self._redeem(job, *self._promised[job.id])
+            elif job.cleared and job.id in self._promised:
+                if self._again or not self._is_redeemed(job, elsewhere=True):
+                    self._waiting.append(job)
+                    self._blocked = True
+                    self._promise(job, *self._promised[job.id])
             else:
                 self._try(job)
 
-    def _redeem(self, job: Job, kind: Kind, promised: Place) -> None:
-        """It starts if it can, else its place is being cleared."""
+    def _is_redeemed(self, job: Job, elsewhere: bool = False) -> bool:
+        """A job that was promised a place starts there, before all others, if it is free; when its turn comes, also `elsewhere`."""
+        if job.id not in self._promised:
+            return False
+        kind, promised = self._promised[job.id]
         ends_s = self._now + self._estimates.ends_after_s(job, job.ran_s) - job.ran_s
-        if (found := self.room.redeem(kind, promised, ends_s, not self._again)) is not None:
+        found = self.room.redeem(kind, promised, ends_s, elsewhere)
+        if found is not None:
             self.accounts.charge(job, kind.demand.width)
             self._place_at(job, kind, found, ends_s)
-        else:
-            self._waiting.append(job)
-            self._blocked = True
-            self._promise(job, kind, promised)
+        return found is not None
 
     def _try(self, job: Job) -> None:
         kind: Kind | None = self.room.kind(job.demand)
@@ -261,7 +270,7 @@ class Planner:
         if len(self.room.reservations):  # beside it until then, as expected
             self._changes.append(ends_s)
         placement = self.room.grid.named(found)
-        self.starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.usable, placement)))
+        self.starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.excluded, placement)))
 
     def _wait(self, job: Job, reason: Callable[[], str] | None = None) -> None:
         """`reason`: None if it is the usual one."""
@@ -290,6 +299,7 @@ class Planner:
         if found is None:
             return False
         victims, place = found
+        self._evicts_late = self._evicts_late or len(self.room.reservations) > 0
         for victim in victims:
             self.accounts.leaves(victim.run)
             receipt = why.receipt(job.id, victim.cost, claim.starved)
@@ -325,7 +335,7 @@ class Planner:
 
     def _may_reserve(self, job: Job) -> bool:
         """Whether a place may be kept for it."""
-        if len(self.room.reservations) >= self._policy.max_reservations:
+        if self._reserved_all:
             return False
         due_s = job.queued_s + self._policy.reserve_after_s
         if self._now < due_s and job.id not in self._starved:
@@ -338,6 +348,8 @@ class Planner:
         if found is None:
             return False
         start_s, place = found
+        kept = self.room.reservations
+        self._reserved_all = len(kept) >= self._policy.max_reservations or 4 * kept.nodes.bit_count() >= len(self._cluster.usable)
         self.accounts.promise(job, kind.demand.width)
         self._reservations.append(Reservation(job_id=job.id, start_s=start_s, placement=self.room.grid.named(place)))
         self._reasons[job.id] = lambda: self._why_waiting(job, kind) + why.reserved(start_s - self._now)
@@ -347,7 +359,8 @@ class Planner:
     def _claim(self, job: Job) -> Claim:
         within = not self._shares or self._stays_within_share(job)
         rank = self._ranks.get(job.tenant, 0)
-        return Claim(job.id in self._starved, job.priority, job.tenant, level(job.attained, self._policy), within, rank)
+        in_turn = self._now < in_turn_until(job, self._policy)
+        return Claim(job.id in self._starved, job.priority, job.tenant, level(job.attained, self._policy), within, rank, in_turn)
 
     def _tenants(self) -> dict[str, Footing]:
         held = self.accounts.held
@@ -370,7 +383,7 @@ class Planner:
         if self._used and self._waiting:
             self._changes.append(ranks_change_at(self._policy, self._used, self.accounts.charged, self._now))
         if self._blocked and not self._fifo:
-            self._changes += [due_s(run, self._policy.resize_interval_s) for run, _ in self.room.runs if run.job.smaller]
+            self._changes += [due_s(run, self._policy.resize_interval_s) for run, _ in self.room.elastic]
         tenants = self._tenants()
         for claim in self._claims:
             self._changes.append(self.room.victims.next_at(claim, tenants))

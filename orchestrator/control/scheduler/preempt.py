@@ -11,6 +11,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from orchestrator.control.scheduler.model import Demand, Policy, Run
 from orchestrator.control.scheduler.place import Grid, Place, bits, place, stays_on_one, takes_whole_nodes
@@ -30,24 +31,22 @@ class Claim:
     """Its tenant would hold no more than its share with the job."""
     rank: int = 0
     """Of its tenant."""
+    in_turn: bool = False
+    """It has run before, and not waited too long in all."""
 
 
 Footing = tuple[bool, int]
 """(whether a tenant holds more than its share, its rank)."""
 ALONE: Footing = (False, 0)
-ANY_LEVEL = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Victim:
+class Victim(NamedTuple):
     """A run that might be told to leave."""
 
     run: Run
     place: Place
     cost: float
     """Service that would be lost."""
-    free_from_s: float
-    """Until then it is left alone."""
     rank: tuple[int, float] = (0, 0.0)
     """Of equal costs the lower leaves: the higher level and, of one level, who has had less of it and so is farther from its end."""
 
@@ -71,9 +70,23 @@ def protected_until(run: Run, policy: Policy) -> float:
     return until
 
 
-def leaves_level_s(run: Run, level: int, policy: Policy) -> float:
-    """When the run has had the service of that level."""
-    return run.started_s + (policy.levels[level] - run.job.attained) / run.width
+Times = tuple[float, ...]
+"""Of a run: when it is no longer left alone, when it has had the service of the first level, the second ..., and when it has had a turn."""
+ANYBODY = 0
+
+
+def times(run: Run, policy: Policy) -> Times:
+    """The first is the earliest; infinite: it is left alone for ever."""
+    known: tuple[Policy, Times] | None = run.memo.get("times")
+    if known is None or known[0] is not policy:
+        known = run.memo["times"] = policy, _times(run, policy)
+    return known[1]
+
+
+def _times(run: Run, policy: Policy) -> Times:
+    until = protected_until(run, policy)
+    leaves = [run.started_s + (bound - run.job.attained) / run.width for bound in policy.levels]
+    return (until, *(max(until, time) for time in (*leaves, run.started_s + policy.turn_s)))
 
 
 def cost(run: Run, now: float) -> float:
@@ -82,31 +95,30 @@ def cost(run: Run, now: float) -> float:
     return run.width * (max(0.0, now - saved_s) + run.save_s + run.restart_s)
 
 
-def level_to_leave(claim: Claim, priority: int, tenant: str, footing: Footing, policy: Policy) -> int | None:
-    """The level that a run has to have left before the claim is good against it; None: the claim never is. `footing`: of the run's tenant.
+def grounds(claim: Claim, priority: int, tenant: str, footing: Footing, policy: Policy) -> tuple[int, ...]:
+    """Which of its `Times` make the claim good against a run, each of them; none: it never is. `footing`: of the run's tenant.
 
-    It is good only if the job will still come before the run when that waits, so that nobody leaves in vain, or in a circle.
+    It is good only if the job will still come before the run when that waits, so that nobody leaves in vain, or in a circle. A job that is
+    starved though it has run before takes its turn after that of the run: where many are, they would else evict each other all the time.
     """
+    if (claim.starved and not claim.in_turn) or claim.priority > priority:
+        return (ANYBODY,)
+    found = (len(policy.levels) + 1,) if claim.starved else ()
     over_share, rank = footing
-    if claim.starved or claim.priority > priority:
-        return ANY_LEVEL
     if claim.priority < priority or (not claim.within_share and (claim.tenant != tenant or not over_share)):
-        return None
+        return found
     if claim.tenant != tenant:
         if over_share:
-            return ANY_LEVEL
+            return (ANYBODY,)
         if claim.rank >= rank:
-            return None
-    return claim.level if claim.level < len(policy.levels) else None
+            return found
+    return (*found, claim.level + 1) if claim.level < len(policy.levels) else found
 
 
 def evictable_from(claim: Claim, victim: Victim, policy: Policy, footing: Footing) -> float:
     """From when the claim is good against the run; infinite: never."""
-    job = victim.run.job
-    level = level_to_leave(claim, job.priority, job.tenant, footing, policy)
-    if level is None:
-        return math.inf
-    return victim.free_from_s if level == ANY_LEVEL else max(victim.free_from_s, leaves_level_s(victim.run, level, policy))
+    job, when = victim.run.job, times(victim.run, policy)
+    return min((when[ground] for ground in grounds(claim, job.priority, job.tenant, footing, policy)), default=math.inf)
 
 
 def cheapest(

@@ -52,6 +52,10 @@ class Room:
         self._victims: Victims | None = None
         self._looked_at = 0
         """So many of the runs are among the victims."""
+        self._promises: list[tuple[Demand, Place]] = []
+        self._elastic: list[tuple[Run, Place]] = []
+        self._known = 0
+        """So many of the runs are known to be elastic or not."""
         self._ends: dict[str, float] = {}
         self._refused: set[tuple[Any, ...]] = set()
         self._gone: set[str] = set()
@@ -61,12 +65,12 @@ class Room:
 
     def _hold(self, running: Sequence[Run]) -> None:
         """Take what runs hold."""
-        grid, places = self.grid, self._cluster.memo.setdefault("places", {})
+        grid, cluster = self.grid, self._cluster
         for run in running:
-            held = places.get(run.placement)
-            if held is None:
-                held = places[run.placement] = grid.indexed(run.placement)
-            demand = run.job.demand
+            known = run.memo.get("held")
+            if known is None or known[0] is not cluster:
+                known = run.memo["held"] = cluster, grid.indexed(run.placement)
+            held, demand = known[1], run.job.demand
             for i, workers in held:
                 grid.cpus[i] -= workers * demand.cpu_units
                 grid.gpus[i] -= workers * demand.gpus
@@ -120,6 +124,15 @@ class Room:
         return self._runs
 
     @property
+    def elastic(self) -> list[tuple[Run, Place]]:
+        """Of these, those that may shrink."""
+        for row in self.runs[self._known :]:
+            if row[0].job.smaller:
+                self._elastic.append(row)
+        self._known = len(self._runs)
+        return self._elastic
+
+    @property
     def everyone(self) -> list[tuple[Run, Place]]:
         """Those that were told to leave before as well."""
         return self.runs + self._leaving
@@ -138,6 +151,14 @@ class Room:
             for run, held in self._leaving:
                 self._soon.give(run.job.demand, held)
         return self._soon
+
+    def is_wider(self) -> bool:
+        """Whether what is promised is free already, or more is beside it than was known when it was."""
+        grid, soon, free = self.grid, self.soon, self._free or self.grid
+        nodes = {i for _, place in self._promises for i, _ in place}
+        return any(free.has(demand, place) for demand, place in self._promises) or any(
+            min(soon.gpus[i], free.gpus[i]) > grid.gpus[i] or min(soon.cpus[i], free.cpus[i]) > grid.cpus[i] for i in nodes
+        )
 
     def find_soon(self, kind: Kind) -> Place | None:
         """A place that is being cleared already; it is promised to the gang."""
@@ -195,7 +216,7 @@ class Room:
         if not kind.on_one or (None, kind.demand) in self._refused:
             return None
         interval_s, among = self._policy.resize_interval_s, kind.allowed & ~self.reservations.nodes
-        open_to = [row for row in self.runs if row[0].job.smaller and self.is_settled(*row) and due_s(row[0], interval_s) <= self._now]
+        open_to = [row for row in self.elastic if self.is_settled(*row) and due_s(row[0], interval_s) <= self._now]
         drops = shrink(self.soon, open_to, kind.demand, among) if open_to else []
         if not drops:
             self._refused.add((None, kind.demand))
@@ -253,6 +274,7 @@ class Room:
             self._free = self.grid.copy()
         self.soon.take(demand, promised)
         self.grid.narrow(self.soon, promised)
+        self._promises.append((demand, promised))
         self.reservations.take(demand, promised, math.inf)
         if self._victims is not None:
             self._victims.touched(promised)

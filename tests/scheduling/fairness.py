@@ -79,7 +79,7 @@ def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
     if policy.mode == "fifo":
         return (one.queued_s, one.id) < (other.queued_s, other.id)
     if starved(moment, one) or starved(moment, other):
-        since, other_since = ((_in_turn(moment, job), job.queued_s, job.id) for job in (one, other))
+        since, other_since = ((job.ran_s > 0, job.queued_s, job.id) for job in (one, other))
         return starved(moment, one) and (not starved(moment, other) or since < other_since)
     if one.priority != other.priority:
         return one.priority > other.priority
@@ -96,11 +96,6 @@ def starved(moment: Moment, job: Job) -> bool:
     is_wide = job.demand.gpus and job.demand.width > max((node.gpus for node in moment.usable), default=0)
     bound_s = min(policy.max_wait_s, policy.max_gang_wait_s) if is_wide else policy.max_wait_s
     return waited_s >= bound_s or job.waited_s + waited_s >= max(policy.max_total_wait_s, job.ran_s)
-
-
-def _in_turn(moment: Moment, job: Job) -> bool:
-    """It has run, and not waited too long in all: then those come first that have not run."""
-    return job.ran_s > 0 and job.waited_s + moment.now - job.queued_s < max(moment.policy.max_total_wait_s, job.ran_s)
 
 
 def level(policy: Policy, attained: float) -> int:

@@ -35,17 +35,7 @@ def patience_s(job: Job, policy: Policy, widest: float = math.inf) -> float:
     bound_s = policy.max_wait_s
     if job.demand.gpus and job.demand.width > widest:
         bound_s = min(bound_s, policy.max_gang_wait_s)
-    return min(bound_s, _patience_in_all_s(job, policy))
-
-
-def _patience_in_all_s(job: Job, policy: Policy) -> float:
-    return max(0.0, max(policy.max_total_wait_s, job.ran_s) - job.waited_s)
-
-
-def in_turn_until(job: Job, policy: Policy) -> float:
-    """Until then a starved job takes its turn after those that have not run yet, and only from runs that had theirs: as long as it has not
-    waited too long in all its waits. Never of one that has not run."""
-    return job.queued_s + _patience_in_all_s(job, policy) if job.ran_s > 0.0 else -math.inf
+    return min(bound_s, max(0.0, max(policy.max_total_wait_s, job.ran_s) - job.waited_s))
 
 
 def level(service: float, policy: Policy) -> int:
@@ -61,15 +51,15 @@ def fifo_key(job: Job) -> Key:
     return job.queued_s, job.id
 
 
-def starved_key(job: Job, now: float, policy: Policy) -> Key:
-    """All are to have their first turn in time, and nobody is to wait too long in all: so who has run comes after them."""
-    return now < in_turn_until(job, policy), job.queued_s, job.id
+def starved_key(job: Job) -> Key:
+    """All are to have their first turn in time: so who has run comes after them."""
+    return job.ran_s > 0.0, job.queued_s, job.id
 
 
-def key(job: Job, starved: bool, policy: Policy, tenant_ranks: Mapping[str, int], estimates: Estimates, now: float = 0.0) -> Key:
-    """The smaller, the earlier. `now`: of those that are starved."""
+def key(job: Job, starved: bool, policy: Policy, tenant_ranks: Mapping[str, int], estimates: Estimates) -> Key:
+    """The smaller, the earlier."""
     if starved:
-        return 0, *starved_key(job, now, policy)
+        return 0, *starved_key(job)
     at = bisect_right(policy.levels, job.attained) if job.attained and policy.mode == "preemptive" else 0
     return 1, -job.priority, tenant_ranks.get(job.tenant, 0), at, remaining(job, estimates), job.submitted_s, job.id
 
@@ -83,13 +73,13 @@ class Turns:
         self._now, self._policy, self._widest = now, policy, widest
         self._starved: list[Job] = []
         self.next_starves: tuple[float, str] = math.inf, ""
-        """(when, who of those that are not yet, or only in turn)."""
+        """(when, who of those that are not yet)."""
         parts: dict[Key, list[list[Job]]] = {}
         for members in _groups(queue):
             if patient := self._patient(members):
                 parts.setdefault(key(patient[0], False, policy, tenant_ranks, estimates)[:-2], []).append(patient)
         self.starved = {job.id for job in self._starved}
-        self.jobs = sorted(self._starved, key=lambda job: starved_key(job, now, policy))
+        self.jobs = sorted(self._starved, key=starved_key)
         """Who is next first."""
         for prefix in sorted(parts):
             jobs, *others = parts[prefix]
@@ -99,7 +89,7 @@ class Turns:
         """When the next of them does, but those that were `started`. Infinite: none will."""
         if self.next_starves[1] in started:
             self.next_starves = math.inf, ""
-            for members in _groups([job for job in self.jobs if job.id not in started]):
+            for members in _groups([job for job in self.jobs if job.id not in started and job.id not in self.starved]):
                 self._patient(members)
         return self.next_starves[0]
 
@@ -108,9 +98,6 @@ class Turns:
         waits_s = patience_s(members[0], self._policy, self._widest)
         number = bisect_right(members, self._now, key=lambda job: job.queued_s + waits_s)
         self._starved += members[:number]
-        for job in members[:number]:
-            if (until := in_turn_until(job, self._policy)) > self._now:
-                self.next_starves = min(self.next_starves, (until, job.id))
         if number < len(members):
             self.next_starves = min(self.next_starves, (members[number].queued_s + waits_s, members[number].id))
         return members[number:]

@@ -18,7 +18,7 @@ from orchestrator.control.scheduler import reasons as why
 from orchestrator.control.scheduler.admit import Accounts, ranks_change_at, shares, tenant_ranks, used_by_tenant
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Preempt, Reservation, Resize, Run, Start, Usage
-from orchestrator.control.scheduler.order import Turns, fifo_key, in_turn_until, level
+from orchestrator.control.scheduler.order import Turns, fifo_key, level
 from orchestrator.control.scheduler.place import Place
 from orchestrator.control.scheduler.preempt import Claim, Footing
 from orchestrator.control.scheduler.resize import due_s
@@ -359,8 +359,7 @@ class Planner:
     def _claim(self, job: Job) -> Claim:
         within = not self._shares or self._stays_within_share(job)
         rank = self._ranks.get(job.tenant, 0)
-        in_turn = self._now < in_turn_until(job, self._policy)
-        return Claim(job.id in self._starved, job.priority, job.tenant, level(job.attained, self._policy), within, rank, in_turn)
+        return Claim(job.id in self._starved, job.priority, job.tenant, level(job.attained, self._policy), within, rank, job.ran_s > 0.0)
 
     def _tenants(self) -> dict[str, Footing]:
         held = self.accounts.held

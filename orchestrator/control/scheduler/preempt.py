@@ -32,7 +32,7 @@ class Claim:
     rank: int = 0
     """Of its tenant."""
     in_turn: bool = False
-    """It has run before, and not waited too long in all."""
+    """It has run before: if it is starved, it takes its turn after that of a run."""
 
 
 Footing = tuple[bool, int]

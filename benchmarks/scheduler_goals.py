@@ -5,12 +5,13 @@
 The shipped policies, as they are shipped, and what they are measured against, on a real trace and on generated ones: of seed 1, while
 seeds 11 and 12 were looked at as the policy was made. Every scheduler has the same simulated cluster, the same rules of placement and the
 same cost of a preemption. For the real trace the known figures of the baselines are reproduced too: without that the comparison is worth
-nothing. The speed of the simulator is in seconds of this process's CPU.
+nothing. Each trace has a process of its own; the speed of the simulator is in seconds of its CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import time
@@ -123,6 +124,21 @@ def compared(trace: str, found: Figures) -> list[tuple[str, ...]]:
     return [(trace, name, *(_short(row[column]) for column in SHOWN.values())) for name, row in found.items()]
 
 
+def measured(name: str, path: Path, nodes: int, jobs: int) -> tuple[list[Goal], list[tuple[str, ...]]]:
+    """The goals on one trace, and the figures that they are made of."""
+    print(name, flush=True)
+    real = name == "itp04"
+    trace = read_trace(path) if real else generate(name, jobs=jobs, gpus=GENERATED_NODES * 8, seed=SEED)
+    nodes = nodes if real else GENERATED_NODES
+    found = figures(trace, nodes, (*BASELINES, *MODES) if real else ("easy", "srtf", "batch", "preemptive"))
+    met = [*goals(name, found, len(trace)), *(reproduced(found) if real else ())]
+    if name == "elastic":
+        rigid = figures(tuple(replace(job, sizes=()) for job in trace), nodes, ("preemptive",))
+        gain = found["preemptive"]["avg_jct_s"] / rigid["preemptive"]["avg_jct_s"]
+        met.insert(0, Goal(name, "preemptive: average JCT with elastic jobs / all rigid", gain, 0.9))
+    return met, compared(name, found)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--trace", type=Path, default=ROOT / "benchmarks" / "traces" / "itp04.csv")
@@ -130,20 +146,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2_000, help="of each generated trace")
     parser.add_argument("--only", nargs="*", choices=("itp04", *RECIPES), default=["itp04", *RECIPES])
     asked = parser.parse_args()
-    met: list[Goal] = []
-    rows: list[tuple[str, ...]] = []
-    for name in asked.only:
-        print(name, flush=True)
-        real = name == "itp04"
-        trace = read_trace(asked.trace) if real else generate(name, jobs=asked.jobs, gpus=GENERATED_NODES * 8, seed=SEED)
-        nodes = asked.nodes if real else GENERATED_NODES
-        found = figures(trace, nodes, (*BASELINES, *MODES) if real else ("easy", "srtf", "batch", "preemptive"))
-        if name == "elastic":
-            rigid = figures(tuple(replace(job, sizes=()) for job in trace), nodes, ("preemptive",))
-            gain = found["preemptive"]["avg_jct_s"] / rigid["preemptive"]["avg_jct_s"]
-            met.append(Goal(name, "preemptive: average JCT with elastic jobs / all rigid", gain, 0.9))
-        met += [*goals(name, found, len(trace)), *(reproduced(found) if real else ())]
-        rows += compared(name, found)
+    with multiprocessing.get_context("spawn").Pool(len(asked.only)) as pool:
+        found = pool.starmap(measured, [(name, asked.trace, asked.nodes, asked.jobs) for name in asked.only], chunksize=1)
+    met = [goal for of_trace, _ in found for goal in of_trace]
+    rows = [row for _, of_trace in found for row in of_trace]
     page = table(("trace", "goal", "measured", "bar", "holds"), [goal.cells() for goal in met])
     page += ["", *table(("trace", "scheduler", *SHOWN), rows)]
     page += ["", f"The machine was shared: a mean of {os.getloadavg()[2]:.1f} processes wanted its {os.cpu_count()} cores at the end."]

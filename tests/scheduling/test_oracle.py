@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from scheduling.oracle import earliest, fits, held, is_legal, lost, most, open_nodes, placements, rooms
 from scheduling.strategies import Moment, moment
 
+from orchestrator.control.scheduler.clearing import cheapest
 from orchestrator.control.scheduler.model import Demand, Job, Placement, Standing
 from orchestrator.control.scheduler.place import Grid, place
-from orchestrator.control.scheduler.preempt import Victim, cheapest, cost
+from orchestrator.control.scheduler.preempt import Victim, cost
 from orchestrator.control.scheduler.reserve import earliest as reserved
 
 QUICK = settings(max_examples=50, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from orchestrator.control.scheduler.clearing import cheapest
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Run, Usage
 from orchestrator.control.scheduler.place import Place
 from orchestrator.control.scheduler.planner import Planner, plan
-from orchestrator.control.scheduler.preempt import Victim, cheapest, cost
+from orchestrator.control.scheduler.preempt import Victim, cost
 from orchestrator.control.scheduler.reserve import earliest
 from orchestrator.errors import StateError, nearest
 

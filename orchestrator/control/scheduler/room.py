@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from orchestrator.control.scheduler.clearing import cheapest
 from orchestrator.control.scheduler.estimate import Estimates
-from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Placement, Policy, Run, Standing
-from orchestrator.control.scheduler.place import Grid, Place, place, stays_on_one
-from orchestrator.control.scheduler.preempt import ALONE, Claim, Footing, Victim, cheapest, evictable_from
+from orchestrator.control.scheduler.kinds import Kind, possible
+from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Placement, Policy, Run
+from orchestrator.control.scheduler.place import Grid, Place, place
+from orchestrator.control.scheduler.preempt import ALONE, Claim, Footing, Victim, evictable_from
 from orchestrator.control.scheduler.reserve import Release, Reservations
 from orchestrator.control.scheduler.resize import due_s, grow, larger_sizes, shrink, without
 from orchestrator.control.scheduler.victims import Victims
-
-
-@dataclass(slots=True)
-class Kind:
-    """Equal gangs, as long as one plan is made. What one of them was refused need not be looked for again."""
-
-    demand: Demand
-    allowed: int
-    """Nodes that it may run on: not those that are excluded, unless it could never run on the others."""
-    possible: bool
-    """It would fit if nothing else ran."""
-    on_one: bool
-    """It stays on one node."""
-    full: bool = False
-    """There is no place for it, for any time."""
-    crowded: bool = False
-    """There is none until the first reservation either."""
 
 
 class Room:
@@ -82,7 +67,7 @@ class Room:
         if found is None:
             memo = self._cluster.memo
             if demand not in memo:
-                memo[demand] = _possible(self._cluster, memo["empty"], demand)
+                memo[demand] = possible(self._cluster, memo["empty"], demand)
             found = self._kinds[demand] = Kind(demand, *memo[demand])
         return found
 
@@ -305,12 +290,3 @@ class Room:
 
     releases: Sequence[Release] = ()
     """Of the newest reservation."""
-
-
-def _possible(cluster: ClusterView, empty: Grid, demand: Demand) -> tuple[int, bool, bool]:
-    """(nodes that a gang may run on, whether it fits them if nothing else runs, whether it stays on one)."""
-    trusted = sum(1 << i for i, node in enumerate(cluster.usable) if node.standing is not Standing.EXCLUDED)
-    if place(empty, demand, trusted) is not None:
-        return trusted, True, stays_on_one(empty, demand, trusted)
-    everywhere = empty.everywhere
-    return everywhere, place(empty, demand, everywhere) is not None, stays_on_one(empty, demand, everywhere)

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 
+from orchestrator.control.scheduler.clearing import Search
 from orchestrator.control.scheduler.model import Demand, Policy, Run
 from orchestrator.control.scheduler.place import Grid, Place
 from orchestrator.control.scheduler.preempt import (
@@ -13,7 +14,6 @@ from orchestrator.control.scheduler.preempt import (
     Claim,
     Footing,
     Held,
-    Search,
     Times,
     Victim,
     cost,

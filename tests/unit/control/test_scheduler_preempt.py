@@ -6,9 +6,10 @@ import math
 
 import pytest
 
+from orchestrator.control.scheduler.clearing import cheapest
 from orchestrator.control.scheduler.model import CPU_UNITS, ClusterView, Demand, Job, Node, Policy, Run
 from orchestrator.control.scheduler.place import Grid
-from orchestrator.control.scheduler.preempt import ALONE, Claim, Victim, cheapest, cost, evictable_from, protected_until
+from orchestrator.control.scheduler.preempt import ALONE, Claim, Victim, cost, evictable_from, protected_until
 
 POLICY = Policy(mode="preemptive", min_run_s=100.0, max_doublings=3, max_preemptions=5, max_total_wait_s=1e4)
 

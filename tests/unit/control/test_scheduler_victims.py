@@ -7,9 +7,10 @@ import random
 
 import pytest
 
+from orchestrator.control.scheduler.clearing import cheapest
 from orchestrator.control.scheduler.model import CPU_UNITS, ClusterView, Demand, Job, Node, Policy, Run
 from orchestrator.control.scheduler.place import Grid
-from orchestrator.control.scheduler.preempt import Claim, cheapest, evictable_from
+from orchestrator.control.scheduler.preempt import Claim, evictable_from
 from orchestrator.control.scheduler.victims import Victims
 
 POLICY = Policy(mode="preemptive", min_run_s=100.0)

@@ -9,6 +9,7 @@ are kept under `build/` and not tried again.
 
 from __future__ import annotations
 
+import multiprocessing
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -110,16 +111,25 @@ def _done(plan: Any) -> dict[str, int]:
 def main() -> int:
     asked = options(100_000)
     kept = Kept("campaign-scheduler", asked.seed)
-    while (first := sum(row["count"] for row in kept.rows)) < asked.n:
-        did, numbers = Counter[str](), range(first, min(first + BATCH, asked.n))
-        failures = [
-            {"number": number, "property": name, "said": said} for number in numbers for name, said in instance(asked.seed, number, did)
-        ]
-        kept.add({"count": len(numbers), "did": did, "failures": failures})
-        for failure in failures:
-            print(f"{failure['number']} {failure['property']}: {failure['said']}", flush=True)
-        print(f"{numbers.stop}/{asked.n}  {len(failures)} findings", flush=True)
+    first = sum(row["count"] for row in kept.rows)
+    batches = [(asked.seed, number, min(number + BATCH, asked.n)) for number in range(first, asked.n, BATCH)]
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        for (_, _, stop), row in zip(batches, pool.imap(_batch, batches), strict=True):
+            kept.add(row)
+            for failure in row["failures"]:
+                print(f"{failure['number']} {failure['property']}: {failure['said']}", flush=True)
+            print(f"{stop}/{asked.n}  {len(row['failures'])} findings", flush=True)
     return report(kept.rows, asked.seed)
+
+
+def _batch(numbers: tuple[int, int, int]) -> dict[str, Any]:
+    """Of the instances (seed, first, behind the last)."""
+    seed, first, stop = numbers
+    did = Counter[str]()
+    failures = [
+        {"number": number, "property": name, "said": said} for number in range(first, stop) for name, said in instance(seed, number, did)
+    ]
+    return {"count": stop - first, "did": did, "failures": failures}
 
 
 def report(rows: list[dict[str, Any]], seed: int) -> int:

@@ -1,16 +1,20 @@
 """Claim: without knowing how long a job runs, the scheduler comes as near the best as one that knows, and lets nobody wait without bound.
 
-    python benchmarks/scheduler_goals.py [--trace benchmarks/traces/itp04.csv --nodes 72] [--only itp04 bursty ...] [--jobs 5000]
+    python benchmarks/scheduler_goals.py [--trace benchmarks/traces/itp04.csv --nodes 72] [--only itp04 bursty ...] [--jobs 2000]
 
-The shipped policies, as they are shipped, and what they are measured against, on a real trace and on generated ones (seed 1); every
-scheduler has the same simulated cluster, the same rules of placement and the same cost of a preemption. For the real trace the known
-figures of the baselines are reproduced too: without that the comparison is worth nothing.
+The shipped policies, as they are shipped, and what they are measured against, on a real trace and on generated ones: of seed 1, while
+seeds 11 and 12 were looked at as the policy was made. Every scheduler has the same simulated cluster, the same rules of placement and the
+same cost of a preemption. For the real trace the known figures of the baselines are reproduced too: without that the comparison is worth
+nothing. Each trace has a process of its own; the speed of the simulator is in seconds of its CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,7 +82,7 @@ def figures(trace: tuple[TraceJob, ...], nodes: int, names: tuple[str, ...]) -> 
     found = {}
     for name in names:
         planner, chosen = (plan, policy(name)) if name in MODES else baseline(name, trace)
-        outcome = simulate(trace, world, planner, chosen, name=name)
+        outcome = simulate(trace, world, planner, chosen, name=name, clock=time.process_time)
         first = max(job.first_start_s - job.job.submit_s for job in outcome.jobs)
         by_rank = sorted(job.jct_s for job in outcome.jobs)[int(0.99 * len(trace))]
         found[name] = {**metrics.table(outcome, {}), "max_first_wait_s": first, "p99_rank_s": by_rank}
@@ -94,7 +98,8 @@ def goals(name: str, found: Figures, jobs: int) -> Iterator[Goal]:
         yield Goal(name, "preemptive: average JCT / EASY with exact durations", ours["avg_jct_s"] / easy["avg_jct_s"], 0.68)
         yield Goal(name, "batch: average JCT / EASY", batch["avg_jct_s"] / easy["avg_jct_s"], 0.90)
     yield Goal(name, "preemptive: average JCT / SRTF oracle", ours["avg_jct_s"] / found["srtf"]["avg_jct_s"], 1.02)
-    yield Goal(name, "preemptive: longest wait, s", ours["max_wait_s"], bound_s)
+    yield Goal(name, "preemptive: longest wait for the first start, s", ours["max_first_wait_s"], bound_s)
+    yield Goal(name, "preemptive: longest wait at one go, those after preemptions too, s", ours["max_wait_s"], bound_s)
     yield Goal(name, "preemptive: longest wait of a job in all, s", ours["max_total_wait_s"], 380_000)
     yield Goal(name, "preemptive: preemptions of one job", ours["max_preemptions_of_a_job"], 15)
     yield Goal(name, "preemptive: preemptions for each job", ours["preemptions"] / jobs, 0.4)
@@ -119,29 +124,35 @@ def compared(trace: str, found: Figures) -> list[tuple[str, ...]]:
     return [(trace, name, *(_short(row[column]) for column in SHOWN.values())) for name, row in found.items()]
 
 
+def measured(name: str, path: Path, nodes: int, jobs: int) -> tuple[list[Goal], list[tuple[str, ...]]]:
+    """The goals on one trace, and the figures that they are made of."""
+    print(name, flush=True)
+    real = name == "itp04"
+    trace = read_trace(path) if real else generate(name, jobs=jobs, gpus=GENERATED_NODES * 8, seed=SEED)
+    nodes = nodes if real else GENERATED_NODES
+    found = figures(trace, nodes, (*BASELINES, *MODES) if real else ("easy", "srtf", "batch", "preemptive"))
+    met = [*goals(name, found, len(trace)), *(reproduced(found) if real else ())]
+    if name == "elastic":
+        rigid = figures(tuple(replace(job, sizes=()) for job in trace), nodes, ("preemptive",))
+        gain = found["preemptive"]["avg_jct_s"] / rigid["preemptive"]["avg_jct_s"]
+        met.insert(0, Goal(name, "preemptive: average JCT with elastic jobs / all rigid", gain, 0.9))
+    return met, compared(name, found)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--trace", type=Path, default=ROOT / "benchmarks" / "traces" / "itp04.csv")
     parser.add_argument("--nodes", type=int, default=72, help="of the real trace")
-    parser.add_argument("--jobs", type=int, default=5_000, help="of each generated trace")
+    parser.add_argument("--jobs", type=int, default=2_000, help="of each generated trace")
     parser.add_argument("--only", nargs="*", choices=("itp04", *RECIPES), default=["itp04", *RECIPES])
     asked = parser.parse_args()
-    met: list[Goal] = []
-    rows: list[tuple[str, ...]] = []
-    for name in asked.only:
-        print(name, flush=True)
-        real = name == "itp04"
-        trace = read_trace(asked.trace) if real else generate(name, jobs=asked.jobs, gpus=GENERATED_NODES * 8, seed=SEED)
-        nodes = asked.nodes if real else GENERATED_NODES
-        found = figures(trace, nodes, (*BASELINES, *MODES))
-        if name == "elastic":
-            rigid = figures(tuple(replace(job, sizes=()) for job in trace), nodes, ("preemptive",))
-            gain = found["preemptive"]["avg_jct_s"] / rigid["preemptive"]["avg_jct_s"]
-            met.append(Goal(name, "preemptive: average JCT with elastic jobs / all rigid", gain, 0.9))
-        met += [*goals(name, found, len(trace)), *(reproduced(found) if real else ())]
-        rows += compared(name, found)
+    with multiprocessing.get_context("spawn").Pool(len(asked.only)) as pool:
+        found = pool.starmap(measured, [(name, asked.trace, asked.nodes, asked.jobs) for name in asked.only], chunksize=1)
+    met = [goal for of_trace, _ in found for goal in of_trace]
+    rows = [row for _, of_trace in found for row in of_trace]
     page = table(("trace", "goal", "measured", "bar", "holds"), [goal.cells() for goal in met])
     page += ["", *table(("trace", "scheduler", *SHOWN), rows)]
+    page += ["", f"The machine was shared: a mean of {os.getloadavg()[2]:.1f} processes wanted its {os.cpu_count()} cores at the end."]
     print("\n".join(page))
     held = sum(goal.holds for goal in met)
     return publish(

@@ -78,6 +78,8 @@ class _Simulation:
         self._runs: dict[str, Run] = {}
         self._may_grow: set[str] = set()
         self._short: set[str] = set()
+        self._promised: set[str] = set()
+        """Who is kept a place that others are leaving."""
         self._next_saves: list[tuple[float, str, int]] = []
         self._outcomes: dict[int, JobOutcome] = {}
         self._change_at: float | None = None
@@ -176,7 +178,7 @@ class _Simulation:
         life.lost_gpu_s += (ran_s - new_s + unsaved_s) * run.width
         life.left_s -= (new_s - unsaved_s) * life.rate
         life.owed_s = self._world.preemption_loss_s
-        job = replace(run.job, queued_s=now, attained=run.attained(now), ran_s=run.job.ran_s + ran_s, reserved_s=None)
+        job = replace(run.job, queued_s=now, attained=run.attained(now), ran_s=run.job.ran_s + ran_s, reserved_s=None, cleared=())
         return replace(job, preemptions=job.preemptions + 1) if end == "preempted" else job
 
     def _plan(self, now: float) -> None:
@@ -206,10 +208,10 @@ class _Simulation:
             if start.job_id not in self._queue:
                 raise SimulationError(f"the plan starts {start.job_id}, which does not wait")
             self._start(self._queue.pop(start.job_id), start.placement, now)
-        for reservation in plan.reservations:
-            waiting = self._queue.get(reservation.job_id)
-            if waiting and waiting.reserved_s is None:
-                self._queue[waiting.id] = replace(waiting, reserved_s=reservation.start_s)
+        for job_id in {reservation.job_id for reservation in plan.reservations} | self._promised:
+            if job_id in self._queue:
+                self._queue[job_id] = plan.noted(self._queue[job_id])
+        self._promised = {reservation.job_id for reservation in plan.reservations if reservation.cleared}
         self._remember_short(set(plan.short), now)
         if plan.starts or plan.preempts or plan.resizes:
             self._note(now)

@@ -72,12 +72,15 @@ def no_tenant_waits_below_its_share(moment: Moment, plan: Plan) -> Iterator[str]
 def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
     """By more than expected run times: starved, then by priority, then a tenant that would hold no more than its share with it and all
     that starts, and used less for its weight than the other, then, where the policy preempts and the job is within the share of its tenant,
-    by level of attained service."""
+    by level of attained service. A place for which others were told to leave is kept for its job, whoever has come before it since."""
     policy = moment.policy
+    if one.cleared or other.cleared:
+        return False
     if policy.mode == "fifo":
         return (one.queued_s, one.id) < (other.queued_s, other.id)
     if starved(moment, one) or starved(moment, other):
-        return starved(moment, one) and (not starved(moment, other) or (one.queued_s, one.id) < (other.queued_s, other.id))
+        since, other_since = ((job.ran_s > 0, job.queued_s, job.id) for job in (one, other))
+        return starved(moment, one) and (not starved(moment, other) or since < other_since)
     if one.priority != other.priority:
         return one.priority > other.priority
     if one.tenant != other.tenant:

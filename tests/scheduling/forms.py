@@ -92,7 +92,8 @@ def after_leaving(moment: Moment) -> Moment:
 
 def job_from(values: Mapping[str, Any]) -> Job:
     lists = {name: tuple(values[name]) for name in ("smaller", "larger")}
-    return Job(**{**values, "demand": Demand(**values["demand"]), **lists})
+    cleared = tuple((node, count) for node, count in values["cleared"])
+    return Job(**{**values, "demand": Demand(**values["demand"]), "cleared": cleared, **lists})
 
 
 def run_from(values: Mapping[str, Any]) -> Run:

@@ -107,10 +107,7 @@ class Machine:
             else:
                 self.runs[resize.job_id] = replace(self.runs[resize.job_id], growing=True)
                 self._moves[resize.job_id] = resize.placement
-        for reservation in plan.reservations:
-            job = self.waiting.get(reservation.job_id)
-            if job is not None and job.reserved_s is None:
-                self.waiting[job.id] = replace(job, reserved_s=reservation.start_s)
+        self.waiting = {name: plan.noted(job) for name, job in self.waiting.items()}
 
     def _start(self, start: Start, fails: bool) -> None:
         job = self.waiting.get(start.job_id)
@@ -122,7 +119,7 @@ class Machine:
         if not fails:
             del self.waiting[job.id]
             self.runs[job.id] = Run(
-                job=replace(job, waited_s=job.waited_s + self.now - job.queued_s, reserved_s=None, short_since_s=None),
+                job=replace(job, waited_s=job.waited_s + self.now - job.queued_s, reserved_s=None, cleared=(), short_since_s=None),
                 placement=start.placement, started_s=self.now, saved_s=math.inf, save_s=self._leave_s, restart_s=self._restart_s,
             )  # fmt: skip
             self.runs[job.id] = self._elastic(self.runs[job.id])

@@ -10,8 +10,9 @@ from scheduling.properties import next_change_is_right
 from scheduling.strategies import HOUR, NOW, Moment
 
 from orchestrator.control.scheduler import explain
+from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.explain import Explanation
-from orchestrator.control.scheduler.model import ClusterView, Tenant, Usage
+from orchestrator.control.scheduler.model import CPU_UNITS, ClusterView, Tenant, Usage
 
 LONG_AGO = 9.0 * HOUR
 """Who has waited since is starved."""
@@ -173,3 +174,67 @@ def test_of_those_that_leave_for_want_of_cpus_none_could_stay():
     dear = replace(dear, job=replace(dear.job, demand=replace(need(15), gpus=0)))
     at = moment(job("q", 2, LONG_AGO), running=(cheap, dear), cluster=cluster(4), policy=PREEMPTIVE)
     assert [order.job_id for order in at.plan().preempts] == ["dear"]
+
+
+def test_who_was_promised_a_place_has_it_though_another_comes_before_it_once_that_is_free():
+    """Of the other's tenant was the run that left: now that tenant is under its share."""
+    usage = Usage(charged={"a": 100_000.0, "b": 0.0}, charged_at_s=NOW)
+    low = run("low", ("n0", 4), tenant="b")
+    low = replace(low, job=replace(low.job, priority=-1))
+    first, other = job("first", 4, 2, tenant="a"), job("other", 4, 600, tenant="b")
+    eager = replace(PREEMPTIVE, gain_factor=0.0)
+    nodes = ClusterView(nodes=(replace(node("n0", 8), cpu_units=4 * CPU_UNITS),))  # room for one, and a share of 4 for each
+    at = replace(moment(first, other, running=(low,), cluster=nodes, policy=eager), usage=usage)
+    plan = at.plan()
+    assert [(order.job_id, order.for_job) for order in plan.preempts] == [("low", "first")]
+    assert [start.job_id for start in after_leaving(applied(at, plan)).plan().starts] == ["first"]
+
+
+def test_who_was_promised_a_place_has_it_though_a_quota_is_free_for_another_now():
+    """The one run of the user of the other has made room: the other has been starved for longer."""
+    mine = run("mine", ("n0", 2), ran=FULL_DAY, tenant="b")
+    other, first = job("other", 3, LONG_AGO + 60, tenant="b"), job("first", 2, LONG_AGO, tenant="c")
+    kept = run("kept", ("n0", 2), ran=600, preemptible=False)  # gone before the first would be
+    policy = replace(PREEMPTIVE, tenants={"b": Tenant(jobs_per_user=1)})
+    at = moment(other, first, running=(mine, kept), cluster=cluster(4), policy=policy)
+    plan = at.plan()
+    assert [(order.job_id, order.for_job) for order in plan.preempts] == [("mine", "first")]
+    assert [start.job_id for start in after_leaving(applied(at, plan)).plan().starts] == ["first"]
+
+
+def test_a_place_that_is_being_cleared_stays_the_same_though_more_are_leaving_now():
+    """Placed anew where all of them leave, the first would take what the second needs."""
+    wide, narrow = run("wide", ("n1", 1), ("n2", 1), ("n4", 1), ran=FULL_DAY), run("narrow", ("n0", 1), ran=FULL_DAY)
+    wide = replace(wide, job=replace(wide.job, demand=replace(need(3), gpus=2)))
+    old = run("old", ("n3", 1), ran=FULL_DAY)
+    old = replace(old, job=replace(old.job, attained=1_000_000.0), saved_s=0.0)
+    first, second = job("first", 2, LONG_AGO + 60), job("second", 4, LONG_AGO)
+    first = replace(first, demand=replace(need(2), gpus=2))
+    at = moment(first, second, running=(wide, narrow, old), cluster=cluster(2, 2, 2, 2, 2), policy=PREEMPTIVE)
+    plan = at.plan()
+    assert {order.for_job for order in plan.preempts} == {"first", "second"}
+    again = applied(at, plan).plan()
+    assert not again.preempts and again.reservations == plan.reservations
+
+
+def test_what_one_who_leaves_last_frees_is_taken_in_the_same_plan():
+    """Before it was told to leave, nothing was to spare on its node beside what was promised there to the first."""
+    nodes = ClusterView(nodes=tuple(replace(node(f"n{number}", 8), cpu_units=2 * CPU_UNITS) for number in range(4)))
+    half = replace(need(1), cpu_units=CPU_UNITS // 2)
+    cheap, dear = run("cheap", ("n0", 2), ran=FULL_DAY, saved_s=NOW), run("dear", ("n1", 4), ("n2", 1), ran=FULL_DAY, saved_s=NOW - 60)
+    dear = replace(dear, job=replace(dear.job, demand=replace(half, num_workers=5)))
+    first = replace(job("first", 10, LONG_AGO + 60), demand=replace(half, num_workers=10, gpus=2, group=2))
+    second, last = replace(job("second", 4, LONG_AGO), demand=replace(half, num_workers=4)), job("last", 1)
+    at = moment(first, second, last, running=(cheap, dear), cluster=nodes, policy=PREEMPTIVE)
+    plan = at.plan()
+    assert [order.for_job for order in plan.preempts] == ["first", "second"]
+    again = applied(at, plan).plan()
+    assert not again.starts and not again.preempts
+
+
+def test_an_estimate_that_has_just_been_overrun_is_over_whatever_is_rounded():
+    """Else the next change would be now, and none would be told."""
+    began, estimates = 5102.505655827243, Estimates({("", 1): (7200.0,)})
+    now = began + 14_400.0
+    assert now - began < 14_400.0
+    assert estimates.ends_s(job("r", 1), began, now) == began + 28_800.0

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from scheduling.oracle import earliest, fits, held, is_legal, lost, most, open_nodes, placements, rooms
 from scheduling.strategies import Moment, moment
 
+from orchestrator.control.scheduler.clearing import cheapest
 from orchestrator.control.scheduler.model import Demand, Job, Placement, Standing
 from orchestrator.control.scheduler.place import Grid, place
-from orchestrator.control.scheduler.preempt import Victim, cheapest, cost
+from orchestrator.control.scheduler.preempt import Victim, cost
 from orchestrator.control.scheduler.reserve import earliest as reserved
 
 QUICK = settings(max_examples=50, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
@@ -75,7 +76,7 @@ def test_victims_are_enough_and_none_could_stay_and_on_one_node_they_are_the_che
     free = grid(at)
     nodes, size = open_nodes(at, job.demand), job.demand.num_workers
     assume(not fits(rooms(nodes, held(at)), job.demand, size))
-    victims = [Victim(run=run, place=free.indexed(run.placement), cost=cost(run, at.now), free_from_s=at.now) for run in at.running]
+    victims = [Victim(run=run, place=free.indexed(run.placement), cost=cost(run, at.now)) for run in at.running]
     assert [victim.cost for victim in victims] == [lost(run, at.now) for run in at.running]
     sets = _enough(at, job)
     found = cheapest(free, job.demand, among(at, free, job.demand), victims)

@@ -23,25 +23,34 @@ class Accounts:
         """With those that are leaving: for that tenants are charged."""
         self._used: dict[str, int] = {}
         self._jobs: dict[tuple[str, str], int] = {}
+        self._limits = any(tenant.quota or tenant.jobs_per_user for tenant in policy.tenants.values())
+        held, charged = self.held, self.charged
         for run in running:
-            self.start(run.job, run.width)
-            if run.leaving:
-                self.leaves(run)
+            if self._limits:
+                self._count(run.job, run.width)
+            tenant, width = run.job.tenant, run.width
+            charged[tenant] = charged.get(tenant, 0) + width
+            held[tenant] = held.get(tenant, 0) + (0 if run.leaving else width)
 
     def start(self, job: Job, width: int) -> None:
         """It holds that from now on."""
-        self.charged[job.tenant] = self.charged.get(job.tenant, 0) + width
+        self.charge(job, width)
         self.add(job, width)
+
+    def charge(self, job: Job, width: int) -> None:
+        """It holds what it was promised."""
+        self.charged[job.tenant] = self.charged.get(job.tenant, 0) + width
 
     def add(self, job: Job, width: int) -> None:
         """It holds that, or is promised it."""
-        tenant, user = job.tenant, (job.tenant, job.user)
-        self.held[tenant] = self.held.get(tenant, 0) + width
-        self._used[tenant] = self._used.get(tenant, 0) + width
-        self._jobs[user] = self._jobs.get(user, 0) + 1
+        self.held[job.tenant] = self.held.get(job.tenant, 0) + width
+        self._count(job, width)
 
     def promise(self, job: Job, width: int) -> None:
         """A place is kept for it: its tenant and its user may not use up in the meantime what it needs to start."""
+        self._count(job, width)
+
+    def _count(self, job: Job, width: int) -> None:
         user = job.tenant, job.user
         self._used[job.tenant] = self._used.get(job.tenant, 0) + width
         self._jobs[user] = self._jobs.get(user, 0) + 1
@@ -49,7 +58,7 @@ class Accounts:
     def wider(self, job: Job, width: int) -> None:
         """It holds so much more."""
         self.held[job.tenant] += width
-        self._used[job.tenant] += width
+        self._used[job.tenant] = self._used.get(job.tenant, 0) + width
 
     def left(self, job: Job) -> float:
         """Width that its tenant may have beside what it holds."""

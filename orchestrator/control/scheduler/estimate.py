@@ -50,6 +50,13 @@ class Estimates:
             p90_s *= 2.0
         return p90_s
 
+    def ends_s(self, job: Job, began_s: float, now: float) -> float:
+        """When, by its p90, a job ends that has run since `began_s`: always later than now, whatever differences are rounded to."""
+        p90_s = self.total_s(job)[1]
+        while began_s + p90_s <= now:
+            p90_s *= 2.0
+        return began_s + p90_s
+
     def _of_like_jobs(self, tenant: str, width: int) -> tuple[float, float]:
         """Of the same tenant and width, else of the same tenant, else of all."""
         times = sorted(self._history.get((tenant, width)) or self._pool(tenant) or self._pool(None))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from orchestrator.control.scheduler.clearing import cheapest
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Run, Usage
 from orchestrator.control.scheduler.place import Place
 from orchestrator.control.scheduler.planner import Planner, plan
-from orchestrator.control.scheduler.preempt import Victim, cheapest, cost
+from orchestrator.control.scheduler.preempt import Victim, cost
 from orchestrator.control.scheduler.reserve import earliest
 from orchestrator.errors import StateError, nearest
 
@@ -81,7 +82,7 @@ class _Question:
     def _holders(self, planner: Planner) -> tuple[str, ...]:
         """The runs that lose the least of those that would have to be gone."""
         room = planner.room
-        victims = [Victim(run, held, cost(run, self._now), self._now) for run, held in room.staying() if held]
+        victims = [Victim(run, held, cost(run, self._now)) for run, held in room.staying() if held]
         kind = room.kind(self._job.demand)
         found = cheapest(room.soon, kind.demand, kind.allowed, victims, kind.on_one) if kind.possible and victims else None
         return tuple(sorted(victim.run.job.id for victim in found[0])) if found is not None else ()

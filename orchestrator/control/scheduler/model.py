@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -77,6 +77,11 @@ class ClusterView:
         return ClusterView(nodes=tuple(node for node in self.nodes if not node.coming)) if self.coming else self
 
     @cached_property
+    def excluded(self) -> dict[str, str]:
+        """The names of those that only a job takes that could never run without, by id."""
+        return {node.id: node.name for node in self.usable if node.standing is Standing.EXCLUDED}
+
+    @cached_property
     def index(self) -> dict[str, int]:
         """Where a node stands in `usable`, by its id."""
         return {node.id: position for position, node in enumerate(self.usable)}
@@ -123,7 +128,7 @@ class Demand:
         return self.num_workers * (self.gpus or 1)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A job that has not ended, as it was asked for and what it has had so far. Service is counted in width x seconds: GPU-seconds."""
 
@@ -150,6 +155,8 @@ class Job:
     """It saves checkpoints and goes on from them."""
     reserved_s: float | None = None
     """The first start that was promised to it in this wait."""
+    cleared: Placement = ()
+    """The place that others were told to leave for it (`Plan.noted`): it is kept for it until it starts or that place is gone."""
     resized_s: float | None = None
     """When its number of workers last changed."""
     smaller: tuple[int, ...] = ()
@@ -159,6 +166,19 @@ class Job:
     shrink_after_s: float = 0.0
     short_since_s: float | None = None
     """Since when nodes have been missing (`Plan.short`), as far as known."""
+
+    @cached_property
+    def turn(self) -> tuple[float, str]:
+        """Among jobs that nothing else tells apart."""
+        return self.submitted_s, self.id
+
+    @cached_property
+    def alike(self) -> str:
+        """Equal for jobs that only their ids, users and times of submission tell apart. Empty: of none, for it has run or is elastic."""
+        had = self.attained or self.ran_s or self.waited_s or self.queued_s != self.submitted_s
+        if had or self.smaller or self.larger or self.cleared:
+            return ""
+        return f"{self.tenant}\n{self.priority} {self.limit_s} {self.demand}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +263,8 @@ class Policy:
     min_run_s: float = 1800.0
     """No run is preempted before; doubles with every preemption of the same job."""
     max_doublings: int = 6
+    turn_s: float = 2 * 3600.0
+    """A run is left alone for so long by those that have run before and wait too long again, and do not come before it otherwise."""
     max_preemptions: int = 15
     """A job that was preempted so often is left alone."""
     gain_factor: float = 2.0
@@ -293,6 +315,8 @@ class Reservation:
     job_id: str
     start_s: float
     placement: Placement
+    cleared: bool = False
+    """Others have been told to leave it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,3 +343,16 @@ class Plan:
     """Of jobs that wait for nodes, and of runs on fewer workers than they were to have."""
     next_change_at: float | None = None
     """The earliest time at which the plan could differ though nothing else happened; None: never."""
+
+    def noted(self, job: Job) -> Job:
+        """A job that goes on waiting after this plan, with what it was promised."""
+        kept = next((kept for kept in self.reservations if kept.job_id == job.id), None)
+        first_s = kept.start_s if kept is not None and job.reserved_s is None else job.reserved_s
+        return replace(job, reserved_s=first_s, cleared=kept.placement if kept is not None and kept.cleared else ())
+
+    def then(self, following: Plan) -> Plan:
+        """Both, of one moment: what the second says of those that still wait is what is true."""
+        return replace(
+            following, starts=self.starts + following.starts, preempts=self.preempts + following.preempts,
+            resizes=self.resizes + following.resizes, short=tuple(dict.fromkeys((*self.short, *following.short))),
+        )  # fmt: skip

@@ -71,6 +71,16 @@ class Grid:
         for i, _ in place:
             self.set(i, min(self.cpus[i], other.cpus[i]), min(self.gpus[i], other.gpus[i]))
 
+    def renew(self, place: Place, one: Grid, other: Grid) -> None:
+        """On the nodes of `place`, what both of the others have."""
+        for i, _ in place:
+            self.set(i, min(one.cpus[i], other.cpus[i]), min(one.gpus[i], other.gpus[i]))
+
+    def has(self, demand: Demand, place: Place) -> bool:
+        """Whether it is free."""
+        cpus, gpus = demand.cpu_units, demand.gpus
+        return all(self.cpus[i] >= workers * cpus and self.gpus[i] >= workers * gpus for i, workers in place)
+
     def capacity(self, i: int, demand: Demand) -> int:
         """How many workers of a gang that does not fit this node alone may be on it."""
         count = max(0, self.cpus[i]) // demand.cpu_units

@@ -17,12 +17,13 @@ from typing import Any
 from orchestrator.control.scheduler import reasons as why
 from orchestrator.control.scheduler.admit import Accounts, ranks_change_at, shares, tenant_ranks, used_by_tenant
 from orchestrator.control.scheduler.estimate import Estimates
+from orchestrator.control.scheduler.kinds import Kind
 from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Preempt, Reservation, Resize, Run, Start, Usage
-from orchestrator.control.scheduler.order import fifo_key, in_order, level, starves_at
+from orchestrator.control.scheduler.order import Turns, fifo_key, level
 from orchestrator.control.scheduler.place import Place
 from orchestrator.control.scheduler.preempt import Claim, Footing
 from orchestrator.control.scheduler.resize import due_s
-from orchestrator.control.scheduler.room import Kind, Room
+from orchestrator.control.scheduler.room import Room
 
 
 def plan(cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy) -> Plan:
@@ -30,7 +31,13 @@ def plan(cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...],
     was_enabled = gc.isenabled()
     gc.disable()  # a search for cycles goes over all jobs that wait, finds none, and takes as long as a plan
     try:
-        return Planner(cluster, queue, running, usage, now, policy).decide()
+        planner = Planner(cluster, queue, running, usage, now, policy)
+        decided = following = planner.decide()
+        while planner.goes_on:
+            planner = Planner(cluster, *planner.after(following), usage, now, policy, planner.turns)
+            following = planner.decide()
+            decided = decided.then(following)
+        return decided
     finally:
         if was_enabled:
             gc.enable()
@@ -40,8 +47,10 @@ class Planner:
     """One plan while it is made; `explain` asks it what was left in the end."""
 
     def __init__(
-        self, cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy
-    ) -> None:
+        self, cluster: ClusterView, queue: Sequence[Job], running: Sequence[Run], usage: Usage, now: float, policy: Policy,
+        turns: Turns | None = None,
+    ) -> None:  # fmt: skip
+        """`turns`: of another plan of this moment; then `queue` is in that order."""
         self._cluster, self._running, self._usage, self._now, self._policy = cluster, running, usage, now, policy
         self._estimates = Estimates(usage.history)
         self.room = Room(cluster, running, now, policy, self._estimates)
@@ -53,10 +62,11 @@ class Planner:
         self._shares: dict[str, float] = {}
         self._used: dict[str, float] = {}
         self._ranks: dict[str, int] = {}
-        self._widest = len(self.room.grid.buckets) - 1
+        self.turns = turns
+        self._again = turns is not None
         self._starved: set[str] = set()
-        self._starves_s = math.inf
-        """When the next job of the queue starves."""
+        self._promised: dict[str, tuple[Kind, Place]] = {}
+        """Who keeps the place that others were told to leave for it before."""
         self.queue = self._ordered(queue)
         self.starts: list[Start] = []
         self._preempts: list[Preempt] = []
@@ -73,22 +83,29 @@ class Planner:
         """A job waits that could run."""
         self._hopeless: set[tuple[Any, ...]] = set()
         """What was tried in vain, and would be again."""
+        self._in_vain: set[str] = set()
+        """So were jobs that are alike."""
+        self._reserved_all = not policy.max_reservations
+        """No more places are kept: a quarter of the nodes, if not fewer, may be waited for at once."""
+        self._evicts_late = False
+        """Somebody leaves though a reservation was made before."""
+        self._limits = any(tenant.quota or tenant.jobs_per_user for tenant in policy.tenants.values())
 
     def decide(self, grow: bool = True) -> Plan:
         """`grow`: runs may be given more workers if nobody waits."""
         later: list[Job] = []
         priority: int | None = None
-        for job in self.queue:
-            if self._shares:
-                if later and job.priority != priority:
-                    self._try_all(later)
-                    later = []
-                priority = job.priority
-                if job.id not in self._starved and not self._stays_within_share(job):
-                    later.append(job)
-                    continue
-            self._try(job)
-        self._try_all(later)
+        queue = [job for job in self.queue if not self._is_redeemed(job)] if self._promised else self.queue
+        for job in queue if self._shares else ():
+            if later and job.priority != priority:
+                self._try_all(later)
+                later = []
+            priority = job.priority
+            if job.id not in self._starved and job.id not in self._promised and not self._stays_within_share(job):
+                later.append(job)
+            else:
+                self._try_all((job,))
+        self._try_all(later if self._shares else queue)
         if grow and not self._blocked:
             self._grow()
         return Plan(
@@ -98,9 +115,25 @@ class Planner:
             next_change_at=self._next_change(),
         )  # fmt: skip
 
+    @property
+    def goes_on(self) -> bool:
+        """Once those who were told to leave are leaving, more may be done at this moment: for a tenant that is under its share then, on
+        a node from which more leaves than was known when it was promised, or before a reservation that comes sooner. Not where somebody
+        shrinks: that is done at once."""
+        return bool(self._preempts) and not self._resizes and (bool(self._shares) or self._evicts_late or self.room.is_wider())
+
+    def after(self, decided: Plan) -> tuple[list[Job], list[Run]]:
+        """What waits, in the same order, and what runs, once the plan is carried out and before anybody has left."""
+        started, told = {start.job_id for start in self.starts}, {order.job_id for order in self._preempts}
+        promised = {kept.job_id for kept in self._reservations}
+        jobs = self.turns.jobs if self.turns is not None else self.queue
+        queue = [decided.noted(job) if job.id in promised or job.cleared else job for job in jobs if job.id not in started]
+        running = [replace(run, leaving=True) if run.job.id in told else run for run, _ in self.room.everyone]
+        return queue, running
+
     # order
 
-    def _ordered(self, queue: tuple[Job, ...]) -> list[Job]:
+    def _ordered(self, queue: Sequence[Job]) -> list[Job]:
         if self._fifo:
             return sorted(queue, key=fifo_key)
         names = {job.tenant for job in queue}.union(self.accounts.held)
@@ -112,9 +145,23 @@ class Planner:
                 wanted[job.tenant] = wanted.get(job.tenant, 0) + job.demand.width
             total = sum(node.gpus for node in self._cluster.usable)
             self._shares = shares(self._policy, total, wanted)
-        found = in_order(queue, self._now, self._policy, self._ranks, self._estimates, self._widest)
-        jobs, self._starved, self._starves_s = found
-        return jobs
+        widest = len(self.room.grid.buckets) - 1
+        jobs: Sequence[Job] = queue
+        if self.turns is None:
+            self.turns = Turns(queue, self._now, self._policy, self._ranks, self._estimates, widest)
+            jobs = self.turns.jobs
+        self._starved = self.turns.starved
+        for job in sorted((job for job in jobs if job.cleared), key=lambda job: (job.reserved_s or 0.0, job.queued_s, job.id)):
+            self._keep(job)
+        return list(jobs)
+
+    def _keep(self, job: Job) -> None:
+        """It still has the place that others were told to leave for it, if that is there."""
+        workers = sum(count for _, count in job.cleared)
+        kind = self.room.kind(job.demand if workers == job.demand.num_workers else replace(job.demand, num_workers=workers))
+        if not self.accounts.refusal(job, kind.demand.width) and (found := self.room.keep(kind, job.cleared)) is not None:
+            self.accounts.add(job, kind.demand.width)
+            self._promised[job.id] = kind, found
 
     def _stays_within_share(self, job: Job) -> bool:
         return self.accounts.held.get(job.tenant, 0) + job.demand.width <= self._shares[job.tenant]
@@ -122,8 +169,29 @@ class Planner:
     # one job
 
     def _try_all(self, jobs: Iterable[Job]) -> None:
+        in_vain, wait = self._in_vain, self._waiting.append
         for job in jobs:
-            self._try(job)
+            if job.alike in in_vain and (self._reserved_all or not self._may_reserve(job)):
+                wait(job)
+            elif job.cleared and job.id in self._promised:
+                if self._again or not self._is_redeemed(job, elsewhere=True):
+                    self._waiting.append(job)
+                    self._blocked = True
+                    self._promise(job, *self._promised[job.id])
+            else:
+                self._try(job)
+
+    def _is_redeemed(self, job: Job, elsewhere: bool = False) -> bool:
+        """A job that was promised a place starts there, before all others, if it is free; when its turn comes, also `elsewhere`."""
+        if job.id not in self._promised:
+            return False
+        kind, promised = self._promised[job.id]
+        ends_s = self._now + self._estimates.ends_after_s(job, job.ran_s) - job.ran_s
+        found = self.room.redeem(kind, promised, ends_s, elsewhere)
+        if found is not None:
+            self.accounts.charge(job, kind.demand.width)
+            self._place_at(job, kind, found, ends_s)
+        return found is not None
 
     def _try(self, job: Job) -> None:
         kind: Kind | None = self.room.kind(job.demand)
@@ -147,6 +215,7 @@ class Planner:
         mark = id(kind), job.tenant, job.priority, job.attained, job.id in self._starved, ends_s <= self.room.reservations.first_s
         if mark in self._hopeless and not self._may_reserve(job):
             self._wait(job)
+            self._give_up(job, mark)
             return
         for size in (kind, *self._smaller_kinds(job, kind)):
             if (found := self.room.find(size, ends_s)) is not None:
@@ -158,8 +227,15 @@ class Planner:
             self.head = job.id
         elif self._make_room(job, kind):
             self._hopeless.clear()
+            self._in_vain.clear()
         elif not job.smaller:
-            self._hopeless.add(mark)
+            self._give_up(job, mark)
+
+    def _give_up(self, job: Job, mark: tuple[Any, ...]) -> None:
+        """What it was refused need not be tried again."""
+        self._hopeless.add(mark)
+        if job.alike and not self._limits and job.id not in self._starved:
+            self._in_vain.add(job.alike)
 
     def _smaller_kind(self, job: Job) -> Kind | None:
         """For a gang that nodes are missing for: what of it is tried now, or None, and the reason is told."""
@@ -187,12 +263,15 @@ class Planner:
         return (replace(job.demand, num_workers=count) for count in reversed(job.smaller))
 
     def _start(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
-        self.room.start(job, kind.demand, found, ends_s)
         self.accounts.start(job, kind.demand.width)
+        self._place_at(job, kind, found, ends_s)
+
+    def _place_at(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
+        self.room.start(job, kind.demand, found, ends_s)
         if len(self.room.reservations):  # beside it until then, as expected
             self._changes.append(ends_s)
         placement = self.room.grid.named(found)
-        self.starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.usable, placement)))
+        self.starts.append(Start(job_id=job.id, placement=placement, warning=why.excluded_but_taken(self._cluster.excluded, placement)))
 
     def _wait(self, job: Job, reason: Callable[[], str] | None = None) -> None:
         """`reason`: None if it is the usual one."""
@@ -203,10 +282,10 @@ class Planner:
     def _make_room(self, job: Job, kind: Kind) -> bool:
         """Others shrink for it, else others leave, else a place is kept for it; or none of it: False."""
         if (found := self.room.find_soon(kind)) is not None:
-            self._clear(job, kind, found, ())
+            self._clear(job, kind, found)
         elif (given := self.room.shrink(kind)) is not None:
             self._resizes += [self._resize(run, held, job.id) for run, held in given[0]]
-            self._clear(job, kind, given[1], [run.job.id for run, _ in given[0]])
+            self._clear(job, kind, given[1])
         elif not self._preemptive:
             return self._reserve(job, kind, None)
         else:
@@ -221,20 +300,24 @@ class Planner:
         if found is None:
             return False
         victims, place = found
+        self._evicts_late = self._evicts_late or len(self.room.reservations) > 0
         for victim in victims:
             self.accounts.leaves(victim.run)
             receipt = why.receipt(job.id, victim.cost, claim.starved)
             self._preempts.append(Preempt(job_id=victim.run.job.id, for_job=job.id, cost=victim.cost, why=receipt))
-        self._clear(job, kind, place, [victim.run.job.id for victim in victims])
+        self._clear(job, kind, place)
         return True
 
-    def _clear(self, job: Job, kind: Kind, place: Place, leavers: Sequence[str]) -> None:
+    def _clear(self, job: Job, kind: Kind, place: Place) -> None:
         """The job is promised a place that others are about to leave."""
         self.accounts.add(job, kind.demand.width)
+        self._promise(job, kind, place)
+
+    def _promise(self, job: Job, kind: Kind, place: Place) -> None:
         soon_s, placement = self._now + self._policy.grace_s, self.room.grid.named(place)
-        self._reservations.append(Reservation(job_id=job.id, start_s=soon_s, placement=placement))
+        self._reservations.append(Reservation(job_id=job.id, start_s=soon_s, placement=placement, cleared=True))
         self.cleared[job.id] = place
-        self._reasons[job.id] = partial(why.cleared, kind.demand, leavers)
+        self._reasons[job.id] = lambda: why.cleared(kind.demand, self.room.leavers(place))
 
     def _grow(self) -> None:
         for run, held in sorted(self.room.runs, key=lambda row: row[0].job.id):
@@ -253,7 +336,7 @@ class Planner:
 
     def _may_reserve(self, job: Job) -> bool:
         """Whether a place may be kept for it."""
-        if len(self.room.reservations) >= self._policy.max_reservations:
+        if self._reserved_all:
             return False
         due_s = job.queued_s + self._policy.reserve_after_s
         if self._now < due_s and job.id not in self._starved:
@@ -266,6 +349,8 @@ class Planner:
         if found is None:
             return False
         start_s, place = found
+        kept = self.room.reservations
+        self._reserved_all = len(kept) >= self._policy.max_reservations or 4 * kept.nodes.bit_count() >= len(self._cluster.usable)
         self.accounts.promise(job, kind.demand.width)
         self._reservations.append(Reservation(job_id=job.id, start_s=start_s, placement=self.room.grid.named(place)))
         self._reasons[job.id] = lambda: self._why_waiting(job, kind) + why.reserved(start_s - self._now)
@@ -275,7 +360,7 @@ class Planner:
     def _claim(self, job: Job) -> Claim:
         within = not self._shares or self._stays_within_share(job)
         rank = self._ranks.get(job.tenant, 0)
-        return Claim(job.id in self._starved, job.priority, job.tenant, level(job.attained, self._policy), within, rank)
+        return Claim(job.id in self._starved, job.priority, job.tenant, level(job.attained, self._policy), within, rank, job.ran_s > 0.0)
 
     def _tenants(self) -> dict[str, Footing]:
         held = self.accounts.held
@@ -293,14 +378,12 @@ class Planner:
         return reason + why.kept_out(usable, [usable[i] for i in allowed])
 
     def _next_change(self) -> float | None:
-        if self.starts and not self._fifo:
-            times = (starves_at(job, self._policy, self._widest) for job in self._waiting if job.id not in self._starved)
-            self._starves_s = min(times, default=math.inf)
-        self._changes.append(self._starves_s)
+        if self.turns is not None:
+            self._changes.append(self.turns.starve_next({start.job_id for start in self.starts}))
         if self._used and self._waiting:
             self._changes.append(ranks_change_at(self._policy, self._used, self.accounts.charged, self._now))
         if self._blocked and not self._fifo:
-            self._changes += [due_s(run, self._policy.resize_interval_s) for run, _ in self.room.runs if run.job.smaller]
+            self._changes += [due_s(run, self._policy.resize_interval_s) for run, _ in self.room.elastic]
         tenants = self._tenants()
         for claim in self._claims:
             self._changes.append(self.room.victims.next_at(claim, tenants))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
-from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Job, Node, Placement, Standing
+from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Job, Node, Placement
 
 
 class Reasons(Mapping[str, str]):
@@ -99,10 +99,9 @@ def kept_out(usable: Iterable[Node], allowed: Iterable[Node]) -> str:
     return f"; kept out after their failures: {_some(names)} (`orchestrator nodes`)" if names else ""
 
 
-def excluded_but_taken(nodes: Iterable[Node], placement: Placement) -> str:
-    """A warning; empty if none of the place's nodes is one that jobs are kept from."""
-    taken = {node_id for node_id, _ in placement}
-    names = sorted(node.name for node in nodes if node.id in taken and node.standing is Standing.EXCLUDED)
+def excluded_but_taken(excluded: Mapping[str, str], placement: Placement) -> str:
+    """A warning; empty if none of the place's nodes is one that jobs are kept from. `excluded`: the names of these, by id."""
+    names = sorted(excluded[node_id] for node_id, _ in placement if node_id in excluded)
     if not names:
         return ""
     return f"runs on {_some(names)} in spite of failures there (`orchestrator nodes`): it could never run without"

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from orchestrator.control.scheduler.clearing import cheapest
 from orchestrator.control.scheduler.estimate import Estimates
-from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Policy, Run, Standing
-from orchestrator.control.scheduler.place import Grid, Place, place, stays_on_one
-from orchestrator.control.scheduler.preempt import ALONE, Claim, Footing, Victim, cheapest, evictable_from
+from orchestrator.control.scheduler.kinds import Kind, possible
+from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Placement, Policy, Run
+from orchestrator.control.scheduler.place import Grid, Place, place
+from orchestrator.control.scheduler.preempt import ALONE, Claim, Footing, Victim, evictable_from
 from orchestrator.control.scheduler.reserve import Release, Reservations
 from orchestrator.control.scheduler.resize import due_s, grow, larger_sizes, shrink, without
 from orchestrator.control.scheduler.victims import Victims
-
-
-@dataclass(slots=True)
-class Kind:
-    """Equal gangs, as long as one plan is made. What one of them was refused need not be looked for again."""
-
-    demand: Demand
-    allowed: int
-    """Nodes that it may run on: not those that are excluded, unless it could never run on the others."""
-    possible: bool
-    """It would fit if nothing else ran."""
-    on_one: bool
-    """It stays on one node."""
-    full: bool = False
-    """There is no place for it, for any time."""
-    crowded: bool = False
-    """There is none until the first reservation either."""
 
 
 class Room:
@@ -45,11 +30,17 @@ class Room:
         self._starting: list[tuple[Job, Place]] = []
         self._leaving: list[tuple[Run, Place]] = []
         self._soon: Grid | None = None
+        self._free: Grid | None = None
+        """What is free now, of what is promised too; None as long as nothing is promised."""
         self.reservations = Reservations(self.grid)
         self._kinds: dict[Demand, Kind] = {}
         self._victims: Victims | None = None
         self._looked_at = 0
         """So many of the runs are among the victims."""
+        self._promises: list[tuple[Demand, Place]] = []
+        self._elastic: list[tuple[Run, Place]] = []
+        self._known = 0
+        """So many of the runs are known to be elastic or not."""
         self._ends: dict[str, float] = {}
         self._refused: set[tuple[Any, ...]] = set()
         self._gone: set[str] = set()
@@ -59,12 +50,12 @@ class Room:
 
     def _hold(self, running: Sequence[Run]) -> None:
         """Take what runs hold."""
-        grid, places = self.grid, self._cluster.memo.setdefault("places", {})
+        grid, cluster = self.grid, self._cluster
         for run in running:
-            held = places.get(run.placement)
-            if held is None:
-                held = places[run.placement] = grid.indexed(run.placement)
-            demand = run.job.demand
+            known = run.memo.get("held")
+            if known is None or known[0] is not cluster:
+                known = run.memo["held"] = cluster, grid.indexed(run.placement)
+            held, demand = known[1], run.job.demand
             for i, workers in held:
                 grid.cpus[i] -= workers * demand.cpu_units
                 grid.gpus[i] -= workers * demand.gpus
@@ -76,7 +67,7 @@ class Room:
         if found is None:
             memo = self._cluster.memo
             if demand not in memo:
-                memo[demand] = _possible(self._cluster, memo["empty"], demand)
+                memo[demand] = possible(self._cluster, memo["empty"], demand)
             found = self._kinds[demand] = Kind(demand, *memo[demand])
         return found
 
@@ -94,6 +85,8 @@ class Room:
         """The job is given that now; it is a run from here on."""
         self._starting.append((job, taken))
         self.grid.take(demand, taken)
+        if self._free is not None:
+            self._free.take(demand, taken)
         if self._soon is not None:
             self._soon.take(demand, taken)
             if self._victims is not None:
@@ -116,6 +109,26 @@ class Room:
         return self._runs
 
     @property
+    def elastic(self) -> list[tuple[Run, Place]]:
+        """Of these, those that may shrink."""
+        for row in self.runs[self._known :]:
+            if row[0].job.smaller:
+                self._elastic.append(row)
+        self._known = len(self._runs)
+        return self._elastic
+
+    @property
+    def everyone(self) -> list[tuple[Run, Place]]:
+        """Those that were told to leave before as well."""
+        return self.runs + self._leaving
+
+    def leavers(self, place: Place) -> list[str]:
+        """Who has been told to leave, or to shrink, there."""
+        nodes = {i for i, _ in place}
+        rows = [*self._leaving, *((run, held) for run, held in self._runs if run.job.id in self._gone)]
+        return sorted(run.job.id for run, held in rows if not nodes.isdisjoint(i for i, _ in held))
+
+    @property
     def soon(self) -> Grid:
         """What is free when all who were told to leave have left, and those whom they leave for have started."""
         if self._soon is None:
@@ -124,6 +137,14 @@ class Room:
                 self._soon.give(run.job.demand, held)
         return self._soon
 
+    def is_wider(self) -> bool:
+        """Whether what is promised is free already, or more is beside it than was known when it was."""
+        grid, soon, free = self.grid, self.soon, self._free or self.grid
+        nodes = {i for _, place in self._promises for i, _ in place}
+        return any(free.has(demand, place) for demand, place in self._promises) or any(
+            min(soon.gpus[i], free.gpus[i]) > grid.gpus[i] or min(soon.cpus[i], free.cpus[i]) > grid.cpus[i] for i in nodes
+        )
+
     def find_soon(self, kind: Kind) -> Place | None:
         """A place that is being cleared already; it is promised to the gang."""
         if not self._leaving and not self._gone:
@@ -131,6 +152,25 @@ class Room:
         found = place(self.soon, kind.demand, kind.allowed & ~self.reservations.nodes, kind.on_one)
         if found is not None:
             self._promise(kind.demand, found)
+        return found
+
+    def keep(self, kind: Kind, placement: Placement) -> Place | None:
+        """The place that a gang was promised before, which is promised to it again; None: it is gone."""
+        promised = self.grid.indexed(placement)
+        if len(promised) < len(placement) or not self.soon.has(kind.demand, promised):
+            return None
+        self._promise(kind.demand, promised)
+        return promised
+
+    def redeem(self, kind: Kind, promised: Place, ends_s: float, elsewhere: bool) -> Place | None:
+        """Where a gang that was promised a place can start now: there, or `elsewhere`; what it was promised is given back then."""
+        free = self._free or self.grid
+        found = promised if free.has(kind.demand, promised) else self.find(kind, ends_s) if elsewhere else None
+        if found is not None:
+            self.soon.give(kind.demand, promised)
+            self.grid.renew(promised, free, self.soon)
+            for other in self._kinds.values():
+                other.full = other.crowded = False
         return found
 
     def evict(self, kind: Kind, claim: Claim, least_gain: float, tenants: Mapping[str, Footing]) -> tuple[list[Victim], Place] | None:
@@ -161,7 +201,7 @@ class Room:
         if not kind.on_one or (None, kind.demand) in self._refused:
             return None
         interval_s, among = self._policy.resize_interval_s, kind.allowed & ~self.reservations.nodes
-        open_to = [row for row in self.runs if row[0].job.smaller and self.is_settled(*row) and due_s(row[0], interval_s) <= self._now]
+        open_to = [row for row in self.elastic if self.is_settled(*row) and due_s(row[0], interval_s) <= self._now]
         drops = shrink(self.soon, open_to, kind.demand, among) if open_to else []
         if not drops:
             self._refused.add((None, kind.demand))
@@ -211,13 +251,15 @@ class Room:
         """When a run is expected to have ended."""
         found = self._ends.get(run.job.id)
         if found is None:
-            ran_s = run.job.ran_s + self._now - run.started_s
-            found = self._ends[run.job.id] = run.started_s - run.job.ran_s + self._estimates.ends_after_s(run.job, ran_s)
+            found = self._ends[run.job.id] = self._estimates.ends_s(run.job, run.started_s - run.job.ran_s, self._now)
         return found
 
     def _promise(self, demand: Demand, promised: Place) -> None:
+        if self._free is None:
+            self._free = self.grid.copy()
         self.soon.take(demand, promised)
         self.grid.narrow(self.soon, promised)
+        self._promises.append((demand, promised))
         self.reservations.take(demand, promised, math.inf)
         if self._victims is not None:
             self._victims.touched(promised)
@@ -248,12 +290,3 @@ class Room:
 
     releases: Sequence[Release] = ()
     """Of the newest reservation."""
-
-
-def _possible(cluster: ClusterView, empty: Grid, demand: Demand) -> tuple[int, bool, bool]:
-    """(nodes that a gang may run on, whether it fits them if nothing else runs, whether it stays on one)."""
-    trusted = sum(1 << i for i, node in enumerate(cluster.usable) if node.standing is not Standing.EXCLUDED)
-    if place(empty, demand, trusted) is not None:
-        return trusted, True, stays_on_one(empty, demand, trusted)
-    everywhere = empty.everywhere
-    return everywhere, place(empty, demand, everywhere) is not None, stays_on_one(empty, demand, everywhere)

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 
+from orchestrator.control.scheduler.clearing import Search
 from orchestrator.control.scheduler.model import Demand, Policy, Run
 from orchestrator.control.scheduler.place import Grid, Place
 from orchestrator.control.scheduler.preempt import (
     ALONE,
-    ANY_LEVEL,
     Claim,
     Footing,
     Held,
-    Search,
+    Times,
     Victim,
     cost,
-    leaves_level_s,
-    level_to_leave,
-    protected_until,
+    grounds,
+    times,
 )  # fmt: skip
-
-Times = tuple[float, ...]
-"""(until when a run is left alone, when it leaves the first level, the second ...)."""
 
 
 class Victims:
@@ -41,32 +38,30 @@ class Victims:
         self._next: dict[tuple[int, str, int], float] = {}
 
     def add(self, run: Run, held: Place) -> None:
-        times = _times(run, self._policy)
-        if times is None or not held:
+        when = times(run, self._policy)
+        if when[0] == math.inf or not held:
             return
         job, now = run.job, self._now
-        self._groups.setdefault((job.priority, job.tenant), []).append((run, held, times))
-        until, *leaves = times
-        if until > now:
+        self._groups.setdefault((job.priority, job.tenant), []).append((run, held, when))
+        if when[0] > now:
             return
-        at = 0
-        while at < len(leaves) and leaves[at] <= now:
-            at += 1
-        kind = 1 << self._classes.setdefault((job.priority, job.tenant, at), len(self._classes))
-        victim = Victim(run, held, cost(run, now), until, (-at, run.attained(now)))
+        at = bisect_right(when, now, 1, len(when) - 1) - 1
+        past = (2 << at) - 1 | (when[-1] <= now) << len(when) - 1
+        kind = 1 << self._classes.setdefault((job.priority, job.tenant, past), len(self._classes))
+        victim = Victim(run, held, cost(run, now), (-at, run.attained(now)))
         for i, workers in held:
             self._nodes.setdefault(i, []).append((kind, (victim, workers)))
 
     def __iter__(self) -> Iterator[Victim]:
         rows = (row for group in self._groups.values() for row in group if row[0].job.id not in self._gone)
-        return (Victim(run, held, cost(run, self._now), times[0]) for run, held, times in rows)
+        return (Victim(run, held, cost(run, self._now)) for run, held, _ in rows)
 
     def open_to(self, claim: Claim, tenants: Mapping[str, Footing]) -> int:
         """The classes that the claim is good against now."""
         found = 0
-        for (priority, tenant, at), number in self._classes.items():
-            level = level_to_leave(claim, priority, tenant, tenants.get(tenant, ALONE), self._policy)
-            if level is not None and at > level:
+        for (priority, tenant, past), number in self._classes.items():
+            good = grounds(claim, priority, tenant, tenants.get(tenant, ALONE), self._policy)
+            if any(past >> ground & 1 for ground in good):
                 found |= 1 << number
         return found
 
@@ -99,31 +94,18 @@ class Victims:
 
     def next_at(self, claim: Claim, tenants: Mapping[str, Footing]) -> float:
         """When the next of them becomes evictable by the claim; infinite: never."""
-        times = [math.inf]
+        found = [math.inf]
         for priority, tenant in self._groups:
-            level = level_to_leave(claim, priority, tenant, tenants.get(tenant, ALONE), self._policy)
-            if level is not None:
-                times.append(self._next_of(priority, tenant, level))
-        return min(times)
+            good = grounds(claim, priority, tenant, tenants.get(tenant, ALONE), self._policy)
+            found += [self._next_of(priority, tenant, ground) for ground in good]
+        return min(found)
 
-    def _next_of(self, priority: int, tenant: str, level: int) -> float:
-        key = priority, tenant, level
+    def _next_of(self, priority: int, tenant: str, ground: int) -> float:
+        key = priority, tenant, ground
         if key not in self._next:
-            rows = (times for _, _, times in self._groups[priority, tenant])
-            times = [times[0] if level == ANY_LEVEL else max(times[0], times[1 + level]) for times in rows]
-            self._next[key] = min((time for time in times if time > self._now), default=math.inf)
+            rows = (when[ground] for _, _, when in self._groups[priority, tenant])
+            self._next[key] = min((time for time in rows if time > self._now), default=math.inf)
         return self._next[key]
 
     def _held(self, i: int, classes: int) -> list[Held]:
         return [held for kind, held in self._nodes[i] if kind & classes and held[0].run.job.id not in self._gone]
-
-
-def _times(run: Run, policy: Policy) -> Times | None:
-    """None: it is left alone for ever."""
-    known = run.memo.get("times")
-    if known is None or known[0] is not policy:
-        until = protected_until(run, policy)
-        left = None if until == math.inf else (until, *(leaves_level_s(run, level, policy) for level in range(len(policy.levels))))
-        known = run.memo["times"] = policy, left
-    times: Times | None = known[1]
-    return times

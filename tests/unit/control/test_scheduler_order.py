@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from random import Random
+
 import pytest
 
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Job, Policy
-from orchestrator.control.scheduler.order import fifo_key, key, level, remaining, starves_at
+from orchestrator.control.scheduler.order import Turns, fifo_key, key, level, remaining, starves_at
 
 POLICY = Policy(mode="preemptive", max_wait_s=1000.0, max_total_wait_s=5000.0)
 ESTIMATES = Estimates({("", 1): (600.0,), ("", 8): (600.0,), ("a", 1): (600.0,), ("b", 1): (600.0,)})
@@ -30,6 +33,7 @@ def ordered(*jobs, policy=POLICY, ranks=()):
     [
         (job("x", gpus=8, queued_s=900.0), job("y", priority=5)),  # starved
         (job("x", gpus=8, queued_s=800.0), job("y", queued_s=900.0)),  # both are: the one that waits longer
+        (job("x", queued_s=900.0), job("y", queued_s=800.0, ran_s=10.0)),  # and who has not run
         (job("x", priority=1, attained=1e6), job("y", priority=0)),
         (job("x", attained=1e6, tenant="a"), job("y", tenant="b")),  # the rank of its tenant
         (job("x", gpus=8), job("y", attained=7200.0)),  # level
@@ -69,3 +73,24 @@ def test_levels_and_what_remains():
 
 def test_first_in_first_out():
     assert sorted([job("b", queued_s=1.0), job("a", queued_s=1.0), job("c", queued_s=0.0)], key=fifo_key)[0].id == "c"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_jobs_that_are_put_in_order_together_stand_as_each_would_alone(seed):
+    rng, queue = Random(seed), []
+    for number in range(60):
+        at = rng.choice((900.0, 1000.0, 1500.0, 1900.0))
+        tenant, priority = rng.choice(("a", "b")), rng.choice((0, 0, 1))
+        one = job(f"j{number}", rng.choice((1, 8)), queued_s=at, submitted_s=at, tenant=tenant, priority=priority)
+        had = {"attained": rng.choice((100.0, 8000.0)), "ran_s": 100.0, "waited_s": rng.choice((0.0, 4200.0))}
+        queue.append(replace(one, **had) if rng.randrange(3) == 2 else replace(one, limit_s=rng.choice((None, 60.0))))
+    ranks, order = {"a": 0, "b": 1}, lambda one: key(one, starves_at(one, POLICY, 4) <= NOW, POLICY, ranks, ESTIMATES)
+    turns = Turns(queue, NOW, POLICY, ranks, ESTIMATES, 4)
+    assert turns.jobs == sorted(queue, key=order)
+    assert turns.starved == {one.id for one in queue if starves_at(one, POLICY, 4) <= NOW}
+    patient = [one for one in turns.jobs if one.id not in turns.starved]
+    assert turns.next_starves[0] == min(starves_at(one, POLICY, 4) for one in patient)
+    rng.shuffle(patient)
+    for number in range(0, len(patient), 5):
+        started = {one.id for one in patient[:number]}
+        assert turns.starve_next(started) == min(starves_at(one, POLICY, 4) for one in patient if one.id not in started)

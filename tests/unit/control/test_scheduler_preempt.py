@@ -6,9 +6,10 @@ import math
 
 import pytest
 
+from orchestrator.control.scheduler.clearing import cheapest
 from orchestrator.control.scheduler.model import CPU_UNITS, ClusterView, Demand, Job, Node, Policy, Run
 from orchestrator.control.scheduler.place import Grid
-from orchestrator.control.scheduler.preempt import ALONE, Claim, Victim, cheapest, cost, evictable_from, protected_until
+from orchestrator.control.scheduler.preempt import ALONE, Claim, Victim, cost, evictable_from, protected_until
 
 POLICY = Policy(mode="preemptive", min_run_s=100.0, max_doublings=3, max_preemptions=5, max_total_wait_s=1e4)
 
@@ -27,7 +28,7 @@ def run(name, *bundles, price=1.0, **more):
 
 def victims(*runs):
     return [
-        Victim(each, tuple((int(node[1:]), count) for node, count in each.placement), cost(each, 2000.0), 0.0, (0, each.attained(2000.0)))
+        Victim(each, tuple((int(node[1:]), count) for node, count in each.placement), cost(each, 2000.0), (0, each.attained(2000.0)))
         for each in runs
     ]
 
@@ -64,8 +65,8 @@ def test_a_preemption_costs_what_was_not_saved_and_the_save_and_the_next_start()
     assert cost(run("r", (0, 8), price=62.0), 2000.0) == 8 * 62.0
 
 
-def claim(starved=False, priority=0, tenant="", level=0, within=True, rank=0):
-    return Claim(starved, priority, tenant, level, within, rank)
+def claim(starved=False, priority=0, tenant="", level=0, within=True, rank=0, in_turn=False):
+    return Claim(starved, priority, tenant, level, within, rank, in_turn)
 
 
 A, B, OLD = {"tenant": "a"}, {"tenant": "b"}, {"attained": 1e9}
@@ -81,6 +82,8 @@ A, B, OLD = {"tenant": "a"}, {"tenant": "b"}, {"attained": 1e9}
         (claim(priority=1), {}, ALONE, 1100.0),
         (claim(), {"priority": 1, **OLD}, ALONE, math.inf),
         (claim(starved=True), {"priority": 1}, ALONE, 1100.0),
+        (claim(starved=True, in_turn=True), {"priority": 1}, ALONE, 1000.0 + 2 * 3600),  # after its turn
+        (claim(starved=True, in_turn=True), {"attained": 7200.0}, ALONE, 1100.0),  # or by its level
         (claim(**A, rank=1), B, (True, 0), 1100.0),  # within its share, against one that is over its own
         (claim(**A, within=False), B | OLD, (True, 1), math.inf),
         (claim(**A), B | OLD, (False, 1), 1100.0),  # both within: by level, if its tenant comes first
@@ -91,7 +94,6 @@ A, B, OLD = {"tenant": "a"}, {"tenant": "b"}, {"attained": 1e9}
 )
 def test_whom_a_claim_is_good_against(claim, more, footing, expected):
     (victim,) = victims(run("r", (0, 8), **more))
-    victim = Victim(victim.run, victim.place, victim.cost, protected_until(victim.run, POLICY))
     assert evictable_from(claim, victim, POLICY, footing) == expected
 
 

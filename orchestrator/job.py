@@ -171,6 +171,10 @@ class Job:
     """While it holds a place: (Ray node id, number of workers) of each bundle of its worker group."""
     standby: tuple[str, ...] = ()
     """While it holds a place: names of actors that were up for it, the supervisor and the agent of each bundle; '': it starts its own."""
+    user: str = ""
+    """Who submitted it, by the token or, on this machine, by the account."""
+    tenant: str = ""
+    """The submitter's; '': it was submitted on this machine and names none."""
 
     @property
     def num_placed(self) -> int:

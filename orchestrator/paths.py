@@ -27,9 +27,11 @@ In the object store (`JobKeys`, `DatasetKeys`):
 On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.orchestrator`.
 
     jobs.db                    the job store (SQLite, WAL)
+    database                   the URL of the job store where it is another one, mode 0600
     controller.lock            held by the living controller
     cluster.json               the local Ray cluster: address, ports, pids
     token                      Ray's token, mode 0600
+    api-token                  the user's token for a server, mode 0600
     secrets/<job>.json         the submitter's S3 keys, mode 0600, removed at the job's end
     logs/<name>.log            controller, Ray head, warm processes
     store/                     the default object store
@@ -181,6 +183,13 @@ def commit_of(key: str) -> tuple[int, int]:
     return int(epoch), int(step)
 
 
+def log_piece_of(key: str) -> tuple[int, int, int, float]:
+    """(epoch, rank, offset, time in seconds since 1970) in the name of a piece of output; time 0 in one without."""
+    epoch, rank, name = key.rsplit("/", 3)[1:]
+    offset, _, milliseconds = name.partition("-")
+    return int(epoch), int(rank), int(offset), int(milliseconds or 0) / 1000
+
+
 def segment_key(checkpoint: str, writer: int, number: int) -> str:
     return f"{checkpoint}seg-{writer:05d}-{number:04d}"
 
@@ -230,6 +239,14 @@ class Home:
     @property
     def jobs_db(self) -> Path:
         return self.root / "jobs.db"
+
+    @property
+    def api_token(self) -> Path:
+        return self.root / "api-token"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "database"
 
     @property
     def controller_lock(self) -> Path:

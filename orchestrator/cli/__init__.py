@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -32,6 +33,12 @@ Checkpoints
   checkpoint export JOB FOLDER write its model as a folder that transformers reads; --adapters: only its LoRA adapters, for peft;
          [--format F]          safetensors or deepspeed-universal instead
   checkpoint gc JOB            delete what the settings do not keep
+
+Serve
+  serve                        the control plane as a service with an HTTP API; --host, --port, --address RAY, --db postgresql://...
+  user add NAME                a user's token; --tenant, --role admin, user or viewer; user list, renew, revoke
+  audit                        who changed what
+  store export FILE            the job store as JSON lines; store import FILE: into a new one, also of another database
 
 Stop
   cancel JOB [--now]           save a checkpoint and stop (--now: at once)
@@ -90,7 +97,12 @@ def _verbs() -> dict[str, Callable[[], Verb]]:
 
     found = {name: hydra(name) for name in ("train", "submit")}
     found |= {name: jobs(f"{name}_") for name in ("resume", "list", "status", "logs", "cancel", "dashboard", "down", "version")}
+    found |= {name: _named("serve", f"{name}_") for name in ("serve", "user", "audit", "store")}
     return {**found, "nodes": nodes, "simulate": simulate, "checkpoint": checkpoint, "completion": completion}
+
+
+def _named(module: str, function: str) -> Callable[[], Verb]:
+    return lambda: getattr(importlib.import_module(f"orchestrator.cli.{module}"), function)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,65 +1,104 @@
-"""What the command line asks of the control plane. It talks to the job store only, so it is quick and needs no controller."""
+"""What people and programs ask of the control plane, for a user: command line, HTTP API and `orchestrator.client` come through here.
+
+It talks to the job store and the object store only, so it is quick and needs no controller.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import secrets as random_source
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from orchestrator.control import audit
+from orchestrator.control.database import place_of
+from orchestrator.control.pages import LogPage, read_page
 from orchestrator.control.reputation import MEMORY_S, Incident
 from orchestrator.control.scheduler import ClusterView, Demand, feasible
 from orchestrator.control.store import JobStore
-from orchestrator.errors import ConfigError, StaleWrite, StateError, UserError, nearest
+from orchestrator.control.summary import JobSummary
+from orchestrator.control.users import Role, User, local_user
+from orchestrator.errors import ConfigError, PermissionDenied, StaleWrite, StateError, UserError, nearest
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobState, Progress
 from orchestrator.layout import legal_world_sizes
-from orchestrator.paths import Home, write_private
-from orchestrator.spec import JobSpec
+from orchestrator.paths import Home, JobKeys, write_private
+from orchestrator.spec import JobSpec, to_dict
+from orchestrator.storage import ObjectStore, open_store
 
 CLUSTER = "cluster"
 """Key of the job store's facts: the newest view of the cluster's nodes, kept by the controller."""
 
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, in lower case
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _STOP_MODES = ("drain", "now")
 _STRENGTH = {"": 0, "drain": 1, "now": 2}
 
 
 class Client:
-    """The jobs of one home."""
+    """The jobs of one home, for one user; of the account on this machine if none is given, who may do everything."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, store: JobStore | None = None, user: User | None = None) -> None:
         self.home = home
-        self._store = JobStore(home.jobs_db)
+        self.user = user or local_user()
+        self._store = store or JobStore(place_of(home))
+
+    def acting_for(self, user: User) -> Client:
+        """The same jobs, for another user."""
+        return Client(self.home, self._store, user)
 
     def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job:
         """Add a job to the queue; on return it is durable.
 
         `secrets` are environment variables of its processes (S3 keys); they are kept beside the queue, readable by the owner only.
-        Raises ConfigError if the cluster can never run it.
+        Raises LayoutError, or ConfigError if the cluster can never run it.
         """
+        self._require(Role.USER, "submit", spec.name or spec.workload.name)
+        _check_secrets(secrets)
+        _check_text(spec)
         spec = self._completed(spec)
         self._check_feasible(spec)
         now = time.time()
-        job = Job(id=_new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason="waits for the controller")
+        job = Job(
+            id=_new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason="waits for the controller", user=self.user.name,
+            tenant=self.user.tenant,
+        )  # fmt: skip
         self._write_secrets(job.id, secrets)
-        self._store.put(job, [_event(EventKind.SUBMITTED, job.id, now, f"{spec.resources.num_workers} workers")])
+        submitted = _event(EventKind.SUBMITTED, job.id, now, f"{spec.resources.num_workers} workers")
+        self._store.put(job, [submitted], also=[audit.entry(self.user, "submit", job.id)])
         return job
 
     def jobs(self) -> list[Job]:
         """All jobs in the order of their submission."""
         return self._store.all()
 
+    def summaries(self, states: Collection[JobState] | None = None, limit: int = 0) -> tuple[list[JobSummary], int]:
+        """(what a list shows, how many jobs there are of these states). See `JobStore.summaries`."""
+        return self._store.summaries(states, limit), self._store.count(states)
+
     def job(self, id_or_prefix: str) -> Job:
         """Raises JobNotFound with the nearest names."""
         return self._store.find(id_or_prefix)
 
-    def events(self, job_id: str, after: int = 0) -> list[tuple[int, Event]]:
+    def events(self, job_id: str, after: int = 0, limit: int | None = None) -> list[tuple[int, Event]]:
         """(number, event) of those with a number above `after`."""
-        return self._store.events(job_id, after)
+        return self._store.events(job_id, after, limit)
+
+    def logs(self, job: Job, after: str = "", rank: int | None = None) -> LogPage:
+        """The next lines that all ranks, or one, have printed. See `read_page`."""
+        return read_page(self._object_store(job), job, after, rank)
+
+    def artifact(self, job: Job, name: str) -> bytes:
+        """A file that the job has left. Raises ObjectNotFound, ConfigError for a name that cannot be."""
+        return self._object_store(job).get(JobKeys(job.id).artifact(name))
+
+    def ping(self) -> None:
+        """Raises StoreUnavailable where the job store does not answer."""
+        self._store.meta(CLUSTER)
 
     def request_stop(self, job_id: str, mode: str) -> Job:
         """Ask that a job ends: `drain` saves a checkpoint first, `now` does not wait. Of two requests the stronger one holds.
@@ -70,10 +109,11 @@ class Client:
             raise ConfigError(f"mode={mode} is not possible: allowed is {' or '.join(_STOP_MODES)}.")
 
         def change(job: Job) -> Job:
+            self._require_own(job, "stop")
             if job.state.terminal or _STRENGTH[job.stop_requested] >= _STRENGTH[mode]:
                 return job
             event = _event(EventKind.STOP_REQUESTED, job.id, time.time(), "after a checkpoint" if mode == "drain" else "at once")
-            return self._store.update(job, [event], stop_requested=mode)
+            return self._store.update(job, [event], also=[audit.entry(self.user, "stop", job.id, mode)], stop_requested=mode)
 
         return self._guarded(job_id, change)
 
@@ -84,7 +124,10 @@ class Client:
         queue if its cluster is gone. It is returned as it is. Raises StateError if it is about to stop, or for another `spec`.
         """
 
+        _check_secrets(secrets)
+
         def change(job: Job) -> Job:
+            self._require_own(job, "resume")
             new = self._completed(spec or job.spec)
             if not job.state.terminal:
                 if spec is not None and new != job.spec:
@@ -97,7 +140,7 @@ class Client:
             self._write_secrets(job.id, secrets)
             now, run = time.time(), job.run + 1
             return self._store.update(
-                job, [_event(EventKind.RESUMED, job.id, now, f"run {run}")],
+                job, [_event(EventKind.RESUMED, job.id, now, f"run {run}")], also=[audit.entry(self.user, "resume", job.id, f"run {run}")],
                 state=JobState.QUEUED, run=run, spec=new, queued_s=now, started_s=None, ended_s=None, stop_requested="", result=None,
                 reason="waits for the controller", progress=_carried_over(job.progress, new),
             )  # fmt: skip
@@ -114,11 +157,39 @@ class Client:
 
         Raises UserError, with the nearest name, for a machine that is neither in the cluster nor in the records.
         """
+        self._require(Role.ADMIN, "forgive", node)
         view, incidents = self.nodes()
         known = {found.name for found in view.nodes} | {incident.node for incident in incidents}
         if node not in known:
             raise UserError(f"no node is named '{node}'. Known: {', '.join(sorted(known)) or 'none'}.{nearest(node, sorted(known))}")
-        return self._store.forgive(node)
+        forgiven = self._store.forgive(node)
+        audit.AuditLog(self._store.engine).add(self.user, "forgive", node, f"{forgiven} incidents")
+        return forgiven
+
+    def audit(self, after: int = 0, limit: int = 1000) -> list[audit.Entry]:
+        """Who changed what: entries with a number above `after`."""
+        self._require(Role.ADMIN, "audit", "")
+        return audit.AuditLog(self._store.engine).read(after, limit)
+
+    def _object_store(self, job: Job) -> ObjectStore:
+        """With the submitter's keys while the job has not ended, else with this process's own."""
+        path = self.home.secrets(job.id)
+        secrets = json.loads(path.read_text()) if path.exists() else {}
+        return open_store(job.spec.storage, {**os.environ, **secrets})
+
+    def _require(self, role: Role, action: str, subject: str) -> None:
+        """Raises PermissionDenied, and writes it down."""
+        if not self.user.role.allows(role):
+            audit.AuditLog(self._store.engine).add(self.user, f"refused {action}", subject)
+            raise PermissionDenied(f"{self.user.name} has the role {self.user.role.value}; `{action}` needs the role {role.value}.")
+
+    def _require_own(self, job: Job, action: str) -> None:
+        """Raises PermissionDenied, and writes it down, for a job of another tenant."""
+        self._require(Role.USER, action, job.id)
+        if self.user.role is not Role.ADMIN and self.user.tenant != job.tenant:
+            audit.AuditLog(self._store.engine).add(self.user, f"refused {action}", job.id)
+            whose = f"the tenant {job.tenant}" if job.tenant else "no tenant"
+            raise PermissionDenied(f"{job.id} belongs to {whose}, {self.user.name} to {self.user.tenant}: only an admin may {action} it.")
 
     def _guarded(self, job_id: str, change: Callable[[Job], Job]) -> Job:
         """Apply `change` to the newest row, again if the controller wrote in between."""
@@ -138,8 +209,8 @@ class Client:
         return spec
 
     def _check_feasible(self, spec: JobSpec) -> None:
+        least = legal_world_sizes(spec)[0]
         view: dict[str, Any] | None = self._store.meta(CLUSTER)
-        least = legal_world_sizes(spec)[0] if spec.resources.min_workers else spec.resources.num_workers
         demand = dataclasses.replace(Demand.of(spec.resources), num_workers=least)
         why = feasible(ClusterView.from_dict(view), demand) if view else None
         if why:
@@ -152,6 +223,23 @@ class Client:
     def _write_secrets(self, job_id: str, secrets: Mapping[str, str]) -> None:
         if secrets:
             write_private(self.home.secrets(job_id), json.dumps(dict(secrets)))
+
+
+def _check_secrets(secrets: Mapping[str, str]) -> None:
+    """The message names no value."""
+    for name, value in secrets.items():
+        if not _VARIABLE.fullmatch(name) or "\0" in value:
+            raise ConfigError(f"secrets.{name} is not possible: allowed are names of A-Z, a-z, 0-9 and '_', and text without a zero byte.")
+
+
+def _check_text(spec: JobSpec) -> None:
+    """What no database can take apart: figures in options that are none, zero bytes."""
+    try:
+        text = json.dumps(to_dict(spec), allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"the job's settings cannot be written as JSON: {error}") from error
+    if "\\u0000" in text:
+        raise ConfigError("the job's settings hold a zero byte: allowed is text.")
 
 
 def _new_id(spec: JobSpec) -> str:

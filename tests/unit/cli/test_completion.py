@@ -30,8 +30,8 @@ def test_verbs_are_completed() -> None:
     assert complete("orchestrator d") == ["dashboard", "down"]
     assert complete("orchestrator x") == []
     assert complete("orchestrator ") == [
-        "train", "submit", "resume", "list", "status", "logs", "cancel", "dashboard", "down", "version", "nodes",
-        "simulate", "checkpoint", "completion",
+        "train", "submit", "resume", "list", "status", "logs", "cancel", "dashboard", "down", "version", "serve",
+        "user", "audit", "store", "nodes", "simulate", "checkpoint", "completion",
     ]  # fmt: skip
 
 

@@ -32,6 +32,7 @@ On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.o
     cluster.json               the local Ray cluster: address, ports, pids
     token                      Ray's token, mode 0600
     api-token                  the user's token for a server, mode 0600
+    plans/<time>-<n>.jsonl     what the scheduler decided and what it knew, to be repeated; the oldest files go
     secrets/<job>.json         the submitter's S3 keys, mode 0600, removed at the job's end
     logs/<name>.log            controller, Ray head, warm processes
     store/                     the default object store
@@ -269,6 +270,10 @@ class Home:
     @property
     def store(self) -> Path:
         return self.root / "store"
+
+    @property
+    def plans(self) -> Path:
+        return self.root / "plans"
 
     @property
     def mlflow(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +21,8 @@ Look
   status JOB                   one job and its events
   logs JOB [-f] [--rank N]     what its ranks printed, over all restarts
   dashboard                    open MLflow on this machine's runs
+  queue                        the jobs that wait, who is next first: why, and when they start
+  explain JOB                  what it waits for, who holds that, and what would let it start now
   nodes                        machines, what failed on them, and what that means for them; nodes forgive NODE
   simulate TRACE.csv           what a trace of jobs would come to under a policy of the scheduler; --from-log: the jobs of this machine
 
@@ -33,6 +34,10 @@ Checkpoints
   checkpoint export JOB FOLDER write its model as a folder that transformers reads; --adapters: only its LoRA adapters, for peft;
          [--format F]          safetensors or deepspeed-universal instead
   checkpoint gc JOB            delete what the settings do not keep
+
+Decide
+  priority JOB N               a higher class comes before all lower ones, and may take their place
+  policy [NAME] [key=value]    by which policy the control plane decides: fifo, batch, preemptive; quotas and weights of tenants
 
 Serve
   serve                        the control plane as a service with an HTTP API; --host, --port, --address RAY, --db postgresql://...
@@ -49,7 +54,7 @@ Stop
 Settings are Hydra overrides: `orchestrator train workload=resnet training.max_steps=200`.
   train --help                 all settings            train --cfg job      the composed configuration
   train --dry-run              the resolved spec, legal world sizes and DeepSpeed's config; starts nothing
-  --json                       with list, status, submit, nodes, simulate, checkpoint: for scripts
+  --json                       with list, status, submit, queue, explain, priority, policy, nodes, simulate, checkpoint: for scripts
   eval "$(orchestrator completion bash)"               completion of verbs, settings and jobs
 """
 
@@ -67,11 +72,11 @@ def _verbs() -> dict[str, Callable[[], Verb]]:
 
         return load
 
-    def jobs(name: str) -> Callable[[], Verb]:
+    def of(module: str, name: str) -> Callable[[], Verb]:
         def load() -> Verb:
-            from orchestrator.cli import jobs
+            from importlib import import_module
 
-            return getattr(jobs, name)
+            return getattr(import_module(f"orchestrator.cli.{module}"), f"{name}_")
 
         return load
 
@@ -96,13 +101,10 @@ def _verbs() -> dict[str, Callable[[], Verb]]:
         return simulate_
 
     found = {name: hydra(name) for name in ("train", "submit")}
-    found |= {name: jobs(f"{name}_") for name in ("resume", "list", "status", "logs", "cancel", "dashboard", "down", "version")}
-    found |= {name: _named("serve", f"{name}_") for name in ("serve", "user", "audit", "store")}
+    found |= {name: of("jobs", name) for name in ("resume", "list", "status", "logs", "cancel", "dashboard", "down", "version")}
+    found |= {name: of("queue", name) for name in ("queue", "explain", "priority")} | {"policy": of("policy", "policy")}
+    found |= {name: of("serve", name) for name in ("serve", "user", "audit", "store")}
     return {**found, "nodes": nodes, "simulate": simulate, "checkpoint": checkpoint, "completion": completion}
-
-
-def _named(module: str, function: str) -> Callable[[], Verb]:
-    return lambda: getattr(importlib.import_module(f"orchestrator.cli.{module}"), function)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,8 +6,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -16,13 +17,20 @@ from orchestrator import layout
 from orchestrator.chaos.plan import plan
 from orchestrator.cli.screen import Screen, command
 from orchestrator.config import combinations, conf_dir, job_spec, load_job_spec
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.paths import Home
 from orchestrator.spec import JobSpec, Precision, StorageSpec, to_dict
 
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+if TYPE_CHECKING:
+    from orchestrator.control.policy import ChosenPolicy
+
 _HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
 _MULTIRUN = ("--multirun", "-m")
+_POLICY = ("scheduler=", "scheduler.")
+"""What begins so is not the job's: it is of a control plane that is started for it."""
+
+Act = Callable[[JobSpec, dict[str, bool]], int]
 
 
 def train(arguments: list[str]) -> int:
@@ -33,10 +41,16 @@ def submit(arguments: list[str]) -> int:
     return _run("submit", arguments, _submit)
 
 
-def _run(verb: str, arguments: list[str], act: Callable[[JobSpec, dict[str, bool]], int]) -> int:
+def _run(verb: str, arguments: list[str], act: Act) -> int:
     """Check first, in our words; then let Hydra compose and call. Returns the highest exit status of the jobs."""
     switches = {name: name in arguments for name in ("--dry-run", "--json")}
-    rest = [argument for argument in arguments if argument not in switches]
+    policy = [argument for argument in arguments if argument.startswith(_POLICY)]
+    rest = [argument for argument in arguments if argument not in switches and argument not in policy]
+    if policy:
+        from orchestrator.cli.policy import load_policy
+
+        chosen = load_policy(policy, _split(rest)[1])
+        act = partial(_with_policy, chosen, act)
     if not any(argument.split("=")[0] in _HYDRA_ONLY for argument in rest):
         overrides, config_dir = _split(rest)
         sweeps = any(argument in _MULTIRUN for argument in rest)
@@ -82,6 +96,24 @@ def _split(arguments: list[str]) -> tuple[list[str], Path | None]:
         else:
             overrides.append(argument)
     return overrides, config_dir
+
+
+def _with_policy(chosen: ChosenPolicy, act: Act, spec: JobSpec, switches: dict[str, bool]) -> int:
+    """For a control plane that is started now, and those after it."""
+    from orchestrator.control.client import Client
+    from orchestrator.control.local import controller_alive
+
+    home = Home.find(spec.cluster.home)
+    client = Client(home)
+    present = client.policy()
+    if controller_alive(home) and present != chosen:
+        change = command(f"policy {chosen.name}", home)
+        raise ConfigError(
+            f"scheduler={chosen.name} is not possible: the control plane of {home.root} runs already, with {present.name}. "
+            f"Leave it out, or change it for all jobs: {change}"
+        )
+    client.set_policy(chosen.name, chosen.settings)
+    return act(spec, switches)
 
 
 def _train(spec: JobSpec, switches: dict[str, bool]) -> int:

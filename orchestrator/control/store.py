@@ -1,4 +1,4 @@
-"""The job store: one row per job, guarded by a version, the log of its events, and what of them speaks against machines.
+"""The job store: one row per job, guarded by a version, the log of its events, what of them speaks against machines, and the stays.
 
 What `put` or `update` returned from survives a power cut. Many processes may read and write at once; each write is one short transaction.
 The databases that it may lie in: `orchestrator.control.database`.
@@ -7,18 +7,23 @@ The databases that it may lie in: `orchestrator.control.database`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from orchestrator.control import database, tables
+from orchestrator.control.accounts import MAX_STAYS, Stay
 from orchestrator.control.reputation import Incident
 from orchestrator.control.summary import JobSummary, read_summaries
 from orchestrator.errors import JobNotFound, StaleWrite, StateError, nearest
 from orchestrator.events import Event, EventKind, IncidentKind
-from orchestrator.job import Job, JobState, check_transition, job_from_dict, job_to_dict
+from orchestrator.job import Job, JobState, check_transition, fields_to_dict, job_from_dict, job_to_dict
+
+_MANY = 500
+"""Ids in one question."""
+_LIVE = [state.value for state in JobState if not state.terminal]
 
 
 class JobStore:
@@ -101,8 +106,40 @@ class JobStore:
         with self._engine.connect() as connection:
             return int(connection.execute(query).scalar() or 0)
 
-    def update(self, job: Job, events: Sequence[Event] = (), *, also: Sequence[sa.Executable] = (), **changes: Any) -> Job:
-        """Write `changes` to the row that `job` was read from, append `events` and execute `also`, in one transaction.
+    def live(self, known: Mapping[str, int]) -> tuple[list[str], list[Job]]:
+        """(the ids of all jobs that have not ended, in the order of their submission; those of them whose version is not the `known`)."""
+        table = tables.jobs.c
+        query = sa.select(table.id, table.version).where(table.state.in_(_LIVE)).order_by(table.submitted_s, table.id)
+        with self._engine.connect() as connection:
+            found = list(connection.execute(query))
+            changed = [job_id for job_id, version in found if known.get(job_id) != version]
+            parts = [changed[first : first + _MANY] for first in range(0, len(changed), _MANY)]
+            rows = [row for part in parts for row in connection.execute(sa.select(tables.jobs).where(table.id.in_(part))).mappings()]
+        return [job_id for job_id, _ in found], [_job(row) for row in rows]
+
+    def states(self, job_ids: Iterable[str]) -> dict[str, JobState]:
+        """Of those that there are."""
+        query = sa.select(tables.jobs.c.id, tables.jobs.c.state).where(tables.jobs.c.id.in_(sorted(set(job_ids))))
+        with self._engine.connect() as connection:
+            return {job_id: JobState(state) for job_id, state in connection.execute(query)}
+
+    def tell_waiting(self, jobs: Sequence[Job], events: Sequence[Event]) -> None:
+        """Write why and how long jobs wait. A row that has changed since is left as it is; no version grows: nobody decides by these."""
+        table = tables.jobs
+        same_row = sa.and_(table.c.id == sa.bindparam("job_id"), table.c.version == sa.bindparam("job_version"))
+        names = ("reason", "position", "start_s", "reserved_s")
+        statement = table.update().where(same_row).values({name: sa.bindparam(f"new_{name}") for name in names})
+        rows = [{"job_id": job.id, "job_version": job.version, **{f"new_{name}": getattr(job, name) for name in names}} for job in jobs]
+        with self._write() as connection:
+            if rows:
+                connection.execute(statement, rows)
+            for event in events:
+                _append(connection, event.job_id, [event])
+
+    def update(
+        self, job: Job, events: Sequence[Event] = (), stay: Stay | None = None, *, also: Sequence[sa.Executable] = (), **changes: Any
+    ) -> Job:
+        """Write `changes` to the row that `job` was read from, append `events` and `stay` and execute `also`, in one transaction.
 
         Raises StaleWrite if the row changed since, IllegalTransition if the new state does not follow from the old one.
         """
@@ -111,11 +148,11 @@ class JobStore:
             check_transition(job.state, new.state)
         same_row = sa.and_(tables.jobs.c.id == job.id, tables.jobs.c.version == job.version)
         with self._write() as connection:
-            written = connection.execute(tables.jobs.update().where(same_row).values(**job_to_dict(new)))
+            written = connection.execute(tables.jobs.update().where(same_row).values(fields_to_dict(new, ("version", *changes))))
             if written.rowcount != 1:
                 raise StaleWrite(f"{job.id} changed since it was read (version {job.version})")
             _append(connection, job.id, events)
-            _execute(connection, also)
+            _execute(connection, [*also, *([tables.stays.insert().values(vars(stay))] if stay is not None else [])])
         return new
 
     # events
@@ -145,6 +182,25 @@ class JobStore:
         query = sa.select(table).where(table.c.job_id == job_id, table.c.seq > after).order_by(table.c.seq).limit(limit)
         with self._engine.connect() as connection:
             return [(row["seq"], _event(row)) for row in connection.execute(query).mappings()]
+
+    def last_event(self, job_id: str, kind: EventKind, since_s: float) -> Event | None:
+        """The newest of that kind, no older than that."""
+        table = tables.events.c
+        mine = sa.and_(table.job_id == job_id, table.kind == kind.name, table.time_s >= since_s)
+        query = sa.select(tables.events).where(mine).order_by(table.seq.desc()).limit(1)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else _event(row)
+
+    # tenants
+
+    def stays(self, after: int = 0) -> list[tuple[int, Stay]]:
+        """(number, stay) of the newest with a number above `after`, oldest first."""
+        seq = tables.stays.c.seq
+        query = sa.select(tables.stays).where(seq > after).order_by(seq.desc()).limit(MAX_STAYS)
+        with self._engine.connect() as connection:
+            found = [dict(row) for row in connection.execute(query).mappings()]
+        return [(row.pop("seq"), Stay(**row)) for row in reversed(found)]
 
     # machines
 

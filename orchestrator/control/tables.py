@@ -30,6 +30,11 @@ jobs = sa.Table(
     sa.Column("standby", Json, nullable=False),
     sa.Column("user", sa.String, nullable=False),
     sa.Column("tenant", sa.String, nullable=False),
+    sa.Column("service", Json, nullable=False),
+    sa.Column("order", Json),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("start_s", sa.Float),
+    sa.Column("reserved_s", sa.Float),
 )
 events = sa.Table(
     "events",
@@ -55,6 +60,20 @@ incidents = sa.Table(
     sa.Column("message", Words, nullable=False),
 )
 """Those of the events that speak against a machine, of all jobs; a machine that is forgiven loses its rows."""
+stays = sa.Table(
+    "stays",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("job_id", sa.String, nullable=False),
+    sa.Column("tenant", sa.String, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("asked_width", sa.Integer, nullable=False),
+    sa.Column("started_s", sa.Float, nullable=False),
+    sa.Column("ended_s", sa.Float, nullable=False, index=True),
+    sa.Column("ran_s", sa.Float, nullable=False),
+    sa.Column("succeeded", sa.Boolean, nullable=False),
+)
+"""One row for each time that a job held a place: what tenants are charged for, and what run times are estimated from."""
 meta = sa.Table("meta", metadata, sa.Column("key", sa.String, primary_key=True), sa.Column("value", Json, nullable=False))
 
 

@@ -20,6 +20,7 @@ from orchestrator.control.database import create_tables, writing
 from orchestrator.control.tables import metadata
 from orchestrator.errors import AuthenticationError, ConfigError, UserError, nearest
 from orchestrator.paths import safe_name
+from orchestrator.spec import SchedulingSpec
 
 _PREFIX = "orc"
 
@@ -75,7 +76,7 @@ class Users:
     def add(self, name: str, tenant: str, role: str) -> str:
         """A new user's token. Raises ConfigError for a name, tenant or role that cannot be, UserError if the name is taken."""
         safe_name(name)
-        safe_name(tenant)
+        SchedulingSpec(tenant=tenant)
         chosen, token = role_named(role), _new_token(name)
         row = {"name": name, "tenant": tenant, "role": chosen.value, "token_hash": _hashed(token), "created_s": time.time()}
         try:

@@ -7,6 +7,7 @@ of `conf/`; the attribute path is the command-line flag: `spec.training.max_step
     parallelism.py   ParallelismSpec                       convert.py  to_dict, from_dict
     operations.py    ResourcesSpec, CheckpointSpec, StorageSpec, TrackingSpec, RecoverySpec, ClusterSpec
     guard.py         GuardSpec                             chaos.py    ChaosSpec
+    scheduling.py    SchedulingSpec
 """
 
 from orchestrator.spec.chaos import ChaosSpec
@@ -16,6 +17,7 @@ from orchestrator.spec.guard import GuardSpec, OnBadNumbers
 from orchestrator.spec.job import DataSpec, JobSpec, ModelSpec, WorkloadSpec
 from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
 from orchestrator.spec.parallelism import SIZES, Offload, ParallelismSpec
+from orchestrator.spec.scheduling import SchedulingSpec
 from orchestrator.spec.training import (
     WHY_NO_OPTIMIZER,
     ActivationCheckpointing,
@@ -52,6 +54,7 @@ __all__ = [
     "RecoverySpec",
     "ResourcesSpec",
     "Schedule",
+    "SchedulingSpec",
     "StorageSpec",
     "TrackingSpec",
     "TrainingSpec",

@@ -10,6 +10,7 @@ from orchestrator.spec.checks import Options, require
 from orchestrator.spec.guard import GuardSpec
 from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
 from orchestrator.spec.parallelism import SIZES, Offload, ParallelismSpec
+from orchestrator.spec.scheduling import SchedulingSpec
 from orchestrator.spec.training import ActivationCheckpointing, Float8, OptimizerName, OptimizerSpec, Precision, Schedule, TrainingSpec
 
 
@@ -58,6 +59,7 @@ class JobSpec:
     name: str = ""
     """Shown in lists; empty: the workload's name."""
     resources: ResourcesSpec = field(default_factory=ResourcesSpec)
+    scheduling: SchedulingSpec = field(default_factory=SchedulingSpec)
     parallelism: ParallelismSpec = field(default_factory=ParallelismSpec)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)

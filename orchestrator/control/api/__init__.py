@@ -5,7 +5,7 @@
     answers.py    JSON, and errors as status codes with the same words as on the command line
     shapes.py     what goes in and out, for the OpenAPI schema
     jobs.py       /v1/jobs...
-    cluster.py    /v1/nodes, /v1/cluster, /v1/audit, /v1/user, /v1/health, /metrics
+    cluster.py    /v1/nodes, /v1/cluster, /v1/queue, /v1/policy, /v1/audit, /v1/user, /v1/health, /metrics
     follow.py     how a request waits for news without holding a thread
     metrics.py    what Prometheus reads
     server.py     the thread it runs in, beside the controller

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
 from orchestrator.control.api.access import Api, Asker
 from orchestrator.control.api.answers import PROBLEMS, answer
 from orchestrator.control.api.metrics import CONTENT_TYPE, exposition
-from orchestrator.control.api.shapes import Forgiven, Number
+from orchestrator.control.api.shapes import Forgiven, Number, PolicyChoice
+from orchestrator.control.policy import ChosenPolicy
 from orchestrator.control.scheduler.model import CPU_UNITS
 from orchestrator.errors import StoreUnavailable
 
@@ -44,6 +45,28 @@ def cluster(asker: Asker) -> Response:
     }  # fmt: skip
     taken = {"workers_placed": sum(job.num_placed for job in jobs), "gpus_taken": sum(job.gpus[0] for job in jobs)}
     return answer({**there, **taken, "jobs": Counter(job.state.value for job in jobs)})
+
+
+@router.get("/v1/queue")
+def queue(asker: Asker) -> Response:
+    """The jobs that wait, who is next first: why, and when they start."""
+    return answer({"jobs": [row.to_dict() for row in asker.queue()]})
+
+
+@router.get("/v1/policy")
+def policy(asker: Asker) -> Response:
+    """By which the control plane decides who runs."""
+    return answer(_policy(asker.policy()))
+
+
+@router.put("/v1/policy")
+def set_policy(asker: Asker, asked: PolicyChoice) -> Response:
+    """From the next decision on. For admins."""
+    return answer(_policy(asker.set_policy(asked.name, asked.settings)))
+
+
+def _policy(chosen: ChosenPolicy) -> dict[str, Any]:
+    return {"name": chosen.name, "settings": dict(chosen.settings)}
 
 
 @router.get("/v1/audit")

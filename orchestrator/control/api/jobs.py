@@ -18,6 +18,7 @@ from orchestrator.control.api.shapes import (
     JobView,
     LogPage,
     Number,
+    Priority,
     Rank,
     Resumption,
     Stop,
@@ -106,6 +107,18 @@ def artifact(asker: Asker, job: JobName, name: str) -> Response:
 def stop(asker: Asker, job: JobName, asked: Stop) -> Response:
     """Ask a job to stop. Of two requests the stronger one holds; a job that has ended stays as it is."""
     return answer(job_to_dict(asker.request_stop(job, asked.mode)))
+
+
+@router.get("/{job}/explanation")
+def explanation(asker: Asker, job: JobName) -> Response:
+    """Why a job waits, who holds what it needs, when it starts, and what would let it start now."""
+    return answer(asker.explain(job).to_dict())
+
+
+@router.post("/{job}/priority", response_model=JobView)
+def priority(asker: Asker, job: JobName, asked: Priority) -> Response:
+    """Of a job that has not ended, from the next decision on."""
+    return answer(job_to_dict(asker.set_priority(job, asked.priority)))
 
 
 @router.post("/{job}/resume", response_model=JobView)

@@ -51,6 +51,17 @@ class Resumption(_Strict):
     secrets: Secrets = {}
 
 
+class Priority(_Strict):
+    priority: int
+
+
+class PolicyChoice(_Strict):
+    name: str
+    """What to call it: of the file its settings came from."""
+    settings: dict[str, Any] = {}
+    """As in `conf/scheduler`; what is left out has its default."""
+
+
 class Problem(BaseModel):
     error: str = Field(description="Its name in the error tree")
     message: str

@@ -7,12 +7,13 @@ import json
 import re
 import secrets as random_source
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from orchestrator.control.reputation import MEMORY_S, Incident
 from orchestrator.control.scheduler import ClusterView, Demand, feasible
 from orchestrator.control.store import JobStore
+from orchestrator.control.summary import JobSummary
 from orchestrator.errors import ConfigError, StaleWrite, StateError, UserError, nearest
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobState, Progress
@@ -52,6 +53,10 @@ class Client:
     def jobs(self) -> list[Job]:
         """All jobs in the order of their submission."""
         return self._store.all()
+
+    def summaries(self, states: Collection[JobState] | None = None, limit: int = 0) -> tuple[list[JobSummary], int]:
+        """(what a list shows, how many jobs there are of these states). See `JobStore.summaries`."""
+        return self._store.summaries(states, limit), self._store.count(states)
 
     def job(self, id_or_prefix: str) -> Job:
         """Raises JobNotFound with the nearest names."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from orchestrator.control.reputation import Incident
+from orchestrator.control.summary import JobSummary, read_summaries
 from orchestrator.errors import JobNotFound, StaleWrite, StateError, nearest
 from orchestrator.events import Event, EventKind, IncidentKind
 from orchestrator.job import Job, JobState, check_transition, job_from_dict, job_to_dict
@@ -145,6 +146,18 @@ class JobStore:
             query = query.where(_jobs.c.state.in_([state.value for state in states]))
         with self._engine.connect() as connection:
             return [_job(row) for row in connection.execute(query).mappings()]
+
+    def summaries(self, states: Collection[JobState] | None = None, limit: int = 0) -> list[JobSummary]:
+        """What a list shows, in the order of submission; of more than `limit` (0: none) those that have not ended, then the newest."""
+        with self._engine.connect() as connection:
+            return read_summaries(connection, _jobs, states, limit)
+
+    def count(self, states: Collection[JobState] | None = None) -> int:
+        query = sa.select(sa.func.count()).select_from(_jobs)
+        if states is not None:
+            query = query.where(_jobs.c.state.in_([state.value for state in states]))
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar() or 0)
 
     def update(self, job: Job, events: Sequence[Event] = (), **changes: Any) -> Job:
         """Write `changes` to the row that `job` was read from, and append `events`, in one transaction.

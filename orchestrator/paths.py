@@ -17,9 +17,10 @@ In the object store (`JobKeys`, `DatasetKeys`):
         tombstones/<step:012d>-<epoch:08d>-<ulid>.json  a checkpoint that is about to be deleted, and since when
         chaos/<fault>.json                           create-only: a fault of the chaos mode that is about to be done
         journal/<first seq:012d>.jsonl               metrics and events, in segments
-        logs/<epoch:08d>/<rank:05d>/<offset:012d>    a piece of a rank's output
+        logs/<epoch:08d>/<rank:05d>/<offset:012d>-<milliseconds:013d>  a piece of a rank's output, and when it was shipped
         artifacts/<name>                             config, evaluation, sample, plots, history
         result-<run>.json                            how the run ended
+    code/<content hash>.zip                          a packaged working directory
     datasets/<name>/
         by-source/<fingerprint>.json                 which content the recipe made of that source
         <content hash>/INDEX.json.zst, <file>        shards and the files beside them
@@ -37,7 +38,7 @@ On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.o
     logs/<name>.log            controller, Ray head, warm processes
     store/                     the default object store
     mlflow/mlflow.db, artifacts/
-    cache/                     data shards of object stores, by content hash
+    cache/                     data shards of object stores and, in `code/`, unpacked working directories, by content hash
     node/<job>/                sockets, logs of ranks and uploaders, journal of jobs on this machine
     supervisors/<actor>.json   the job that a supervisor has been given, mode 0600, removed at the job's end
 
@@ -161,8 +162,12 @@ class JobKeys:
     def logs(self) -> str:
         return f"{self.root}logs/"
 
-    def log_piece(self, epoch: int, rank: int, offset: int) -> str:
-        return f"{self.logs}{epoch:08d}/{rank:05d}/{offset:012d}"
+    def log_pieces(self, epoch: int, rank: int) -> str:
+        return f"{self.logs}{epoch:08d}/{rank:05d}/"
+
+    def log_piece(self, epoch: int, rank: int, offset: int, time_s: float) -> str:
+        """`offset`: of its first byte; `time_s`: seconds since 1970."""
+        return f"{self.log_pieces(epoch, rank)}{offset:012d}-{round(time_s * 1000):013d}"
 
     @property
     def artifacts(self) -> str:
@@ -201,6 +206,11 @@ def index_key(checkpoint: str, writer: int) -> str:
 
 def manifest_key(checkpoint: str) -> str:
     return f"{checkpoint}MANIFEST.json.zst"
+
+
+def code_key(content_hash: str) -> str:
+    """Of a packaged working directory."""
+    return f"code/{safe_name(content_hash)}.zip"
 
 
 @dataclass(frozen=True)

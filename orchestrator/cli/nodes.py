@@ -6,9 +6,8 @@ import time
 from datetime import datetime
 from typing import Any
 
-from orchestrator.cli.jobs import as_json
 from orchestrator.cli.parser import parser_for
-from orchestrator.cli.screen import table
+from orchestrator.cli.screen import as_json, table
 from orchestrator.control.client import Client
 from orchestrator.control.reputation import Incident, scores, standing, weight
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
@@ -27,7 +26,8 @@ def nodes(arguments: list[str]) -> int:
         raise UserError(f"there is no cluster in {home.root}; `orchestrator train` starts one")
     if asked.action:
         count = Client(home).forgive(asked.node)
-        print(f"{asked.node}: {count} incident{'' if count == 1 else 's'} forgiven")
+        told = as_json({"node": asked.node, "forgiven": count})
+        print(told if asked.json else f"{asked.node}: {count} incident{'' if count == 1 else 's'} forgiven")
         return 0
     rows = _rows(Client(home), time.time())
     if asked.json:

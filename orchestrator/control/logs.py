@@ -124,10 +124,10 @@ class LogReader:
         return sorted(found, key=lambda piece: piece.turn)
 
     def _last(self, pieces: list[Piece], tail: int) -> list[Piece]:
-        """The last pieces that have so many lines together."""
+        """The last pieces that have so many lines together, not counting one of each stream, whose beginning may be in a piece before."""
         chosen: list[Piece] = []
         found = 0
-        while pieces and found < tail:
+        while pieces and found < tail + len({piece.stream for piece in chosen}):
             chosen.append(pieces.pop())
             found += self._store.get(chosen[-1].key).count(b"\n")
         return chosen
@@ -205,10 +205,11 @@ def encode(job_id: str, place: Mapping[Stream, int]) -> str:
 def decode(job_id: str, offset: str) -> dict[Stream, int]:
     try:
         packed = base64.b64decode(offset + "=" * (-len(offset) % 4), altchars=b"-_", validate=True)
-        of_job, by_epoch = json.loads(zlib.decompressobj().decompress(packed, LONGEST_LINE_BYTES))
+        unpacker = zlib.decompressobj()
+        of_job, by_epoch = json.loads(unpacker.decompress(packed, LONGEST_LINE_BYTES))
         found = {Stream(int(epoch), int(rank)): int(count) for epoch, ranks in by_epoch.items() for rank, count in ranks.items()}
-        if min(found.values(), default=0) < 0:
-            raise ValueError("a count is negative")
+        if min(found.values(), default=0) < 0 or not unpacker.eof:
+            raise ValueError("a count is negative, or the end is cut off")
     except (binascii.Error, zlib.error, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"offset {_short(offset)} is not possible: allowed is the offset of a line of {job_id}'s logs.") from error
     if of_job != job_id:

@@ -23,6 +23,8 @@ class EventKind(enum.Enum):
     SUPERVISOR_LOST = "supervisor_lost"
     RESTARTED = "restarted"
     PREEMPTED = "preempted"  # told to leave; or the save is abandoned, with its figures
+    RECEIPT = "receipt"  # what the scheduler's order to leave has cost, by the ledger; told when the job trains again, or has ended
+    PRIORITY = "priority"  # changed by a person
     RESIZED = "resized"  # it goes on with fewer workers, or leaves to go on with all of them
     CORRUPT_CHECKPOINT = "corrupt_checkpoint"  # named, and the commit before it is used
     CHAOS = "chaos"  # a fault that the job was told to bring upon itself

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.errors import IllegalTransition
+from orchestrator.service import Order, Service, known, order_from_dict, order_to_dict, placement_from_list, placement_to_list
 from orchestrator.spec import JobSpec, from_dict, to_dict
+
+WAITS_FOR_CONTROLLER = "waits for the controller"
+"""The reason of a job that nobody has looked at yet."""
 
 
 class JobState(enum.Enum):
@@ -76,6 +80,8 @@ class EndReason(enum.Enum):
 
     COMPLETED = ("completed", Remedy.NONE, False)
     CANCELLED = ("cancelled by the user", Remedy.NONE, False)
+    TIME_LIMIT = ("time limit reached", Remedy.NONE, True)
+    DEPENDENCY = ("a job that it waits for did not succeed", Remedy.NONE, True)
     PREEMPTED = ("preempted", Remedy.RESTART, False)
     RESIZED = ("leaves for another number of workers", Remedy.RESTART, False)
     USER_ERROR = ("error in the workload", Remedy.RETRY_ONCE, True)
@@ -169,6 +175,19 @@ class Job:
     result: JobResult | None = None
     placement: tuple[tuple[str, int], ...] = ()
     """While it holds a place: (Ray node id, number of workers) of each bundle of its worker group."""
+    user: str = ""
+    """Who has submitted it, by the token or, on this machine, by the account."""
+    tenant: str = ""
+    """Whose users may change it, and who is charged for it: `spec.scheduling.tenant`; empty: nobody in particular."""
+    service: Service = field(default_factory=Service)
+    order: Order | None = None
+    """What the scheduler has told it, until it trains again."""
+    position: int = 0
+    """While it waits: its place in the order of the scheduler, from 1; 0: not known, or it waits for other jobs to succeed."""
+    start_s: float | None = None
+    """While it waits: when it starts, as reserved or predicted, as far as known."""
+    reserved_s: float | None = None
+    """The first start that was promised to it in this wait."""
     standby: tuple[str, ...] = ()
     """While it holds a place: names of actors that were up for it, the supervisor and the agent of each bundle; '': it starts its own."""
 
@@ -176,6 +195,16 @@ class Job:
     def num_placed(self) -> int:
         """Workers that have a place: all that it asks for or, where nodes are missing, fewer; 0 while it waits."""
         return sum(workers for _, workers in self.placement)
+
+    @property
+    def waits_since_s(self) -> float:
+        """While it waits: since when, this time."""
+        return max(self.queued_s, self.progress.waits_since_s)
+
+    @property
+    def leaving(self) -> bool:
+        """It holds a place, and was told to leave it for another job."""
+        return self.order is not None and self.order.kind == "preempt" and not self.order.left
 
 
 def result_to_dict(result: JobResult) -> dict[str, Any]:
@@ -185,7 +214,7 @@ def result_to_dict(result: JobResult) -> dict[str, Any]:
 
 def result_from_dict(values: Mapping[str, Any]) -> JobResult:
     """The inverse of `result_to_dict`. Unknown fields of a newer version are passed over."""
-    return JobResult(**{**_known(JobResult, values), "end_reason": EndReason[values["end_reason"]]})
+    return JobResult(**{**known(JobResult, values), "end_reason": EndReason[values["end_reason"]]})
 
 
 def progress_to_dict(progress: Progress) -> dict[str, Any]:
@@ -193,20 +222,29 @@ def progress_to_dict(progress: Progress) -> dict[str, Any]:
 
 
 def progress_from_dict(values: Mapping[str, Any]) -> Progress:
-    return Progress(**_known(Progress, values))
+    return Progress(**known(Progress, values))
+
+
+_TO_JSON: dict[str, Callable[[Any], Any]] = {
+    "spec": to_dict,
+    "state": lambda state: state.value,
+    "progress": progress_to_dict,
+    "result": lambda result: None if result is None else result_to_dict(result),
+    "placement": placement_to_list,
+    "standby": list,
+    "service": dataclasses.asdict,
+    "order": order_to_dict,
+}
+
+
+def fields_to_dict(job: Job, names: Iterable[str]) -> dict[str, Any]:
+    """Some fields of a job, JSON-ready."""
+    return {name: _TO_JSON[name](getattr(job, name)) if name in _TO_JSON else getattr(job, name) for name in names}
 
 
 def job_to_dict(job: Job) -> dict[str, Any]:
     """JSON-ready: the spec as by `spec.to_dict`, the state by its value."""
-    return {
-        **{f.name: getattr(job, f.name) for f in dataclasses.fields(Job)},
-        "spec": to_dict(job.spec),
-        "state": job.state.value,
-        "progress": progress_to_dict(job.progress),
-        "result": None if job.result is None else result_to_dict(job.result),
-        "placement": [list(bundle) for bundle in job.placement],
-        "standby": list(job.standby),
-    }
+    return fields_to_dict(job, (f.name for f in dataclasses.fields(Job)))
 
 
 def job_from_dict(values: Mapping[str, Any]) -> Job:
@@ -214,17 +252,14 @@ def job_from_dict(values: Mapping[str, Any]) -> Job:
     result = values.get("result")
     return Job(
         **{
-            **_known(Job, values),
+            **known(Job, values),
             "spec": from_dict(JobSpec, values["spec"]),
             "state": JobState(values["state"]),
             "progress": progress_from_dict(values.get("progress") or {}),
             "result": None if result is None else result_from_dict(result),
-            "placement": tuple((str(node), int(workers)) for node, workers in values.get("placement") or ()),
+            "placement": placement_from_list(values.get("placement")),
             "standby": tuple(values.get("standby") or ()),
+            "service": Service(**known(Service, values.get("service") or {})),
+            "order": order_from_dict(values.get("order")),
         }
     )
-
-
-def _known(cls: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(cls)}
-    return {key: value for key, value in values.items() if key in names}

@@ -28,9 +28,12 @@ In the object store (`JobKeys`, `DatasetKeys`):
 On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.orchestrator`.
 
     jobs.db                    the job store (SQLite, WAL)
+    database                   the URL of the job store where it is another one, mode 0600
     controller.lock            held by the living controller
     cluster.json               the local Ray cluster: address, ports, pids
     token                      Ray's token, mode 0600
+    api-token                  the user's token for a server, mode 0600
+    plans/<time>-<n>.jsonl     what the scheduler decided and what it knew, to be repeated; the oldest files go
     secrets/<job>.json         the submitter's S3 keys, mode 0600, removed at the job's end
     logs/<name>.log            controller, Ray head, warm processes
     store/                     the default object store
@@ -249,6 +252,14 @@ class Home:
         return self.root / "jobs.db"
 
     @property
+    def api_token(self) -> Path:
+        return self.root / "api-token"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "database"
+
+    @property
     def controller_lock(self) -> Path:
         return self.root / "controller.lock"
 
@@ -269,6 +280,10 @@ class Home:
     @property
     def store(self) -> Path:
         return self.root / "store"
+
+    @property
+    def plans(self) -> Path:
+        return self.root / "plans"
 
     @property
     def mlflow(self) -> Path:

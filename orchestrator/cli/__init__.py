@@ -26,6 +26,8 @@ Look
   wait JOB... [--timeout S]    until they have ended; exit status 0: all succeeded, 1: one did not, 124: the time was up
   dashboard                    open MLflow on this machine's runs
   doctor                       what is wrong on this machine or with the cluster, and the command that mends it
+  queue                        the jobs that wait, who is next first: why, and when they start
+  explain JOB                  what it waits for, who holds that, and what would let it start now
   nodes                        machines, what failed on them, and what that means for them; nodes forgive NODE
   simulate TRACE.csv           what a trace of jobs would come to under a policy of the scheduler; --from-log: the jobs of this machine
 
@@ -37,6 +39,16 @@ Checkpoints
   checkpoint export JOB FOLDER write its model as a folder that transformers reads; --adapters: only its LoRA adapters, for peft;
          [--format F]          safetensors or deepspeed-universal instead
   checkpoint gc JOB            delete what the settings do not keep
+
+Decide
+  priority JOB N               a higher class comes before all lower ones, and may take their place
+  policy [NAME] [key=value]    by which policy the control plane decides: fifo, batch, preemptive; quotas and weights of tenants
+
+Serve
+  serve                        the control plane as a service with an HTTP API; --host, --port, --address RAY, --db postgresql://...
+  user add NAME                a user's token; --tenant, --role admin, user or viewer; user list, renew, revoke
+  audit                        who changed what
+  store export FILE            the job store as JSON lines; store import FILE: into a new one, also of another database
 
 Stop
   cancel JOB [--now]           save a checkpoint and stop (--now: at once)
@@ -93,7 +105,8 @@ def _verbs() -> dict[str, Callable[[], Verb]]:
 
 _MODULES = {
     "resume": "jobs", "list": "listing", "status": "jobs", "logs": "logs", "events": "events", "wait": "events", "cancel": "jobs",
-    "dashboard": "cluster", "doctor": "doctor", "up": "cluster", "down": "cluster", "version": "jobs",
+    "dashboard": "cluster", "doctor": "doctor", "up": "cluster", "down": "cluster", "version": "jobs", "queue": "queue", "explain": "queue",
+    "priority": "queue", "policy": "policy", "serve": "serve", "user": "serve", "audit": "serve", "store": "serve",
 }  # fmt: skip
 """Verb -> the module of this package in which its function stands."""
 

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +19,22 @@ from orchestrator import layout
 from orchestrator.chaos.plan import plan
 from orchestrator.cli.screen import Screen, as_json, command, size
 from orchestrator.config import combinations, conf_dir, job_spec, load_job_spec
-from orchestrator.errors import OrchestratorError, UserError
+from orchestrator.errors import ConfigError, OrchestratorError, UserError
 from orchestrator.job import job_to_dict
 from orchestrator.paths import Home
 from orchestrator.spec import JobSpec, Precision, StorageSpec, to_dict
 
 if TYPE_CHECKING:
     from orchestrator.control.client import Client
+    from orchestrator.control.policy import ChosenPolicy
     from orchestrator.storage import ObjectStore
 
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 _HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
 _MULTIRUN = ("--multirun", "-m")
+_POLICY = ("scheduler=", "scheduler.")
+"""What begins so is not the job's: it is of a control plane that is started for it."""
+
 
 
 def train(arguments: list[str]) -> int:
@@ -57,6 +62,9 @@ class Switches:
         return cls("--dry-run" in arguments, "--json" in arguments, _workers(rehearsals[-1]) if rehearsals else None), rest
 
 
+Act = Callable[[JobSpec, Switches], int]
+
+
 def _workers(argument: str) -> int:
     given = argument.partition("=")[2] if "=" in argument else "0"
     if not given.isdigit() or ("=" in argument and not int(given)):
@@ -64,9 +72,15 @@ def _workers(argument: str) -> int:
     return int(given)
 
 
-def _run(verb: str, arguments: list[str], act: Callable[[JobSpec, Switches], int]) -> int:
+def _run(verb: str, arguments: list[str], act: Act) -> int:
     """Check first, in our words; then let Hydra compose and call. Returns the highest exit status of the jobs."""
-    switches, rest = Switches.take(arguments)
+    policy = [argument for argument in arguments if argument.startswith(_POLICY)]
+    switches, rest = Switches.take([argument for argument in arguments if argument not in policy])
+    if policy:
+        from orchestrator.cli.policy import load_policy
+
+        chosen = load_policy(policy, _split(rest)[1])
+        act = partial(_with_policy, chosen, act)
     if not any(argument.split("=")[0] in _HYDRA_ONLY for argument in rest):
         overrides, config_dir = _split(rest)
         sweeps = any(argument in _MULTIRUN for argument in rest)
@@ -112,6 +126,24 @@ def _split(arguments: list[str]) -> tuple[list[str], Path | None]:
         else:
             overrides.append(argument)
     return overrides, config_dir
+
+
+def _with_policy(chosen: ChosenPolicy, act: Act, spec: JobSpec, switches: Switches) -> int:
+    """For a control plane that is started now, and those after it."""
+    from orchestrator.control.client import Client
+    from orchestrator.control.local import controller_alive
+
+    home = Home.find(spec.cluster.home)
+    client = Client(home)
+    present = client.policy()
+    if controller_alive(home) and present != chosen:
+        change = command(f"policy {chosen.name}", home)
+        raise ConfigError(
+            f"scheduler={chosen.name} is not possible: the control plane of {home.root} runs already, with {present.name}. "
+            f"Leave it out, or change it for all jobs: {change}"
+        )
+    client.set_policy(chosen.name, chosen.settings)
+    return act(spec, switches)
 
 
 def _train(spec: JobSpec, switches: Switches) -> int:

@@ -9,26 +9,32 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 
-from orchestrator.control import scheduler
 from orchestrator.control.client import CLUSTER
-from orchestrator.control.closing import finish
+from orchestrator.control.closing import ended, finish, over_limit
+from orchestrator.control.dependencies import standing
+from orchestrator.control.execution import Execution
 from orchestrator.control.groups import WorkerGroups
-from orchestrator.control.life import Life, Losses, Phase
+from orchestrator.control.inputs import Facts
+from orchestrator.control.life import PROGRESS_INTERVAL_S, Life, Losses, Phase
+from orchestrator.control.live import LiveJobs
+from orchestrator.control.notices import Notices
+from orchestrator.control.planlog import PlanLog
 from orchestrator.control.reputation import MEMORY_S, judged, scores
-from orchestrator.control.scheduler import ClusterView, Demand, Plan, Policy, Run, Usage, plan
-from orchestrator.control.scheduler.model import Start
+from orchestrator.control.scheduler import ClusterView, plan
+from orchestrator.control.scheduling import Decide, Scheduling
 from orchestrator.control.store import JobStore
 from orchestrator.errors import StaleWrite
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, Job, JobResult, JobState
-from orchestrator.layout import legal_world_sizes
 from orchestrator.paths import Home
 
 VIEW_INTERVAL_S = 1.0
 SETTLE_S = 5.0
 """Without a start before actors are made to stand by: the first steps have the processors for themselves."""
-_LIVE = [state for state in JobState if not state.terminal]
+MAX_WRITES_PER_S = 100
+"""Of progress, of all jobs together."""
 
 log = logging.getLogger("controller")
 
@@ -36,7 +42,9 @@ log = logging.getLogger("controller")
 class Controller:
     """`step(now)` does one round. `view()` starts a look at the cluster's nodes."""
 
-    def __init__(self, store: JobStore, home: Home, groups: WorkerGroups, view: Callable[[], Future[ClusterView]]) -> None:
+    def __init__(
+        self, store: JobStore, home: Home, groups: WorkerGroups, view: Callable[[], Future[ClusterView]], decide: Decide = plan
+    ) -> None:
         self._store = store
         self._home = home
         self._groups = groups
@@ -47,25 +55,30 @@ class Controller:
         self._lives: dict[str, Life] = {}
         self._losses: dict[str, Losses] = {}
         self._settled_s = 0.0
-        self._short_since: dict[str, float] = {}
-        """Since when nodes have been missing for a job that waits."""
+        self._now = 0.0
+        self._write_interval_s = PROGRESS_INTERVAL_S
+        self._jobs = LiveJobs(store)
+        self._scheduling = Scheduling(store, PlanLog(home.plans), decide)
+        self._execution = Execution(store, groups, self._jobs, self._admitted)
+        self._notices = Notices(store, self._jobs)
         self.live_jobs = 0
         """Jobs that have not ended, as of the last round."""
         self.seen_s: float | None = None
         """When the cluster's nodes were last read; None: not yet."""
 
     def step(self, now: float) -> None:
+        self._now = now
         self._observe_cluster(now)
-        jobs = self._store.all(_LIVE)
+        jobs = self._jobs.refresh()
         self.live_jobs = len(jobs)
         self._forget_ended({job.id for job in jobs})
         if self._cluster is not None:
-            jobs = self._cancel_queued(jobs, now)
-            self._apply(self._plan(self._cluster, jobs, now), {job.id: job for job in jobs}, now)
-        for job in jobs:
-            if job.state.active:
-                self._advance(job, now)
-        self._keep_standby(jobs, now)
+            self._schedule(self._cluster, now)
+        active = [job for job in self._jobs.all() if job.state.active]
+        self._write_interval_s = max(PROGRESS_INTERVAL_S, len(active) / MAX_WRITES_PER_S)
+        for job in active:
+            self._advance(job, now)
+        self._keep_standby(self._jobs.all(), now)
 
     # observe
 
@@ -105,85 +118,60 @@ class Controller:
         if now >= self._settled_s:
             self._groups.keep_standby([node.id for node in self._cluster.nodes if not node.gpus and not node.draining], jobs)
 
-    # plan
+    # what waits
 
-    def _plan(self, cluster: ClusterView, jobs: list[Job], now: float) -> Plan:
-        queue = tuple(self._waiting(job) for job in jobs if job.state is JobState.QUEUED)
-        running = tuple(self._running(job, now) for job in jobs if job.state.active)
-        decided = plan(cluster, queue, running, Usage(), now, Policy())
-        self._short_since = {job_id: self._short_since.get(job_id, now) for job_id in decided.short}
-        return decided
+    def _end_waiting(self, now: float) -> dict[str, str]:
+        """End those that wait and never will run. Returns why others are not the scheduler's yet, by job id."""
+        blocked: dict[str, str] = {}
+        waiting = self._jobs.waiting()
+        names = {name for job in waiting for name in job.spec.scheduling.after}
+        states = self._store.states(names) if names else {}
+        for job in waiting:
+            found = standing(job, states)
+            if (end := _end_of_waiting(job, found.never)) is not None:
+                self._guarded(job, lambda job=job, end=end: self._moved(job, finish(self._store, job, end, now)))  # type: ignore[misc]
+            elif found.waits_for:
+                blocked[job.id] = found.waits_for
+        return blocked
 
-    def _waiting(self, job: Job) -> scheduler.Job:
-        return scheduler.Job(
-            id=job.id, demand=Demand.of(job.spec.resources), submitted_s=job.submitted_s, queued_s=job.queued_s,
-            preemptions=job.progress.preemptions,
-            smaller=legal_world_sizes(job.spec)[:-1] if job.spec.resources.min_workers else (),
-            shrink_after_s=job.spec.recovery.shrink_after_s, short_since_s=self._short_since.get(job.id),
-        )  # fmt: skip
+    def _schedule(self, cluster: ClusterView, now: float) -> None:
+        blocked = self._end_waiting(now)
+        self._execution.go_on(cluster, now)
+        queue = [job for job in self._jobs.waiting() if job.id not in blocked]
+        active = {job.id: (job, self._facts(job, now)) for job in self._jobs.all() if job.state.active}
+        planned = self._scheduling.plan(cluster, queue, active, now)
+        if planned is not None:
+            self._notices.decided(*planned)
+            if not self._execution.carry_out(planned[1], now):
+                self._scheduling.look_again()
+        self._notices.tell(blocked, now)
 
-    def _running(self, job: Job, now: float) -> Run:
+    def _facts(self, job: Job, now: float) -> Facts:
         life, is_short = self._lives.get(job.id), job.num_placed < job.spec.resources.num_workers
-        return Run(
-            job=self._waiting(job), placement=job.placement, started_s=now if job.started_s is None else job.started_s,
-            may_grow=life is not None and is_short and life.may_grow(job, now), growing=life is not None and life.growing,
-        )  # fmt: skip
+        if life is None:
+            return Facts()
+        return replace(life.facts, may_grow=is_short and job.order is None and life.may_grow(job, now))
 
-    # apply
+    def _admitted(self, job: Job) -> None:
+        self._lives[job.id] = self._new_life(job, Phase.START, self._now)
 
-    def _cancel_queued(self, jobs: list[Job], now: float) -> list[Job]:
-        stopped = [job for job in jobs if job.state is JobState.QUEUED and job.stop_requested]
-        for job in stopped:
-            committed = job.progress.committed_step
-            end = JobResult(
-                end_reason=EndReason.CANCELLED, message="cancelled while it waited", step=job.progress.step,
-                committed_step=committed, resumable=committed is not None,
-            )  # fmt: skip
-            self._guarded(job, lambda job=job, end=end: self._finished(finish(self._store, job, end, now)))  # type: ignore[misc]
-        return [job for job in jobs if job not in stopped]
-
-    def _apply(self, decided: Plan, jobs: dict[str, Job], now: float) -> None:
-        for start in decided.starts:
-            self._guarded(jobs[start.job_id], lambda start=start: self._admit(jobs[start.job_id], start, now))  # type: ignore[misc]
-        for preempt in decided.preempts:
-            if preempt.job_id in self._lives:  # else found again in this round, and preempted in the next
-                self._lives[preempt.job_id].preempt(jobs[preempt.job_id], preempt.why, None, now)
-        for resize in decided.resizes:
-            self._lives[resize.job_id].resize(jobs[resize.job_id], f"all {resize.workers} workers have a place again", now)
-        for job_id, reason in decided.reasons.items():
-            if jobs[job_id].reason != reason:
-                self._guarded(jobs[job_id], lambda job_id=job_id, reason=reason: self._explain(jobs[job_id], reason, now))  # type: ignore[misc]
-
-    def _admit(self, job: Job, start: Start, now: float) -> None:
-        where = ", ".join(f"{workers} on {node[:8]}" for node, workers in start.placement)
-        events = [Event(kind=EventKind.ADMITTED, job_id=job.id, time_s=now, message=f"workers: {where}")]
-        if start.warning:
-            events.append(Event(kind=EventKind.WARNING, job_id=job.id, time_s=now, message=start.warning))
-        given, asked = sum(workers for _, workers in start.placement), job.spec.resources.num_workers
-        if given < asked:
-            message = f"{given} of {asked} workers, because nodes are missing"
-            events.append(Event(kind=EventKind.RESIZED, job_id=job.id, time_s=now, message=message, fields={"workers": given}))
-        standby = self._groups.take_standby(job, start.placement)
-        try:
-            self._store.update(
-                job, events, state=JobState.STARTING, placement=start.placement, standby=standby, started_s=now, reason=start.warning
-            )  # fmt: skip
-        except StaleWrite:
-            self._groups.return_standby(start.placement, standby)
-            raise
-        self._lives[job.id] = self._new_life(job, Phase.START, now)
-        log.info("%s admitted: %s", job.id, where)
-
-    def _explain(self, job: Job, reason: str, now: float) -> None:
-        event = Event(kind=EventKind.WAITING, job_id=job.id, time_s=now, message=reason)
-        self._store.update(job, [event], reason=reason)
-        log.info("%s waits: %s", job.id, reason)
+    # what runs
 
     def _advance(self, job: Job, now: float) -> None:
-        life = self._lives.setdefault(job.id, self._new_life(job, Phase.FIND, now))
-        life.gone_nodes = self._gone_nodes(job)
+        life = self._lives.get(job.id)
+        if life is None:
+            life = self._lives[job.id] = self._new_life(job, Phase.FIND, now)
+        life.gone_nodes, life.write_interval_s = self._gone_nodes(job), self._write_interval_s
         self._preempt_drained(job, now)
-        self._guarded(job, lambda: self._moved(job, life.advance(job, now)))
+        self._guarded(job, lambda: self._moved(job, life.advance(self._limited(job, now), now)))
+
+    def _limited(self, job: Job, now: float) -> Job:
+        """Asked to stop, if its time limit is over."""
+        limit_s = job.spec.scheduling.time_limit_s
+        if not limit_s or job.stop_requested or now - (job.started_s or now) + job.service.ran_s < limit_s:
+            return job
+        event = Event(kind=EventKind.STOP_REQUESTED, job_id=job.id, time_s=now, message=f"{over_limit(job)}: it saves and ends")
+        return self._store.update(job, [event], stop_requested="limit")
 
     def _gone_nodes(self, job: Job) -> list[str]:
         """Those of its place that Ray does not know as living any more. They were there when the place was chosen."""
@@ -202,6 +190,7 @@ class Controller:
             self._lives[job.id].preempt(job, why, first.drain_deadline_s, now)
 
     def _moved(self, old: Job, new: Job) -> None:
+        self._jobs.wrote(new)
         if new.state is not old.state:
             log.info("%s: %s -> %s %s", new.id, old.state.value, new.state.value, new.reason)
         if not new.state.active:
@@ -210,6 +199,7 @@ class Controller:
             self._finished(new)
 
     def _finished(self, job: Job) -> None:
+        self._notices.forget(job.id)
         self._home.secrets(job.id).unlink(missing_ok=True)
         log.info("%s ended: %s, %s", job.id, job.state.value, job.reason)
 
@@ -224,3 +214,13 @@ class Controller:
             act()
         except StaleWrite as stale:
             log.info("%s: %s", job.id, stale)
+
+
+def _end_of_waiting(job: Job, never: str) -> JobResult | None:
+    """Of a job that waits, if it is not to run any more. `never`: why what it waits for will not come."""
+    if job.stop_requested:
+        return ended(job, EndReason.CANCELLED, "cancelled while it waited")
+    if never:
+        return ended(job, EndReason.DEPENDENCY, never)
+    limit_s = job.spec.scheduling.time_limit_s
+    return ended(job, EndReason.TIME_LIMIT, over_limit(job)) if limit_s and job.service.ran_s >= limit_s else None

@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.control.closing import cancelled, ended, finish, requeue
+from orchestrator.control.closing import ended, finish, requeue, stopped
+from orchestrator.control.facts import heard, remembered
 from orchestrator.control.groups import GroupStatus, SupervisorGone, WorkerGroups
+from orchestrator.control.inputs import Facts
+from orchestrator.control.orders import Orders
+from orchestrator.control.receipt import receipt
 from orchestrator.control.store import JobStore
 from orchestrator.errors import StorageError, StorageUnavailable
+from orchestrator.events import Event
 from orchestrator.job import TRANSITIONS, EndReason, Job, JobResult, JobState
 
 START_LIMIT_S = 180.0
@@ -74,21 +78,23 @@ class Life:
     source: str = ""
     cursor: int = 0
     written_s: float = 0.0
-    stop_sent: str = ""
+    write_interval_s: float = PROGRESS_INTERVAL_S
+    """Progress alone is written so often."""
     stop_now_s: float | None = None
     began_s: float = 0.0
     """When the job was given its place or, after a restart of the controller, found again."""
     gone_nodes: list[str] = field(default_factory=list)
     """Of its place, by the newest look at the cluster."""
-    told: dict[str, str] = field(default_factory=dict)
-    """Order to leave -> the supervisor's life that got it."""
-    notices: dict[str, Future[Any]] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
+    """For the scheduler."""
     why_lost: str = ""
     unwritten: JobResult | None = None
     """What the supervisor says it could not write."""
     end: JobResult | None = None
     question: Future[Any] | None = None
-    order: Future[Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.orders = Orders(self.groups)
 
     def advance(self, job: Job, now: float) -> Job:
         """Take the answer that has come, write what it means, ask the next thing. Returns the job as it is now."""
@@ -96,7 +102,7 @@ class Life:
         if (early := self._overruled(job, now)) is not None:
             self._release(early, now)
         if self.phase is Phase.WATCH:
-            job = self._pass_stop_on(job, now)
+            job = self._pass_orders_on(job, now)
         if self.question is None and now >= self.not_before_s:
             self.question = self._ask(job)
         if self.question is None or not self.question.done():
@@ -135,39 +141,20 @@ class Life:
 
     def preempt(self, job: Job, why: str, deadline_s: float | None, now: float) -> None:
         """Its place is taken away. For every round in which the reason holds."""
-        self._order_to_leave("preempt", job, lambda: self.groups.preempt(job, why, deadline_s), now)
+        if self.phase is Phase.WATCH and now >= self.not_before_s:
+            self.orders.leave("preempt", job, self.source, lambda: self.groups.preempt(job, why, deadline_s))
 
     def may_grow(self, job: Job, now: float) -> bool:
         """Whether the job may be told to leave for a larger place."""
         settled = self.phase is Phase.WATCH and job.state is JobState.RUNNING and not job.stop_requested
         return settled and now - self.began_s >= job.spec.recovery.grow_interval_s
 
-    @property
-    def growing(self) -> bool:
-        """Its supervisor, as it lives now, was told to leave for a larger place."""
-        notice = self.notices.get("resize")
-        failed = notice is not None and notice.done() and notice.exception() is not None
-        return self.told.get("resize") == self.source and not failed
-
-    def resize(self, job: Job, why: str, now: float) -> None:
-        """It is to leave, and to start again with another number of workers."""
-        self._order_to_leave("resize", job, lambda: self.groups.resize(job, why), now)
-
-    def _order_to_leave(self, order: str, job: Job, send: Callable[[], Future[Any]], now: float) -> None:
-        """Tell the job's supervisor, each of its lives once, again if it was not reached."""
-        notice = self.notices.get(order)
-        if notice is not None and notice.done():
-            if notice.exception() is not None:
-                log.warning("%s of %s failed: %s", order, job.id, notice.exception())
-                self.told.pop(order, None)
-            del self.notices[order]
-        if self.phase is Phase.WATCH and self.told.get(order, "") != self.source and now >= self.not_before_s:
-            self.told[order], self.notices[order] = self.source, send()
-
     # answers
 
     def _found(self, job: Job, found: bool, now: float) -> Job:
         self.why_lost = "its cluster was gone"
+        if found:
+            self.facts = remembered(self.store, job)
         self._enter(Phase.WATCH if found else Phase.RESULT, now)
         return job
 
@@ -185,30 +172,33 @@ class Life:
         if source != self.source:
             self.source, self.cursor = source, self.store.cursor(job.id, source)
         if status.events:
+            fresh = [event for number, event in status.events if number > self.cursor]
             self.cursor = self.store.append_from(job.id, source, status.events)
+            self.facts = heard(self.facts, job, fresh)
         if status.ended:
             self.why_lost, self.unwritten = "it ended, but its result could not be written", status.unwritten
             self._enter(Phase.RESULT, now)
-        changes = self._news(job, status, now)
+        changes, events = self._news(job, status, now)
         if changes:
             self.written_s = now
-            job = self.store.update(job, **changes)
+            job = self.store.update(job, events, **changes)
         return job
 
-    def _news(self, job: Job, status: GroupStatus, now: float) -> dict[str, Any]:
+    def _news(self, job: Job, status: GroupStatus, now: float) -> tuple[dict[str, Any], list[Event]]:
         moves = status.state is not job.state and status.state in TRANSITIONS[job.state] and status.state.active
-        due = status.ended or moves or now - self.written_s >= PROGRESS_INTERVAL_S
+        due = status.ended or moves or now - self.written_s >= self.write_interval_s
         changes: dict[str, Any] = {"state": status.state} if moves else {}
         if due and status.progress != job.progress:
             changes["progress"] = status.progress
-        return changes
+        told = receipt(replace(job, **changes), now) if moves else None
+        return ({**changes, "order": None}, [told]) if told is not None else (changes, [])
 
     def _read(self, job: Job, result: JobResult | None, now: float) -> Job:
         result = result or self.unwritten
         if result is not None:
             self._release(result, now)
         elif job.stop_requested:
-            self._release(cancelled(job), now)
+            self._release(stopped(job), now)
         elif self.losses.add(job.progress.committed_step or 0) > MAX_LOSSES:
             message = f"its worker group was lost {MAX_LOSSES + 1} times without progress; the last time because {self.why_lost}"
             self._release(ended(job, EndReason.INTERNAL, message), now)
@@ -260,22 +250,20 @@ class Life:
         if not job.stop_requested or self.phase is Phase.RELEASE:
             return None
         if self.phase is Phase.START:
-            return cancelled(job)
+            return stopped(job)
         if job.stop_requested == "now" and self.phase is Phase.WATCH:
             self.stop_now_s = now if self.stop_now_s is None else self.stop_now_s
             if now - self.stop_now_s > STOP_NOW_LIMIT_S:
-                return cancelled(job)
+                return stopped(job)
         return None
 
-    def _pass_stop_on(self, job: Job, now: float) -> Job:
-        if self.order is not None and self.order.done():
-            if self.order.exception() is not None:
-                log.warning("stop of %s failed: %s", job.id, self.order.exception())
-                self.stop_sent = ""
-            self.order = None
-        if self.stop_sent == job.stop_requested or now < self.not_before_s:
-            return job
-        self.stop_sent, self.order = job.stop_requested, self.groups.stop(job, job.stop_requested)
-        if job.stop_requested == "drain" and JobState.DRAINING in TRANSITIONS[job.state]:
+    def _pass_orders_on(self, job: Job, now: float) -> Job:
+        order = job.order if job.order is not None and not job.order.left else None
+        if order is not None and order.kind == "preempt":
+            self.preempt(job, order.why, None, now)
+        elif order is not None and now >= self.not_before_s:
+            self.orders.leave("resize", job, self.source, lambda: self.groups.resize(job, order.why))
+        sent = self.orders.stop(job, now >= self.not_before_s)
+        if sent and job.stop_requested != "now" and JobState.DRAINING in TRANSITIONS[job.state]:
             return self.store.update(job, state=JobState.DRAINING)
         return job

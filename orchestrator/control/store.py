@@ -1,137 +1,84 @@
-"""The job store: one row per job, guarded by a version, the log of its events, and what of them speaks against machines.
+"""The job store: one row per job, guarded by a version, the log of its events, what of them speaks against machines, and the stays.
 
-SQLite in write-ahead mode with `synchronous=FULL`: what `put` or `update` returned from survives a power cut. Many processes may
-read and write at once; each write is one short transaction. Any other database that SQLAlchemy knows works with the same code.
+What `put` or `update` returned from survives a power cut. Many processes may read and write at once; each write is one short transaction.
+The databases that it may lie in: `orchestrator.control.database`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from orchestrator.control import database, tables
+from orchestrator.control.accounts import MAX_STAYS, Stay
 from orchestrator.control.reputation import Incident
 from orchestrator.control.summary import JobSummary, read_summaries
 from orchestrator.errors import JobNotFound, StaleWrite, StateError, nearest
 from orchestrator.events import Event, EventKind, IncidentKind
-from orchestrator.job import Job, JobState, check_transition, job_from_dict, job_to_dict
+from orchestrator.job import Job, JobState, check_transition, fields_to_dict, job_from_dict, job_to_dict
 
-SCHEMA_VERSION = 2
-_BUSY_TIMEOUT_MS = 20_000
-LOOK_S = 0.005
-
-_metadata = sa.MetaData()
-_jobs = sa.Table(
-    "jobs",
-    _metadata,
-    sa.Column("id", sa.String, primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("state", sa.String, nullable=False, index=True),
-    sa.Column("run", sa.Integer, nullable=False),
-    sa.Column("spec", sa.JSON, nullable=False),
-    sa.Column("submitted_s", sa.Float, nullable=False),
-    sa.Column("queued_s", sa.Float, nullable=False),
-    sa.Column("started_s", sa.Float),
-    sa.Column("ended_s", sa.Float),
-    sa.Column("reason", sa.Text, nullable=False),
-    sa.Column("stop_requested", sa.String, nullable=False),
-    sa.Column("progress", sa.JSON, nullable=False),
-    sa.Column("result", sa.JSON),
-    sa.Column("placement", sa.JSON, nullable=False),
-    sa.Column("standby", sa.JSON, nullable=False),
-)
-_events = sa.Table(
-    "events",
-    _metadata,
-    sa.Column("job_id", sa.String, primary_key=True),
-    sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("kind", sa.String, nullable=False),
-    sa.Column("time_s", sa.Float, nullable=False),
-    sa.Column("message", sa.Text, nullable=False),
-    sa.Column("fields", sa.JSON, nullable=False),
-    sa.Column("source", sa.String, nullable=False),
-    sa.Column("source_seq", sa.Integer, nullable=False),
-)
-_incidents = sa.Table(
-    "incidents",
-    _metadata,
-    sa.Column("job_id", sa.String, primary_key=True),
-    sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("kind", sa.String, nullable=False),
-    sa.Column("node", sa.String, nullable=False),
-    sa.Column("gpu", sa.String, nullable=False),
-    sa.Column("time_s", sa.Float, nullable=False, index=True),
-    sa.Column("message", sa.Text, nullable=False),
-)
-"""Those of the events that speak against a machine, of all jobs; a machine that is forgiven loses its rows."""
-_meta = sa.Table("meta", _metadata, sa.Column("key", sa.String, primary_key=True), sa.Column("value", sa.JSON, nullable=False))
+_MANY = 500
+"""Ids in one question."""
+_LIVE = [state.value for state in JobState if not state.terminal]
 
 
 class JobStore:
     """All jobs of one control plane."""
 
     def __init__(self, where: str | Path) -> None:
-        """`where`: a file of SQLite (made if missing) or an SQLAlchemy URL. Raises StateError for another schema version."""
-        self._engine = _open(where)
-        self._watch: Any = None
-        self._watched = 0
+        """`where`: a file of SQLite (made if missing) or a URL. Raises StateError for another schema version, StoreUnavailable."""
+        self._engine = database.open_engine(where)
+        self._changes = database.changes_of(self._engine)
         with self._write() as connection:
-            _metadata.create_all(connection)
-            _check_schema(connection, str(where))
+            database.lock_key(connection, "tables")
+            tables.metadata.create_all(connection, tables=[tables.meta])
+            tables.check_schema(connection, database.shown(where))
+            tables.metadata.create_all(connection)
+
+    @property
+    def engine(self) -> sa.Engine:
+        """For the other tables of the same control plane."""
+        return self._engine
 
     def close(self) -> None:
-        if self._watch is not None:
-            self._watch.close()
+        self._changes.close()
         self._engine.dispose()
 
     def wait_for_change(self, limit_s: float) -> bool:
-        """Until something was written since the last call, or for `limit_s`; always that long where the database is not SQLite.
-
-        Returns whether it was.
-        """
-        deadline = time.monotonic() + limit_s
-        while (version := self._version()) == self._watched and (left_s := deadline - time.monotonic()) > 0:
-            time.sleep(min(LOOK_S, left_s))
-        changed, self._watched = version != self._watched, version
-        return changed
-
-    def _version(self) -> int:
-        """Grows with each commit of any other connection; read from shared memory, so it costs some microseconds."""
-        if self._engine.dialect.name != "sqlite":
-            return 0
-        if self._watch is None:
-            self._watch = self._engine.raw_connection()
-        return int(self._watch.cursor().execute("PRAGMA data_version").fetchone()[0])
+        """Until something was written since the last call, or for `limit_s`. Returns whether it was. One thread may call it."""
+        return self._changes.wait(limit_s)
 
     # jobs
 
-    def put(self, job: Job, events: Sequence[Event] = ()) -> None:
-        """Add a new job. Raises StateError if the id is taken."""
+    def put(self, job: Job, events: Sequence[Event] = (), also: Sequence[sa.Executable] = ()) -> None:
+        """Add a new job, and execute `also` in the same transaction. Raises StateError if the id is taken."""
         with self._write() as connection:
             try:
-                connection.execute(_jobs.insert().values(**job_to_dict(job)))
+                connection.execute(tables.jobs.insert().values(**job_to_dict(job)))
             except sa.exc.IntegrityError as error:
                 raise StateError(f"there is already a job named {job.id}") from error
             _append(connection, job.id, events)
+            _execute(connection, also)
 
     def get(self, job_id: str) -> Job:
         """Raises JobNotFound naming the nearest id."""
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(_jobs).where(_jobs.c.id == job_id)).mappings().first()
+            row = connection.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id)).mappings().first()
         if row is None:
             raise self._not_found(job_id)
         return _job(row)
 
     def find(self, prefix: str) -> Job:
         """The job whose id is `prefix`, or the only one that begins with it. Raises JobNotFound, listing the candidates."""
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(tables.jobs).where(tables.jobs.c.id == prefix.replace("\0", ""))).mappings().first()
+        if row is not None:
+            return _job(row)
         ids = self._ids()
-        if prefix in ids:
-            return self.get(prefix)
         matches = [job_id for job_id in ids if prefix and job_id.startswith(prefix)]
         if not matches:
             raise self._not_found(prefix)
@@ -141,38 +88,71 @@ class JobStore:
 
     def all(self, states: Iterable[JobState] | None = None) -> list[Job]:
         """Jobs in the order of their submission, of all states or of those given."""
-        query = sa.select(_jobs).order_by(_jobs.c.submitted_s, _jobs.c.id)
+        query = sa.select(tables.jobs).order_by(tables.jobs.c.submitted_s, tables.jobs.c.id)
         if states is not None:
-            query = query.where(_jobs.c.state.in_([state.value for state in states]))
+            query = query.where(tables.jobs.c.state.in_([state.value for state in states]))
         with self._engine.connect() as connection:
             return [_job(row) for row in connection.execute(query).mappings()]
 
     def summaries(self, states: Collection[JobState] | None = None, limit: int = 0) -> list[JobSummary]:
         """What a list shows, in the order of submission; of more than `limit` (0: none) those that have not ended, then the newest."""
         with self._engine.connect() as connection:
-            return read_summaries(connection, _jobs, states, limit)
+            return read_summaries(connection, tables.jobs, states, limit)
 
     def count(self, states: Collection[JobState] | None = None) -> int:
-        query = sa.select(sa.func.count()).select_from(_jobs)
+        query = sa.select(sa.func.count()).select_from(tables.jobs)
         if states is not None:
-            query = query.where(_jobs.c.state.in_([state.value for state in states]))
+            query = query.where(tables.jobs.c.state.in_([state.value for state in states]))
         with self._engine.connect() as connection:
             return int(connection.execute(query).scalar() or 0)
 
-    def update(self, job: Job, events: Sequence[Event] = (), **changes: Any) -> Job:
-        """Write `changes` to the row that `job` was read from, and append `events`, in one transaction.
+    def live(self, known: Mapping[str, int]) -> tuple[list[str], list[Job]]:
+        """(the ids of all jobs that have not ended, in the order of their submission; those of them whose version is not the `known`)."""
+        table = tables.jobs.c
+        query = sa.select(table.id, table.version).where(table.state.in_(_LIVE)).order_by(table.submitted_s, table.id)
+        with self._engine.connect() as connection:
+            found = list(connection.execute(query))
+            changed = [job_id for job_id, version in found if known.get(job_id) != version]
+            parts = [changed[first : first + _MANY] for first in range(0, len(changed), _MANY)]
+            rows = [row for part in parts for row in connection.execute(sa.select(tables.jobs).where(table.id.in_(part))).mappings()]
+        return [job_id for job_id, _ in found], [_job(row) for row in rows]
+
+    def states(self, job_ids: Iterable[str]) -> dict[str, JobState]:
+        """Of those that there are."""
+        query = sa.select(tables.jobs.c.id, tables.jobs.c.state).where(tables.jobs.c.id.in_(sorted(set(job_ids))))
+        with self._engine.connect() as connection:
+            return {job_id: JobState(state) for job_id, state in connection.execute(query)}
+
+    def tell_waiting(self, jobs: Sequence[Job], events: Sequence[Event]) -> None:
+        """Write why and how long jobs wait. A row that has changed since is left as it is; no version grows: nobody decides by these."""
+        table = tables.jobs
+        same_row = sa.and_(table.c.id == sa.bindparam("job_id"), table.c.version == sa.bindparam("job_version"))
+        names = ("reason", "position", "start_s", "reserved_s")
+        statement = table.update().where(same_row).values({name: sa.bindparam(f"new_{name}") for name in names})
+        rows = [{"job_id": job.id, "job_version": job.version, **{f"new_{name}": getattr(job, name) for name in names}} for job in jobs]
+        with self._write() as connection:
+            if rows:
+                connection.execute(statement, rows)
+            for event in events:
+                _append(connection, event.job_id, [event])
+
+    def update(
+        self, job: Job, events: Sequence[Event] = (), stay: Stay | None = None, *, also: Sequence[sa.Executable] = (), **changes: Any
+    ) -> Job:
+        """Write `changes` to the row that `job` was read from, append `events` and `stay` and execute `also`, in one transaction.
 
         Raises StaleWrite if the row changed since, IllegalTransition if the new state does not follow from the old one.
         """
         new = dataclasses.replace(job, **changes, version=job.version + 1)
         if new.state is not job.state:
             check_transition(job.state, new.state)
-        same_row = sa.and_(_jobs.c.id == job.id, _jobs.c.version == job.version)
+        same_row = sa.and_(tables.jobs.c.id == job.id, tables.jobs.c.version == job.version)
         with self._write() as connection:
-            written = connection.execute(_jobs.update().where(same_row).values(**job_to_dict(new)))
+            written = connection.execute(tables.jobs.update().where(same_row).values(fields_to_dict(new, ("version", *changes))))
             if written.rowcount != 1:
                 raise StaleWrite(f"{job.id} changed since it was read (version {job.version})")
             _append(connection, job.id, events)
+            _execute(connection, [*also, *([tables.stays.insert().values(vars(stay))] if stay is not None else [])])
         return new
 
     # events
@@ -184,6 +164,7 @@ class JobStore:
     def append_from(self, job_id: str, source: str, numbered: Sequence[tuple[int, Event]]) -> int:
         """Append what a source tells, each of its sequence numbers once and in order. Returns the highest number now held."""
         with self._write() as connection:
+            database.lock_key(connection, f"events of {job_id}")
             held = _cursor(connection, job_id, source)
             fresh = sorted((seq, event) for seq, event in dict(numbered).items() if seq > held)
             for seq, event in fresh:
@@ -195,37 +176,58 @@ class JobStore:
         with self._engine.connect() as connection:
             return _cursor(connection, job_id, source)
 
-    def events(self, job_id: str, after: int = 0) -> list[tuple[int, Event]]:
-        """(sequence number, event) in order, of those with a number above `after`."""
-        query = sa.select(_events).where(_events.c.job_id == job_id, _events.c.seq > after).order_by(_events.c.seq)
+    def events(self, job_id: str, after: int = 0, limit: int | None = None) -> list[tuple[int, Event]]:
+        """(sequence number, event) in order, of those with a number above `after`; the first `limit` of them."""
+        table = tables.events
+        query = sa.select(table).where(table.c.job_id == job_id, table.c.seq > after).order_by(table.c.seq).limit(limit)
         with self._engine.connect() as connection:
             return [(row["seq"], _event(row)) for row in connection.execute(query).mappings()]
+
+    def last_event(self, job_id: str, kind: EventKind, since_s: float) -> Event | None:
+        """The newest of that kind, no older than that."""
+        table = tables.events.c
+        mine = sa.and_(table.job_id == job_id, table.kind == kind.name, table.time_s >= since_s)
+        query = sa.select(tables.events).where(mine).order_by(table.seq.desc()).limit(1)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).mappings().first()
+        return None if row is None else _event(row)
+
+    # tenants
+
+    def stays(self, after: int = 0) -> list[tuple[int, Stay]]:
+        """(number, stay) of the newest with a number above `after`, oldest first."""
+        seq = tables.stays.c.seq
+        query = sa.select(tables.stays).where(seq > after).order_by(seq.desc()).limit(MAX_STAYS)
+        with self._engine.connect() as connection:
+            found = [dict(row) for row in connection.execute(query).mappings()]
+        return [(row.pop("seq"), Stay(**row)) for row in reversed(found)]
 
     # machines
 
     def incidents(self, since_s: float) -> list[Incident]:
         """What has spoken against machines since then (seconds since 1970), in order of time."""
-        columns = [column for column in _incidents.c if column.name != "seq"]
-        query = sa.select(*columns).where(_incidents.c.time_s >= since_s).order_by(_incidents.c.time_s, _incidents.c.job_id)
+        table = tables.incidents.c
+        columns = [column for column in table if column.name != "seq"]
+        query = sa.select(*columns).where(table.time_s >= since_s).order_by(table.time_s, table.job_id)
         with self._engine.connect() as connection:
             return [Incident(**{**row, "kind": IncidentKind[row["kind"]]}) for row in connection.execute(query).mappings()]
 
     def forgive(self, node: str) -> int:
         """Nothing that has happened speaks against the machine any more. Returns how many incidents there were."""
         with self._write() as connection:
-            return int(connection.execute(_incidents.delete().where(_incidents.c.node == node)).rowcount)
+            return int(connection.execute(tables.incidents.delete().where(tables.incidents.c.node == node)).rowcount)
 
     # facts of the control plane
 
     def set_meta(self, key: str, value: Any) -> None:
         with self._write() as connection:
-            connection.execute(_meta.delete().where(_meta.c.key == key))
-            connection.execute(_meta.insert().values(key=key, value=value))
+            connection.execute(tables.meta.delete().where(tables.meta.c.key == key))
+            connection.execute(tables.meta.insert().values(key=key, value=value))
 
     def meta(self, key: str) -> Any:
         """The JSON value under `key`, None if there is none."""
         with self._engine.connect() as connection:
-            return connection.execute(sa.select(_meta.c.value).where(_meta.c.key == key)).scalar()
+            return connection.execute(sa.select(tables.meta.c.value).where(tables.meta.c.key == key)).scalar()
 
     def _write(self) -> Any:
         """A transaction that takes the write lock at once, so that it never has to be upgraded (and refused) midway."""
@@ -233,7 +235,7 @@ class JobStore:
 
     def _ids(self) -> list[str]:
         with self._engine.connect() as connection:
-            return list(connection.execute(sa.select(_jobs.c.id).order_by(_jobs.c.submitted_s)).scalars())
+            return list(connection.execute(sa.select(tables.jobs.c.id).order_by(tables.jobs.c.submitted_s)).scalars())
 
     def _not_found(self, wanted: str) -> JobNotFound:
         ids = self._ids()
@@ -241,45 +243,16 @@ class JobStore:
         return JobNotFound(f"no job is named '{wanted}'. {known}{nearest(wanted, ids)}")
 
 
-def _open(where: str | Path) -> sa.Engine:
-    url = str(where)
-    if "://" not in url:
-        Path(url).parent.mkdir(parents=True, exist_ok=True)
-        url = f"sqlite:///{url}"
-    engine = sa.create_engine(url, json_serializer=lambda value: json.dumps(value, sort_keys=True))
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _set_up_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _set_up_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver must not open transactions of its own: `_begin_sqlite` does
-    connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _check_schema(connection: sa.Connection, where: str) -> None:
-    held = connection.execute(sa.select(_meta.c.value).where(_meta.c.key == "schema_version")).scalar()
-    if held is None:
-        connection.execute(_meta.insert().values(key="schema_version", value=SCHEMA_VERSION))
-    elif held != SCHEMA_VERSION:
-        raise StateError(
-            f"the job store {where} has schema version {held}, this program needs {SCHEMA_VERSION}. "
-            "Use the program that wrote it, or another cluster.home."
-        )
+def _execute(connection: sa.Connection, statements: Sequence[sa.Executable]) -> None:
+    for statement in statements:
+        connection.execute(statement)
 
 
 def _append(connection: sa.Connection, job_id: str, events: Sequence[Event], source: str = "", source_seq: int = 0) -> None:
     if not events:
         return
-    last = connection.execute(sa.select(sa.func.max(_events.c.seq)).where(_events.c.job_id == job_id)).scalar() or 0
+    database.lock_key(connection, f"events of {job_id}")
+    last = connection.execute(sa.select(sa.func.max(tables.events.c.seq)).where(tables.events.c.job_id == job_id)).scalar() or 0
     rows = [
         {
             "job_id": job_id, "seq": last + 1 + index, "kind": event.kind.name, "time_s": event.time_s, "message": event.message,
@@ -287,14 +260,14 @@ def _append(connection: sa.Connection, job_id: str, events: Sequence[Event], sou
         }
         for index, event in enumerate(events)
     ]  # fmt: skip
-    connection.execute(_events.insert(), rows)
+    connection.execute(tables.events.insert(), rows)
     against = [
         {"job_id": job_id, "seq": last + 1 + index, "time_s": event.time_s, **_against(event)}
         for index, event in enumerate(events)
         if event.fields.get("incident") in IncidentKind.__members__
     ]
     if against:
-        connection.execute(_incidents.insert(), against)
+        connection.execute(tables.incidents.insert(), against)
 
 
 def _against(event: Event) -> dict[str, str]:
@@ -304,8 +277,8 @@ def _against(event: Event) -> dict[str, str]:
 
 
 def _cursor(connection: sa.Connection, job_id: str, source: str) -> int:
-    mine = sa.and_(_events.c.job_id == job_id, _events.c.source == source)
-    return connection.execute(sa.select(sa.func.max(_events.c.source_seq)).where(mine)).scalar() or 0
+    mine = sa.and_(tables.events.c.job_id == job_id, tables.events.c.source == source)
+    return connection.execute(sa.select(sa.func.max(tables.events.c.source_seq)).where(mine)).scalar() or 0
 
 
 def _job(row: sa.RowMapping) -> Job:

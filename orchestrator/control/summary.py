@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from orchestrator.job import JobState, Progress, progress_from_dict, progress_to_dict
 
 _TERMINAL = [state.value for state in JobState if state.terminal]
-_PLAIN = ("id", "state", "run", "submitted_s", "queued_s", "started_s", "ended_s", "reason", "stop_requested")
+_PLAIN = ("id", "state", "run", "submitted_s", "queued_s", "started_s", "ended_s", "reason", "stop_requested", "user", "tenant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class JobSummary:
     progress: Progress
     position: int | None = None
     """In the scheduler's order, from 1; None: it does not wait, or is not known."""
+    user: str = ""
+    tenant: str = ""
 
     @property
     def share(self) -> float:

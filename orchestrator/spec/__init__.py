@@ -8,6 +8,7 @@ of `conf/`; the attribute path is the command-line flag: `spec.training.max_step
     operations.py    ResourcesSpec, CheckpointSpec, StorageSpec, TrackingSpec, RecoverySpec, ClusterSpec
     guard.py         GuardSpec                             chaos.py    ChaosSpec
     environment.py   EnvironmentSpec
+    scheduling.py    SchedulingSpec
 """
 
 from orchestrator.spec.chaos import ChaosSpec
@@ -18,6 +19,7 @@ from orchestrator.spec.guard import GuardSpec, OnBadNumbers
 from orchestrator.spec.job import DataSpec, JobSpec, ModelSpec, WorkloadSpec
 from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
 from orchestrator.spec.parallelism import SIZES, Offload, ParallelismSpec
+from orchestrator.spec.scheduling import SchedulingSpec
 from orchestrator.spec.training import (
     WHY_NO_OPTIMIZER,
     ActivationCheckpointing,
@@ -55,6 +57,7 @@ __all__ = [
     "RecoverySpec",
     "ResourcesSpec",
     "Schedule",
+    "SchedulingSpec",
     "StorageSpec",
     "TrackingSpec",
     "TrainingSpec",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.spec.training import OptimizerName, why_no_optimizer
+
+_TOO_LARGE = 1 << 63
 
 
 def to_dict(spec: Any) -> Any:
@@ -27,7 +30,8 @@ def to_dict(spec: Any) -> Any:
 
 def from_dict(cls: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
     """The inverse of `to_dict`. Raises ConfigError with the flag, the value and the nearest name."""
-    hints = get_type_hints(cls)
+    any_class: Any = cls
+    hints = _hints(any_class)
     names = [f.name for f in dataclasses.fields(cls)]
     for key in values:
         if key not in names:
@@ -36,6 +40,11 @@ def from_dict(cls: type[Any], values: Mapping[str, Any], path: str = "") -> Any:
         if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{path}{f.name} is missing.")
     return cls(**{key: _convert(hints[key], value, f"{path}{key}") for key, value in values.items()})
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _convert(hint: Any, value: Any, flag: str) -> Any:
@@ -55,7 +64,13 @@ def _convert(hint: Any, value: Any, flag: str) -> Any:
             example = "[[1000,8],[4000,16]]" if get_origin(get_args(hint)[0]) is tuple else "[0.9,0.95]"
             raise ConfigError(f"{flag}={value!r} is not possible: allowed is a list such as {example}.")
         return tuple(_convert(get_args(hint)[0], item, flag) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return _convert_scalar(hint, value, flag)
+
+
+def _convert_scalar(hint: Any, value: Any, flag: str) -> Any:
+    if type(value) is int and abs(value) >= _TOO_LARGE:
+        raise ConfigError(f"{flag} is not possible: allowed are whole numbers below 2^63.")
+    if hint is float and type(value) is int:
         return float(value)
     if hint in (int, float, str, bool) and type(value) is not hint:
         kind = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint]

@@ -11,6 +11,7 @@ from orchestrator.spec.environment import EnvironmentSpec
 from orchestrator.spec.guard import GuardSpec
 from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
 from orchestrator.spec.parallelism import SIZES, Offload, ParallelismSpec
+from orchestrator.spec.scheduling import SchedulingSpec
 from orchestrator.spec.training import ActivationCheckpointing, Float8, OptimizerName, OptimizerSpec, Precision, Schedule, TrainingSpec
 
 
@@ -64,6 +65,7 @@ class JobSpec:
     """Shown in lists; empty: the workload's name."""
     environment: EnvironmentSpec = field(default_factory=EnvironmentSpec)
     resources: ResourcesSpec = field(default_factory=ResourcesSpec)
+    scheduling: SchedulingSpec = field(default_factory=SchedulingSpec)
     parallelism: ParallelismSpec = field(default_factory=ParallelismSpec)
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)

@@ -35,7 +35,7 @@ LEAVE_LIMIT_S = 2.0
 log = logging.getLogger("orchestrator.supervisor")
 
 _GOES_ON = (EndReason.PREEMPTED, EndReason.RESIZED)
-_STATUS = {EndReason.COMPLETED: "FINISHED", **dict.fromkeys((EndReason.CANCELLED, *_GOES_ON), "KILLED")}
+_STATUS = {EndReason.COMPLETED: "FINISHED", **dict.fromkeys((EndReason.CANCELLED, EndReason.TIME_LIMIT, *_GOES_ON), "KILLED")}
 
 
 def write_config(store: ObjectStore, context: RunContext) -> bool:

@@ -28,7 +28,7 @@ class Inbox:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[FromAgent | AgentDied | None] = queue.SimpleQueue()
         self.stop_mode = ""
-        """'' | 'drain' | 'now', by the user; only ever grows stronger."""
+        """'' | 'limit' | 'drain' | 'now', by the user or by the time limit that he gave; only ever grows stronger."""
         self.preemption: Preemption | None = None
         """The one with the earliest deadline."""
         self.resizing = ""
@@ -38,7 +38,7 @@ class Inbox:
         self._queue.put(item)
 
     def stop(self, mode: str) -> None:
-        if self.stop_mode != "now":
+        if self.stop_mode != "now":  # of the others the newer: a user who stops it says more than its limit
             self.stop_mode = mode
         self._queue.put(None)
 

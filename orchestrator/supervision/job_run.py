@@ -263,7 +263,8 @@ class JobRun:
         if preemption is not None:
             self._group.stop_uploads()
         if self._inbox.stop_mode:
-            return self._result(EndReason.CANCELLED, message, step)
+            limited = self._inbox.stop_mode == "limit"
+            return self._result(EndReason.TIME_LIMIT if limited else EndReason.CANCELLED, message, step)
         if preemption is not None:
             return self._preempted(f"{preemption.why}; {message}", step)
         return self._result(EndReason.RESIZED, f"{self._inbox.resizing}; {message}; {self._back_to_the_queue()}", step)

@@ -43,7 +43,7 @@ from orchestrator.supervision.warm_client import RANK_ENTRY
 from orchestrator.supervision.worker_group import WorkerGroup
 from orchestrator.tracking.journal import Journal
 
-STOP_MODES = ("drain", "now")
+STOP_MODES = ("drain", "limit", "now")
 BEGIN_LIMIT_S = 60.0
 """How long Ray may take to start a supervisor."""
 
@@ -140,9 +140,9 @@ class Supervisor:
         return self._board.snapshot(after_event)
 
     def stop(self, mode: str) -> None:
-        """`drain`: save a checkpoint, then end; `now`: end. Raises ConfigError for another mode."""
+        """`drain`: save a checkpoint, then end; `limit`: the same, for its time limit; `now`: end. Raises ConfigError for another mode."""
         if mode not in STOP_MODES:
-            raise ConfigError(f"mode={mode} is not possible: allowed is {' or '.join(STOP_MODES)}.")
+            raise ConfigError(f"mode={mode} is not possible: allowed is {', '.join(STOP_MODES)}.")
         self._inbox.stop(mode)
 
     def preempt(self, why: str, deadline_s: float | None) -> None:

@@ -24,8 +24,8 @@ TRAINING = (
 WORKLOADS = "bert, custom, gpt, resnet, seq2seq, text-classifier"
 OPTIMIZERS = "adafactor, adamw, bert, gpt, gpt-large, lion, muon, resnet, sgd, t5"
 GROUPS = (
-    "chaos, checkpoint, cluster, data, environment, guard, model, optimizer, parallelism, recovery, resources, storage, tracking, "
-    "training, workload"
+    "chaos, checkpoint, cluster, data, environment, guard, model, optimizer, parallelism, recovery, resources, scheduling, storage, "
+    "tracking, training, workload"
 )
 
 

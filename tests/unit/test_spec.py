@@ -32,6 +32,7 @@ from orchestrator.spec import (
     RecoverySpec,
     ResourcesSpec,
     Schedule,
+    SchedulingSpec,
     StorageSpec,
     TrackingSpec,
     TrainingSpec,
@@ -44,7 +45,7 @@ PARTS = {
     "workload": WorkloadSpec, "model": ModelSpec, "data": DataSpec, "training": TrainingSpec, "resources": ResourcesSpec,
     "parallelism": ParallelismSpec, "optimizer": OptimizerSpec, "checkpoint": CheckpointSpec, "storage": StorageSpec,
     "tracking": TrackingSpec, "recovery": RecoverySpec, "guard": GuardSpec, "chaos": ChaosSpec, "environment": EnvironmentSpec,
-    "cluster": ClusterSpec,
+    "cluster": ClusterSpec, "scheduling": SchedulingSpec,
 }  # fmt: skip
 SMALLEST: dict[str, dict[str, Any]] = {
     "workload": {"name": "w", "entrypoint": "m:C"},

@@ -31,14 +31,14 @@ def test_verbs_are_completed() -> None:
     assert complete("orchestrator x") == []
     assert complete("orchestrator ") == [
         "train", "submit", "resume", "list", "status", "logs", "events", "wait", "cancel", "dashboard", "doctor", "up", "down", "version",
-        "nodes", "simulate", "checkpoint", "completion",
+        "queue", "explain", "priority", "policy", "serve", "user", "audit", "store", "nodes", "simulate", "checkpoint", "completion",
     ]  # fmt: skip
 
 
 def test_names_of_groups_are_completed() -> None:
     assert {f"{group}=" for group in groups()} <= set(complete("orchestrator train "))
     assert complete("orchestrator submit wor") == ["workload.", "workload="]
-    assert complete("orchestrator train sch") == []
+    assert complete("orchestrator train sch") == ["scheduling.", "scheduling="]
 
 
 def test_options_of_a_group_are_completed() -> None:

@@ -19,9 +19,9 @@ from orchestrator.paths import Home, JobKeys
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, StorageSpec, TrainingSpec, WorkloadSpec
 from orchestrator.storage import open_store
 
-WITHOUT = {"completion", "dashboard"}
+WITHOUT = {"completion", "dashboard", "serve"}
 """They print a script, or become a server."""
-GROUPS = {"checkpoint": CHECKPOINT_VERBS}
+GROUPS = {"checkpoint": list(CHECKPOINT_VERBS), "user": ["add", "list", "renew", "revoke"]}
 OVERRIDES = {"train", "submit"}
 """Their help is Hydra's; what they understand beside it is in `Switches`."""
 
@@ -59,7 +59,7 @@ def job(home: Home) -> str:
 COMMANDS = [
     ("list",), ("status", "JOB"), ("events", "JOB"), ("logs", "JOB"), ("logs", "JOB", "--tail", "1"), ("wait", "JOB"), ("cancel", "JOB"),
     ("nodes",), ("nodes", "forgive", "n1"), ("version",), ("down",), ("doctor", "--only", "limits,network,tracking"),
-    ("checkpoint", "ls", "JOB"), ("checkpoint", "gc", "JOB"),
+    ("checkpoint", "ls", "JOB"), ("checkpoint", "gc", "JOB"), ("queue",), ("policy",), ("audit",), ("user", "add", "ann"), ("user", "list"),
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from orchestrator.control import life
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.controller import SETTLE_S, Controller
 from orchestrator.control.groups import GroupStatus, ScriptedGroups, done, failed
-from orchestrator.control.scheduler import ClusterView
+from orchestrator.control.scheduler import ClusterView, plan
 from orchestrator.control.scheduler.model import CPU_UNITS, Node, Preempt
 from orchestrator.control.store import JobStore
 from orchestrator.errors import ClusterError, ConfigError, StaleWrite, StorageDenied, StorageUnavailable, UserError
@@ -385,13 +385,12 @@ def test_a_job_that_was_preempted_too_often_fails_with_the_reason(world):
 
 
 def test_the_schedulers_order_preempts_a_job_once(world):
-    class Preempting(Controller):
-        def _plan(self, cluster, jobs, now):
-            orders = tuple(Preempt(job_id=job.id, for_job="b", cost=60.0, why="makes room for b") for job in jobs if job.state.active)
-            return dataclasses.replace(super()._plan(cluster, jobs, now), preempts=orders)
+    def preempting(cluster, queue, running, usage, now, policy):
+        orders = tuple(Preempt(job_id=run.job.id, for_job="b", cost=60.0, why="makes room for b") for run in running)
+        return dataclasses.replace(plan(cluster, queue, running, usage, now, policy), preempts=orders)
 
     job_id = world.running()
-    world.controller = Preempting(world.store, world.home, world.groups, world.controller._look)
+    world.controller = Controller(world.store, world.home, world.groups, world.controller._look, preempting)
     world.turn(6)
     assert world.groups.preemptions == [(job_id, "makes room for b", None)]
 
@@ -570,6 +569,7 @@ def test_a_node_that_comes_in_time_is_waited_for(world):
 
 
 def shrunk(world):
+    world.client.set_policy("preemptive", {"mode": "preemptive", "resize_interval_s": 60})
     job_id = lose_node_2(world)
     world.turn(3, seconds=10)
     world.turn()

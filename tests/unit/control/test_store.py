@@ -136,7 +136,7 @@ def test_events_that_speak_against_a_machine_are_kept_over_all_jobs_until_it_is_
 
 def test_another_schema_version_is_refused(store, tmp_path):
     store.set_meta("schema_version", 99)
-    with pytest.raises(StateError, match="schema version 99, this program needs 2"):
+    with pytest.raises(StateError, match="schema version 99, this program needs 3"):
         JobStore(tmp_path / "home" / "jobs.db")
 
 

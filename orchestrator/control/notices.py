@@ -1,0 +1,105 @@
+"""What stands in the row of each job that waits: why, its position in the order, and when it starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from orchestrator.control.forecast import MAX_JOBS, predicted_starts
+from orchestrator.control.inputs import Inputs
+from orchestrator.control.live import LiveJobs
+from orchestrator.control.scheduler import Plan
+from orchestrator.control.store import JobStore
+from orchestrator.events import Event, EventKind
+from orchestrator.job import WAITS_FOR_CONTROLLER, Job
+
+TELL_INTERVAL_S = 1.0
+"""Rows that have a reason already are written so often at most."""
+EVENT_INTERVAL_S = 60.0
+"""A reason that changes again and again becomes an event so often at most."""
+FORECAST_INTERVAL_S = 10.0
+MAX_REASONS = 200
+"""Told anew at one time; the others in turn."""
+
+log = logging.getLogger("controller")
+
+
+class Notices:
+    def __init__(self, store: JobStore, jobs: LiveJobs) -> None:
+        self._store, self._jobs = store, jobs
+        self._newest: tuple[Inputs, Plan] | None = None
+        self._positions: dict[str, int] = {}
+        self._untold: set[str] = set()
+        """Jobs whose reason may be another since it was told."""
+        self._starts: Mapping[str, float] = {}
+        self._event_s: dict[str, float] = {}
+        self._told_s = self._forecast_s = float("-inf")
+
+    def decided(self, inputs: Inputs, plan: Plan) -> None:
+        """What is to be told, as soon as it is time."""
+        self._newest = inputs, plan
+        self._positions = {job_id: place for place, job_id in enumerate(plan.order, 1)}
+        self._untold = set(plan.order)
+
+    def tell(self, blocked: Mapping[str, str], now: float) -> None:
+        """`blocked`: why jobs wait that are not the scheduler's yet."""
+        waiting = self._jobs.waiting()
+        due = self._newest is not None and now - self._told_s >= TELL_INTERVAL_S
+        if due and (self._untold or now - self._forecast_s >= FORECAST_INTERVAL_S):
+            self._told_s = now
+            self._foresee(len(waiting), now)
+            told = self._told(waiting, self._chosen(), blocked)
+        else:
+            fresh = [job for job in waiting if job.reason == WAITS_FOR_CONTROLLER or job.id in blocked]
+            told = self._told(fresh, {job.id for job in fresh[:MAX_REASONS]}, blocked)
+        if told:
+            self._store.tell_waiting(told, [event for job in told if (event := self._event(job, now)) is not None])
+            for job in told:
+                self._jobs.wrote(job)
+
+    def _chosen(self) -> set[str]:
+        """From the head of the order those that were not told yet."""
+        first = [job_id for job_id in self._positions if job_id in self._untold][:MAX_REASONS]
+        self._untold.difference_update(first)
+        return set(first)
+
+    def _told(self, jobs: Sequence[Job], explained: set[str], blocked: Mapping[str, str]) -> list[Job]:
+        """The rows that are not as they should be, as they should be. `explained`: whose reason is looked at."""
+        found = []
+        for job in jobs:
+            reason = blocked.get(job.id) or (self._reason(job) if job.id in explained else job.reason)
+            new = replace(
+                job, reason=reason, position=self._positions.get(job.id, 0), start_s=self._starts.get(job.id),
+                reserved_s=self._reserved(job),
+            )  # fmt: skip
+            if new != job:
+                found.append(new)
+        return found
+
+    def _reason(self, job: Job) -> str:
+        return self._newest[1].reasons[job.id] if self._newest is not None and job.id in self._positions else job.reason
+
+    def _reserved(self, job: Job) -> float | None:
+        kept = () if self._newest is None else self._newest[1].reservations
+        promised = next((reservation.start_s for reservation in kept if reservation.job_id == job.id), None)
+        return promised if job.reserved_s is None else job.reserved_s
+
+    def _foresee(self, number: int, now: float) -> None:
+        if self._newest is None or (number > MAX_JOBS and now - self._forecast_s < FORECAST_INTERVAL_S):
+            return
+        self._forecast_s = now
+        self._starts = {job_id: float(round(start_s)) for job_id, start_s in predicted_starts(*self._newest, now).items()}
+
+    def _event(self, job: Job, now: float) -> Event | None:
+        before = self._jobs.get(job.id)
+        changed = before is None or before.reason != job.reason
+        if not changed or now - self._event_s.get(job.id, float("-inf")) < EVENT_INTERVAL_S:
+            return None
+        self._event_s[job.id] = now
+        log.info("%s waits: %s", job.id, job.reason)
+        return Event(kind=EventKind.WAITING, job_id=job.id, time_s=now, message=job.reason)
+
+    def forget(self, job_id: str) -> None:
+        """It does not wait any more."""
+        self._event_s.pop(job_id, None)

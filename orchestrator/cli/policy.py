@@ -39,7 +39,7 @@ def policy_(arguments: list[str]) -> int:
         print(as_json({"name": chosen.name, "settings": dict(chosen.settings)}))
     else:
         print(chosen.name)
-        print("\n".join(f"  {name:<20} {_setting(value)}" for name, value in chosen.settings.items() if name != "mode"))
+        print("\n".join(f"  {name:<20} {_setting(value)}" for name, value in to_dict(chosen.policy).items() if name != "mode"))
     return 0
 
 
@@ -57,10 +57,14 @@ def _change_policy(client: Client, words: list[str], config_dir: Path | None) ->
 
 def _setting(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_setting(inner)}" for name, inner in value.items()) or "-"
+        return "; ".join(f"{name}: {_tenant(settings)}" for name, settings in value.items()) or "-"
     if isinstance(value, list):
         return ", ".join(f"{item:g}" for item in value)
     return "-" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _tenant(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in settings.items() if value is not None)
 
 
 def load_policy(overrides: Sequence[str], config_dir: Path | None = None) -> ChosenPolicy:

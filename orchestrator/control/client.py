@@ -45,15 +45,18 @@ _STRENGTH = {"": 0, "limit": 1, "drain": 2, "now": 3}
 class Client:
     """The jobs of one home, for one user; of the account on this machine if none is given, who may do everything."""
 
-    def __init__(self, home: Home, store: JobStore | None = None, user: User | None = None) -> None:
+    def __init__(
+        self, home: Home, store: JobStore | None = None, user: User | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
         self.home = home
         self.user = user or local_user()
+        self._clock = clock
         self._store = store or JobStore(place_of(home))
         self._may = Permissions(self.user, self._store.engine)
 
     def acting_for(self, user: User) -> Client:
         """The same jobs, for another user."""
-        return Client(self.home, self._store, user)
+        return Client(self.home, self._store, user, self._clock)
 
     def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job:
         """Add a job to the queue; on return it is durable.
@@ -67,7 +70,7 @@ class Client:
         check_text(spec)
         spec = self._completed(self._may.owned(spec))
         self._check_feasible(spec)
-        now = time.time()
+        now = self._clock()
         job = Job(
             id=new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason=WAITS_FOR_CONTROLLER, user=self.user.name,
             tenant=spec.scheduling.tenant,
@@ -117,7 +120,7 @@ class Client:
             self._may.require_own(job, "stop")
             if job.state.terminal or _STRENGTH[job.stop_requested] >= _STRENGTH[mode]:
                 return job
-            event = _event(EventKind.STOP_REQUESTED, job.id, time.time(), "after a checkpoint" if mode == "drain" else "at once")
+            event = _event(EventKind.STOP_REQUESTED, job.id, self._clock(), "after a checkpoint" if mode == "drain" else "at once")
             return self._store.update(job, [event], also=[self._may.entry("stop", job.id, mode)], stop_requested=mode)
 
         return self._guarded(job_id, change)
@@ -143,7 +146,7 @@ class Client:
                 return job
             self._check_feasible(new)
             self._write_secrets(job.id, secrets)
-            now, run = time.time(), job.run + 1
+            now, run = self._clock(), job.run + 1
             return self._store.update(
                 job, [_event(EventKind.RESUMED, job.id, now, f"run {run}")], also=[self._may.entry("resume", job.id, f"run {run}")],
                 state=JobState.QUEUED, run=run, spec=new, tenant=new.scheduling.tenant, queued_s=now, started_s=None, ended_s=None,
@@ -157,11 +160,11 @@ class Client:
 
     def queue(self) -> list[QueueRow]:
         """The jobs that wait: in the order of the scheduler, then those that wait for other jobs."""
-        return queue_rows(self._store.all([JobState.QUEUED]), time.time())
+        return queue_rows(self._store.all([JobState.QUEUED]), self._clock())
 
     def explain(self, job_id: str) -> Explained:
         """Why a job waits, who holds what it needs, and what would let it start now; of a job that does not wait, how it stands."""
-        return explained(self._store, self._store.find(job_id), self.nodes()[0], time.time())
+        return explained(self._store, self._store.find(job_id), self.nodes()[0], self._clock())
 
     def set_priority(self, job_id: str, priority: int) -> Job:
         """Of a job that has not ended: from the next decision on. Raises ConfigError for a priority that there is not, StateError for a
@@ -174,7 +177,7 @@ class Client:
             before = job.spec.scheduling
             if before.priority == priority:
                 return job
-            event = _event(EventKind.PRIORITY, job.id, time.time(), f"{before.priority} -> {priority}")
+            event = _event(EventKind.PRIORITY, job.id, self._clock(), f"{before.priority} -> {priority}")
             scheduling = dataclasses.replace(before, priority=priority)
             noted = self._may.entry("priority", job.id, event.message)
             return self._store.update(job, [event], also=[noted], spec=dataclasses.replace(job.spec, scheduling=scheduling))
@@ -197,7 +200,7 @@ class Client:
     def nodes(self) -> tuple[ClusterView, list[Incident]]:
         """(the cluster as its controller last saw it, what has spoken against its machines of late)."""
         view: dict[str, Any] | None = self._store.meta(CLUSTER)
-        return ClusterView.from_dict(view) if view else ClusterView(), self._store.incidents(time.time() - MEMORY_S)
+        return ClusterView.from_dict(view) if view else ClusterView(), self._store.incidents(self._clock() - MEMORY_S)
 
     def forgive(self, node: str) -> int:
         """What has happened on the machine `node` (a host name) counts no more. Returns how many incidents that was.

@@ -27,7 +27,7 @@ def predicted_starts(inputs: Inputs, decided: Plan, now: float) -> dict[str, flo
     for name, promised in planner.cleared.items():
         releases.append((soon_s + _left_s(waiting[name], estimates), waiting[name].demand, promised))
     found = dict.fromkeys(planner.cleared, soon_s)
-    before_s = now
+    before_s, kept = now, {reservation.job_id: reservation.start_s for reservation in decided.reservations}
     for job in (waiting[name] for name in decided.order[:MAX_JOBS] if name not in planner.cleared):
         kind = planner.room.kind(job.demand)
         if not kind.possible or planner.accounts.refusal(job, job.demand.width):
@@ -36,11 +36,11 @@ def predicted_starts(inputs: Inputs, decided: Plan, now: float) -> dict[str, flo
         place = earliest(grid, kind.demand, kind.allowed, releases, now, kind.on_one)
         if place is None:
             continue
-        found[job.id] = start_s = max(before_s, place[0])
+        found[job.id] = start_s = max(before_s, place[0], kept.get(job.id, now))
         grid.take(kind.demand, place[1])
         releases.append((start_s + _left_s(job, estimates), kind.demand, place[1]))
         before_s = start_s if inputs.policy.mode == "fifo" else now
-    return found | {kept.job_id: kept.start_s for kept in decided.reservations}
+    return found | kept
 
 
 def _ends_s(run: Run, estimates: Estimates, now: float) -> float:

@@ -22,6 +22,9 @@ FORECAST_INTERVAL_S = 10.0
 MAX_REASONS = 200
 """Told anew at one time; the others in turn."""
 
+_CLEARED = "is being cleared"
+"""The end of a reason in a plan that finds others on their way out already, and does not know for whom."""
+
 log = logging.getLogger("controller")
 
 
@@ -78,7 +81,11 @@ class Notices:
         return found
 
     def _reason(self, job: Job) -> str:
-        return self._newest[1].reasons[job.id] if self._newest is not None and job.id in self._positions else job.reason
+        if self._newest is None or job.id not in self._positions:
+            return job.reason
+        reason = self._newest[1].reasons[job.id]
+        leaving = [one.id for one in self._jobs.all() if one.order is not None and not one.order.left and one.order.for_job == job.id]
+        return f"{reason} by {', '.join(leaving[:3])}" if leaving and reason.endswith(_CLEARED) else reason
 
     def _reserved(self, job: Job) -> float | None:
         kept = () if self._newest is None else self._newest[1].reservations

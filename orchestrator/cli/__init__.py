@@ -25,9 +25,9 @@ Look
   events JOB [-f]              what happened to it
   wait JOB... [--timeout S]    until they have ended; exit status 0: all succeeded, 1: one did not, 124: the time was up
   dashboard                    open MLflow on this machine's runs
+  doctor                       what is wrong on this machine or with the cluster, and the command that mends it
   queue                        the jobs that wait, who is next first: why, and when they start
   explain JOB                  what it waits for, who holds that, and what would let it start now
-  doctor                       what is wrong on this machine or with the cluster, and the command that mends it
   nodes                        machines, what failed on them, and what that means for them; nodes forgive NODE
   simulate TRACE.csv           what a trace of jobs would come to under a policy of the scheduler; --from-log: the jobs of this machine
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from orchestrator.cli.parser import parser_for
 from orchestrator.cli.screen import Screen, as_json, command, duration
 from orchestrator.control.client import Client
+from orchestrator.control.database import exists
 from orchestrator.errors import UserError, nearest
 from orchestrator.paths import Home
 from orchestrator.spec import ClusterSpec
@@ -64,7 +65,7 @@ def down_(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     home = Home.find(asked.home)
     stopped = stop_cluster(home, Screen(beside_json=asked.json).say)
-    waiting = [summary.id for summary in Client(home).summaries()[0] if not summary.state.terminal] if home.jobs_db.exists() else []
+    waiting = [summary.id for summary in Client(home).summaries()[0] if not summary.state.terminal] if exists(home) else []
     if asked.json:
         print(as_json({"stopped": stopped, "waiting": waiting}))
         return 0

@@ -90,6 +90,7 @@ def _settings(verb: str, words: list[str]) -> list[str]:
 
 def _jobs() -> list[str]:
     from orchestrator.control.client import Client
+    from orchestrator.control.database import exists
 
     home = Home.find()
-    return [summary.id for summary in Client(home).summaries()[0]] if home.jobs_db.exists() else []
+    return [summary.id for summary in Client(home).summaries()[0]] if exists(home) else []

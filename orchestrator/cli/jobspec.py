@@ -36,6 +36,7 @@ _POLICY = ("scheduler=", "scheduler.")
 """What begins so is not the job's: it is of a control plane that is started for it."""
 
 
+
 def train(arguments: list[str]) -> int:
     return _run("train", arguments, _train)
 
@@ -73,9 +74,8 @@ def _workers(argument: str) -> int:
 
 def _run(verb: str, arguments: list[str], act: Act) -> int:
     """Check first, in our words; then let Hydra compose and call. Returns the highest exit status of the jobs."""
-    switches, rest = Switches.take(arguments)
-    policy = [argument for argument in rest if argument.startswith(_POLICY)]
-    rest = [argument for argument in rest if argument not in policy]
+    policy = [argument for argument in arguments if argument.startswith(_POLICY)]
+    switches, rest = Switches.take([argument for argument in arguments if argument not in policy])
     if policy:
         from orchestrator.cli.policy import load_policy
 

@@ -7,6 +7,7 @@ import time
 from orchestrator.cli.parser import parser_for
 from orchestrator.cli.screen import as_json, command, duration, first_line, table
 from orchestrator.control.client import Client
+from orchestrator.control.database import exists
 from orchestrator.control.summary import JobSummary
 from orchestrator.errors import UserError, nearest
 from orchestrator.job import JobState
@@ -26,14 +27,14 @@ def list_(arguments: list[str]) -> int:
         raise UserError(f"--limit {asked.limit} is not possible: allowed is 0 (all) or more.")
     states = _states(asked.state)
     home = Home.find(asked.home)
-    found, total = Client(home).summaries(states, asked.limit) if home.jobs_db.exists() else ([], 0)
+    found, total = Client(home).summaries(states, asked.limit) if exists(home) else ([], 0)
     now = time.time()
     if asked.json:
         print(as_json([summary.to_dict(now) for summary in found]))
     elif found:
         print(table(_HEAD, [_row(summary, now) for summary in found]))
         _say_next(found, total, home)
-    elif asked.state and home.jobs_db.exists():
+    elif asked.state and exists(home):
         print(f"no job is {' or '.join(state.value for state in states or ())}; {command('list', home)} shows all")
     else:
         print(f"no jobs in {home.root}; `orchestrator train` starts one")

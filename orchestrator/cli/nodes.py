@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.cli.parser import parser_for
 from orchestrator.cli.screen import as_json, table
 from orchestrator.control.client import Client
+from orchestrator.control.database import exists
 from orchestrator.control.reputation import Incident, scores, standing, weight
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.errors import UserError
@@ -22,7 +23,7 @@ def nodes(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
     home = Home.find(asked.home)
-    if not home.jobs_db.exists():
+    if not exists(home):
         raise UserError(f"there is no cluster in {home.root}; `orchestrator train` starts one")
     if asked.action:
         count = Client(home).forgive(asked.node)

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from orchestrator.control.client import Client
+from orchestrator.control.database import exists
 from orchestrator.errors import JobNotFound, UserError
 from orchestrator.paths import Home
 
@@ -24,6 +25,6 @@ def parser_for(verb: str, about: str) -> Parser:
 def client_for(home: str, job: str) -> Client:
     """Of a home that has jobs. Raises JobNotFound."""
     found = Home.find(home)
-    if not found.jobs_db.exists():
+    if not exists(found):
         raise JobNotFound(f"no job is named '{job}': there are no jobs in {found.root}; `orchestrator train` starts one")
     return Client(found)

@@ -62,17 +62,18 @@ def _check_listen(asked: argparse.Namespace) -> None:
 
 
 def user_(arguments: list[str]) -> int:
-    verb = arguments[0] if arguments else ""
-    if verb not in USER_VERBS:
-        raise UserError(f"'user {verb}' is no command. Commands: {', '.join(USER_VERBS)}.{nearest(verb, USER_VERBS)}")
-    return USER_VERBS[verb](arguments[1:])
+    actions = {"add": _add, "list": _list, "renew": _renew, "revoke": _revoke}
+    if not arguments or arguments[0] not in actions:
+        given = arguments[0] if arguments else ""
+        raise UserError(f"user {given} is not possible: allowed is user {', '.join(actions)}.{nearest(given, actions)}")
+    return actions[arguments[0]](arguments[1:])
 
 
-def _user_parser(verb: str, about: str) -> Parser:
-    parser = parser_for(f"user {verb}", about)
-    if verb != "list":
+def _user_parser(action: str, about: str) -> Parser:
+    parser = parser_for(f"user {action}", about)
+    if action != "list":
         parser.add_argument("name")
-    if verb in ("add", "renew"):
+    if action in ("add", "renew"):
         parser.add_argument("--token-file", default="", metavar="FILE", help="write the token there, mode 0600, instead of printing it")
     parser.add_argument("--json", action="store_true")
     return parser
@@ -86,7 +87,7 @@ def _add(arguments: list[str]) -> int:
     users, log = _users(Home.find(asked.home))
     token = users.add(asked.name, asked.tenant or asked.name, asked.role)
     log("user add", asked.name, f"tenant {asked.tenant or asked.name}, role {asked.role}")
-    return _hand_over(asked, token)
+    return _hand_over(token, asked)
 
 
 def _renew(arguments: list[str]) -> int:
@@ -94,7 +95,7 @@ def _renew(arguments: list[str]) -> int:
     users, log = _users(Home.find(asked.home))
     token = users.renew(asked.name)
     log("user renew", asked.name, "")
-    return _hand_over(asked, token)
+    return _hand_over(token, asked)
 
 
 def _revoke(arguments: list[str]) -> int:
@@ -115,9 +116,6 @@ def _list(arguments: list[str]) -> int:
     rows = [(user.name, user.tenant, user.role.value, "revoked" if user.revoked_s else "active") for user in found]
     print(table(("USER", "TENANT", "ROLE", "TOKEN"), rows) if rows else "no users; `orchestrator user add NAME` makes one")
     return 0
-
-
-USER_VERBS: dict[str, Callable[[list[str]], int]] = {"add": _add, "list": _list, "renew": _renew, "revoke": _revoke}
 
 
 def audit_(arguments: list[str]) -> int:
@@ -148,13 +146,14 @@ def _users(home: Home) -> tuple[Users, Callable[[str, str, str], None]]:
     return Users(engine), lambda action, subject, detail: log.add(local_user(), action, subject, detail)
 
 
-def _hand_over(asked: argparse.Namespace, token: str) -> int:
-    if asked.token_file:
-        write_private(Path(asked.token_file), f"{token}\n")
+def _hand_over(token: str, asked: argparse.Namespace) -> int:
+    file = asked.token_file
+    if file:
+        write_private(Path(file), f"{token}\n")
     if asked.json:
-        print(as_json({"user": asked.name, **({"token_file": asked.token_file} if asked.token_file else {"token": token})}))
-    elif asked.token_file:
-        print(f"the token is in {asked.token_file}; use it: export ORCHESTRATOR_TOKEN_FILE={asked.token_file}")
+        print(as_json({"user": asked.name, **({"token_file": file} if file else {"token": token})}))
+    elif file:
+        print(f"the token is in {file}; use it: export ORCHESTRATOR_TOKEN_FILE={file}")
     else:
         print(token)
         print("this is the only time that it is shown; use it: export ORCHESTRATOR_TOKEN=...", file=sys.stderr)
@@ -173,11 +172,11 @@ def store_(arguments: list[str]) -> int:
     parser.add_argument("action", choices=list(actions))
     parser.add_argument("file", type=Path)
     parser.add_argument("--db", default="", metavar="URL", help="the store; default: that of the home")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="how many rows of each kind")
     asked = parser.parse_args(arguments)
     counts = actions[asked.action](asked.db or database.place_of(Home.find(asked.home)), asked.file)
     if asked.json:
-        print(as_json({"file": str(asked.file), "rows": counts}))
+        print(as_json(counts))
         return 0
     done = "written to" if asked.action == "export" else "read from"
     print(f"{', '.join(f'{count} {name}' for name, count in counts.items() if count) or 'nothing'} {done} {asked.file}")

@@ -38,6 +38,7 @@ def rehearsal_of(spec: JobSpec, workers: int = 0) -> JobSpec:
         optimizer=replace(spec.optimizer, warmup_steps=0),
         checkpoint=replace(spec.checkpoint, interval_steps=1, keep_best=0, keep_last=0),
         recovery=replace(spec.recovery, max_restarts=0),
+        scheduling=replace(spec.scheduling, after=()),
         tracking=replace(spec.tracking, registered_model="", drain_timeout_s=min(DRAIN_LIMIT_S, spec.tracking.drain_timeout_s)),
         chaos=ChaosSpec(),
     )  # fmt: skip

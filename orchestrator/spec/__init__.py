@@ -7,7 +7,8 @@ of `conf/`; the attribute path is the command-line flag: `spec.training.max_step
     parallelism.py   ParallelismSpec                       convert.py  to_dict, from_dict
     operations.py    ResourcesSpec, CheckpointSpec, StorageSpec, TrackingSpec, RecoverySpec, ClusterSpec
     guard.py         GuardSpec                             chaos.py    ChaosSpec
-    environment.py   EnvironmentSpec                       scheduling.py  SchedulingSpec
+    environment.py   EnvironmentSpec
+    scheduling.py    SchedulingSpec
 """
 
 from orchestrator.spec.chaos import ChaosSpec

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from orchestrator.control.checkup.finding import Finding, Subject, ok, problem, warning
 from orchestrator.control.client import Client
+from orchestrator.control.database import exists
 from orchestrator.control.environment import remote_environment
 from orchestrator.control.lock import Holder, holder
 from orchestrator.control.scheduler import Standing
@@ -58,7 +59,7 @@ def _last_holder(home: Home) -> Holder | None:
 
 
 def _live_jobs(home: Home) -> int:
-    if not home.jobs_db.exists():
+    if not exists(home):
         return 0
     return Client(home).summaries([state for state in JobState if not state.terminal], limit=1)[1]
 
@@ -88,7 +89,7 @@ def check_cluster(subject: Subject, limit_s: float = ANSWER_LIMIT_S) -> Iterator
 
 def _nodes(home: Home, address: str) -> Iterator[Finding]:
     """As the controller saw them last."""
-    view = Client(home).nodes()[0].nodes if home.jobs_db.exists() else ()
+    view = Client(home).nodes()[0].nodes if exists(home) else ()
     gpus, cpus = sum(node.gpus for node in view), sum(node.cpu_units for node in view) / 1e4
     yield ok(f"Ray at {address} answers" + (f": {len(view)} nodes, {cpus:g} CPUs, {gpus} GPUs" if view else ""))
     for node in view:

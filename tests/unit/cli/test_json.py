@@ -11,7 +11,6 @@ import pytest
 from orchestrator.cli import _verbs, main
 from orchestrator.cli.checkpoint import VERBS as CHECKPOINT_VERBS
 from orchestrator.cli.jobspec import Switches
-from orchestrator.cli.serve import USER_VERBS
 from orchestrator.control.store import JobStore
 from orchestrator.errors import UserError
 from orchestrator.events import Event, EventKind
@@ -22,7 +21,7 @@ from orchestrator.storage import open_store
 
 WITHOUT = {"completion", "dashboard", "serve"}
 """They print a script, or become a server."""
-GROUPS = {"checkpoint": CHECKPOINT_VERBS, "user": USER_VERBS}
+GROUPS = {"checkpoint": list(CHECKPOINT_VERBS), "user": ["add", "list", "renew", "revoke"]}
 OVERRIDES = {"train", "submit"}
 """Their help is Hydra's; what they understand beside it is in `Switches`."""
 
@@ -60,7 +59,7 @@ def job(home: Home) -> str:
 COMMANDS = [
     ("list",), ("status", "JOB"), ("events", "JOB"), ("logs", "JOB"), ("logs", "JOB", "--tail", "1"), ("wait", "JOB"), ("cancel", "JOB"),
     ("nodes",), ("nodes", "forgive", "n1"), ("version",), ("down",), ("doctor", "--only", "limits,network,tracking"),
-    ("checkpoint", "ls", "JOB"), ("checkpoint", "gc", "JOB"),
+    ("checkpoint", "ls", "JOB"), ("checkpoint", "gc", "JOB"), ("queue",), ("policy",), ("audit",), ("user", "add", "ann"), ("user", "list"),
 ]  # fmt: skip
 
 

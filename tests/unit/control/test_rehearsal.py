@@ -43,9 +43,11 @@ def test_what_would_take_long_or_outlast_it_is_off() -> None:
     asked = spec_of(
         "optimizer.warmup_steps=50", "training.eval_interval_steps=10", "checkpoint.keep_best=2", "training.profile_steps=[3,5]",
         "tracking.registered_model=mine", "training.early_stopping_patience=3", "name=a-name", "chaos.kill_rank=1",
+        "scheduling.after=[other]", "scheduling.tenant=a",
     )  # fmt: skip
     found = rehearsal_of(asked)
     assert (found.name, found.training.max_steps, second_step(found).training.max_steps) == ("rehearse-a-name", 1, 2)
+    assert (found.scheduling.after, found.scheduling.tenant) == ((), "a")
     assert not found.chaos.on and found.tracking.registered_model == "" and found.checkpoint.interval_steps == 1
     assert found.training.eval_samples == 4 and found.recovery.max_restarts == 0
 

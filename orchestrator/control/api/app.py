@@ -13,6 +13,8 @@ from orchestrator.control.api import cluster, jobs
 from orchestrator.control.api.access import Shared
 from orchestrator.control.api.answers import tell_errors
 from orchestrator.control.api.follow import Watch
+from orchestrator.control.api.listing import Listing
+from orchestrator.control.audit import AuditLog
 from orchestrator.control.client import Client
 from orchestrator.control.pulse import Pulse
 from orchestrator.control.store import JobStore
@@ -33,8 +35,10 @@ def create_app(home: Home, store: JobStore, pulse: Pulse, *, open_reads: bool = 
         title="orchestrator", version=version("orchestrator"), description="Jobs of a Ray cluster: submit, follow, stop, resume.",
         docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json",
     )  # fmt: skip
+    AuditLog(store.engine)  # its table is there from the start
     app.state.shared = Shared(
-        client=Client(home, store), users=Users(store.engine), watch=Watch(store), pulse=pulse,
+        client=Client(home, store), users=Users(store.engine), watch=Watch(store),
+        listing=Listing(store.engine), pulse=pulse,
         open_reads=open_reads,
     )  # fmt: skip
     tell_errors(app)

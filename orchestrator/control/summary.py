@@ -81,8 +81,7 @@ def read_summaries(connection: sa.Connection, jobs: sa.Table, states: Collection
         chosen = chosen.order_by(sa.case((jobs.c.state.in_(_TERMINAL), 1), else_=0), jobs.c.submitted_s.desc()).limit(limit)
     spec = sa.cast(jobs.c.spec, sa.JSON) if connection.dialect.name == "postgresql" else sa.type_coerce(jobs.c.spec, sa.JSON)
     columns = [
-        *(jobs.c[name] for name in (*_PLAIN, "progress", "placement")),
-        *(jobs.c[name] for name in ("position",) if name in jobs.c),
+        *(jobs.c[name] for name in (*_PLAIN, "position", "progress", "placement")),
         spec[("workload", "name")].as_string().label("workload"),
         spec[("resources", "num_workers")].as_integer().label("num_workers"),
         spec[("resources", "gpus_per_worker")].as_float().label("gpus_per_worker"),
@@ -95,7 +94,7 @@ def read_summaries(connection: sa.Connection, jobs: sa.Table, states: Collection
 def _summary(row: dict[str, Any]) -> JobSummary:
     state = JobState(row["state"])
     placed = sum(workers for _, workers in row.pop("placement"))
-    position = row.pop("position", None)
+    position = row.pop("position")
     return JobSummary(
         **{**row, "state": state, "progress": progress_from_dict(row["progress"])}, num_placed=placed,
         position=position or None if state is JobState.QUEUED else None,

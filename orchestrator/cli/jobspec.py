@@ -149,9 +149,13 @@ def _with_policy(chosen: ChosenPolicy, act: Act, spec: JobSpec, switches: Switch
 
 def _train(spec: JobSpec, switches: Switches) -> int:
     from orchestrator.cli.follow import follow
-    from orchestrator.control.client import Client
+    from orchestrator.client.connection import Local, server
     from orchestrator.control.local import ensure_cluster, stop_cluster
 
+    if server():
+        from orchestrator.cli.remote import submit_there
+
+        return submit_there(spec, json=switches.json, rehearse=switches.rehearse, watch=True)
     screen = Screen(beside_json=switches.json)
     home = Home.find(spec.cluster.home)
     screen.say(f"{spec.workload.name}: {spec.training.max_steps} steps on {spec.resources.num_workers} workers; state in {home.root}")
@@ -159,7 +163,7 @@ def _train(spec: JobSpec, switches: Switches) -> int:
     check_storage(spec, home, secrets)
     spec = with_package(spec, home, secrets, screen.say)
     cluster = ensure_cluster(home, spec.cluster, screen.say)
-    client = Client(home)
+    client = Local(home)
     try:
         status = _rehearse(client, spec, secrets, switches, screen)
         job = client.submit(spec, secrets) if status == 0 else None
@@ -179,16 +183,20 @@ def _train(spec: JobSpec, switches: Switches) -> int:
 
 
 def _submit(spec: JobSpec, switches: Switches) -> int:
-    from orchestrator.control.client import Client
+    from orchestrator.client.connection import Local, server
     from orchestrator.control.local import ensure_cluster
 
+    if server():
+        from orchestrator.cli.remote import submit_there
+
+        return submit_there(spec, json=switches.json, rehearse=switches.rehearse, watch=False)
     home = Home.find(spec.cluster.home)
     secrets = secrets_for(spec.storage)
     check_storage(spec, home, secrets)
     screen = Screen(beside_json=switches.json)
     spec = with_package(spec, home, secrets, screen.say)
     ensure_cluster(home, spec.cluster, screen.say)
-    client = Client(home)
+    client = Local(home)
     if status := _rehearse(client, spec, secrets, switches, screen):
         return status
     job = client.submit(spec, secrets)

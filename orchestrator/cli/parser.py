@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from orchestrator.control.client import Client
+from orchestrator.client.connection import Local, Verbs, connect, server
 from orchestrator.control.database import exists
 from orchestrator.errors import JobNotFound, UserError
 from orchestrator.paths import Home
@@ -22,9 +22,17 @@ def parser_for(verb: str, about: str) -> Parser:
     return parser
 
 
-def client_for(home: str, job: str) -> Client:
-    """Of a home that has jobs. Raises JobNotFound."""
+def verbs_of(home: Home) -> Verbs | None:
+    """What can be asked of the server of $ORCHESTRATOR_SERVER, else of the jobs of `home`; None: there were never any."""
+    if server():
+        return connect(home, server())
+    return Local(home) if exists(home) else None
+
+
+def client_for(home: str, job: str) -> Verbs:
+    """Of a server, or of a home that has jobs. Raises JobNotFound."""
     found = Home.find(home)
-    if not exists(found):
+    verbs = verbs_of(found)
+    if verbs is None:
         raise JobNotFound(f"no job is named '{job}': there are no jobs in {found.root}; `orchestrator train` starts one")
-    return Client(found)
+    return verbs

@@ -12,6 +12,9 @@ import httpx2
 
 from orchestrator import errors
 from orchestrator.client.connection import Line, Lines
+from orchestrator.control.audit import Entry
+from orchestrator.control.policy import ChosenPolicy
+from orchestrator.control.questions import Explained, QueueRow
 from orchestrator.control.reputation import Incident
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.summary import JobSummary
@@ -30,6 +33,8 @@ _SUMMARY = {field.name for field in dataclasses.fields(JobSummary)}
 
 class Remote:
     """Of one server, for the user of one token. Errors are those of the server, ClusterError if it cannot be reached."""
+
+    remote = True
 
     def __init__(self, home: Home, url: str, token: str, transport: httpx2.BaseTransport | None = None) -> None:
         """`home`: only for hints to the user. `transport`: for tests."""
@@ -74,6 +79,25 @@ class Remote:
         asked = {"spec": None if spec is None else to_dict(spec), "secrets": dict(secrets)}
         return job_from_dict(self._ask("POST", f"{_job(job_id)}/resume", asked))
 
+    def queue(self) -> list[QueueRow]:
+        return [QueueRow(**row) for row in self._ask("GET", "/v1/queue")["jobs"]]
+
+    def explain(self, job_id: str) -> Explained:
+        values = self._ask("GET", f"{_job(job_id)}/explanation")
+        return Explained(**{**values, "holders": tuple(values["holders"])})
+
+    def set_priority(self, job_id: str, priority: int) -> Job:
+        return job_from_dict(self._ask("POST", f"{_job(job_id)}/priority", {"priority": priority}))
+
+    def policy(self) -> ChosenPolicy:
+        return ChosenPolicy(**self._ask("GET", "/v1/policy"))
+
+    def set_policy(self, name: str, settings: Mapping[str, Any]) -> ChosenPolicy:
+        return ChosenPolicy(**self._ask("PUT", "/v1/policy", {"name": name, "settings": dict(settings)}))
+
+    def audit(self, after: int = 0, limit: int = 1000) -> list[Entry]:
+        return [Entry(**row) for row in self._ask("GET", "/v1/audit", asked={"after": after, "limit": limit})["entries"]]
+
     def nodes(self) -> tuple[ClusterView, list[Incident]]:
         values = self._ask("GET", "/v1/nodes")
         return ClusterView.from_dict(values), [Incident(**{**row, "kind": IncidentKind[row["kind"]]}) for row in values["incidents"]]
@@ -85,8 +109,8 @@ class Remote:
         page = self._ask("GET", f"{_job(job_id)}/events", asked={"after": after, "wait_s": wait_s}, wait_s=wait_s)
         return [(row.pop("seq"), Event(**{**row, "kind": EventKind(row["kind"])})) for row in page["events"]], page["ended"]
 
-    def next_logs(self, job_id: str, after: str, rank: int | None, wait_s: float) -> Lines:
-        asked = {"after": after, "wait_s": wait_s, **({} if rank is None else {"rank": rank})}
+    def next_logs(self, job_id: str, after: str, rank: int | None, wait_s: float, offsets: bool = False) -> Lines:
+        asked = {"after": after, "wait_s": wait_s, "offsets": offsets, **({} if rank is None else {"rank": rank})}
         page = self._ask("GET", f"{_job(job_id)}/logs", asked=asked, wait_s=wait_s)
         return Lines(lines=tuple(Line(**row) for row in page["lines"]), offset=page["next"], ended=page["ended"])
 

@@ -14,7 +14,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from orchestrator.errors import StorageUnavailable, UserError
 from orchestrator.paths import JobKeys, log_piece_of
@@ -176,10 +176,14 @@ class LogReader:
         )
 
 
+class Reader(Protocol):
+    def lines(self, ended: bool) -> Iterator[Any]: ...
+
+
 def follow(
-    reader: LogReader, ended: Callable[[], bool], trouble: Callable[[StorageUnavailable], None],
+    reader: Reader, ended: Callable[[], bool], trouble: Callable[[StorageUnavailable], None],
     wait: Callable[[float], None] = time.sleep,
-) -> Iterator[LogLine]:  # fmt: skip
+) -> Iterator[Any]:  # fmt: skip
     """Lines as they come, until the job has ended. A store that is out of reach is told to `trouble` and asked again."""
     while True:
         over, began = ended(), time.monotonic()  # asked before the look: what was shipped until then is seen

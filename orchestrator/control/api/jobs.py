@@ -26,6 +26,7 @@ from orchestrator.control.api.shapes import (
     Wait,
 )
 from orchestrator.control.client import Client
+from orchestrator.control.logs import LogLine
 from orchestrator.events import Event
 from orchestrator.job import Job, JobState, job_to_dict
 
@@ -84,6 +85,7 @@ async def events(
 async def logs(
     asker: Asker, job: JobName, rank: Rank | None = None,
     after: Annotated[str, Query(description="`next` of the page before; empty: from the beginning")] = "", wait_s: Wait = 0.0,
+    offsets: Annotated[bool, Query(description="Each line with the offset of what comes after it")] = False,
 ) -> Response:  # fmt: skip
     """What the ranks printed, over all restarts, about a megabyte at a time. With `wait_s` the answer waits for more."""
     deadline_s = time.monotonic() + wait_s
@@ -92,7 +94,7 @@ async def logs(
         page = await run_in_threadpool(asker.logs, found, after, rank)
         left_s = deadline_s - time.monotonic()
         if page.lines or page.ended or left_s <= 0:
-            lines = [{"rank": line.rank, "epoch": line.epoch, "time_s": line.time_s, "text": line.text} for line in page.lines]
+            lines = [_line(line, offsets) for line in page.lines]
             return answer({"lines": lines, "next": page.offset, "ended": page.ended})
         await asyncio.sleep(min(LOOK_S, left_s))
 
@@ -131,6 +133,11 @@ def _events(asker: Client, job_id: str, after: int, limit: int) -> tuple[Job, li
     """The job first: what was told before it ended is then seen."""
     found = asker.job(job_id)
     return found, asker.events(found.id, after, limit)
+
+
+def _line(line: LogLine, offsets: bool) -> dict[str, Any]:
+    told = {"rank": line.rank, "epoch": line.epoch, "time_s": line.time_s, "text": line.text}
+    return {**told, "offset": line.offset} if offsets else told
 
 
 def _event(seq: int, event: Event) -> dict[str, Any]:

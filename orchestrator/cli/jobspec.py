@@ -25,6 +25,7 @@ from orchestrator.paths import Home
 from orchestrator.spec import JobSpec, Precision, StorageSpec, to_dict
 
 if TYPE_CHECKING:
+    from orchestrator.code.package import Package
     from orchestrator.control.client import Client
     from orchestrator.control.policy import ChosenPolicy
     from orchestrator.storage import ObjectStore
@@ -227,20 +228,13 @@ def secrets_for(storage: StorageSpec) -> dict[str, str]:
 
 
 def with_package(spec: JobSpec, home: Home, secrets: dict[str, str], say: Callable[[str], None]) -> JobSpec:
-    """The spec with the submitter's working directory kept in the job's store, if the workload stands in it.
+    """See `code.submission.packaged`."""
+    from orchestrator.code.submission import packaged
 
-    Raises ConfigError, StorageError.
-    """
-    from orchestrator.code.origin import Origin, origin_of
-    from orchestrator.code.package import keep_package, read_package
+    def told(package: Package) -> None:
+        say(f"packaged {len(package.files)} files of {spec.workload.code_dir}, {size(package.num_bytes)}")
 
-    code = spec.workload
-    if origin_of(code.entrypoint, code.code_dir) is not Origin.FOLDER:
-        return dataclasses.replace(spec, workload=dataclasses.replace(code, package=""))
-    package = read_package(Path(code.code_dir), 1e6 * spec.environment.max_package_mb)
-    if package.content_hash != code.package and keep_package(store_of(spec, home, secrets), package):
-        say(f"packaged {len(package.files)} files of {code.code_dir}, {size(package.num_bytes)}")
-    return dataclasses.replace(spec, workload=dataclasses.replace(code, package=package.content_hash))
+    return packaged(spec, lambda: store_of(spec, home, secrets), told)
 
 
 def check_storage(spec: JobSpec, home: Home, secrets: dict[str, str]) -> None:

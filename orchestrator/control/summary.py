@@ -87,8 +87,7 @@ def summaries_where(connection: sa.Connection, jobs: sa.Table, which: sa.ColumnE
     """In the order of submission."""
     spec = sa.cast(jobs.c.spec, sa.JSON) if connection.dialect.name == "postgresql" else sa.type_coerce(jobs.c.spec, sa.JSON)
     columns = [
-        *(jobs.c[name] for name in (*_PLAIN, "progress", "placement")),
-        *(jobs.c[name] for name in ("position",) if name in jobs.c),
+        *(jobs.c[name] for name in (*_PLAIN, "position", "progress", "placement")),
         spec[("workload", "name")].as_string().label("workload"),
         spec[("resources", "num_workers")].as_integer().label("num_workers"),
         spec[("resources", "gpus_per_worker")].as_float().label("gpus_per_worker"),
@@ -101,7 +100,7 @@ def summaries_where(connection: sa.Connection, jobs: sa.Table, which: sa.ColumnE
 def _summary(row: dict[str, Any]) -> JobSummary:
     state = JobState(row["state"])
     placed = sum(workers for _, workers in row.pop("placement"))
-    position = row.pop("position", None)
+    position = row.pop("position")
     return JobSummary(
         **{**row, "state": state, "progress": progress_from_dict({**row["progress"], "ledger": {}})}, num_placed=placed,
         position=position or None if state is JobState.QUEUED else None,

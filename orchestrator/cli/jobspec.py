@@ -229,12 +229,13 @@ def secrets_for(storage: StorageSpec) -> dict[str, str]:
 
 def with_package(spec: JobSpec, home: Home, secrets: dict[str, str], say: Callable[[str], None]) -> JobSpec:
     """See `code.submission.packaged`."""
+    from orchestrator.code.package import keep_package
     from orchestrator.code.submission import packaged
 
     def told(package: Package) -> None:
         say(f"packaged {len(package.files)} files of {spec.workload.code_dir}, {size(package.num_bytes)}")
 
-    return packaged(spec, lambda: store_of(spec, home, secrets), told)
+    return packaged(spec, lambda package: keep_package(store_of(spec, home, secrets), package), told)
 
 
 def check_storage(spec: JobSpec, home: Home, secrets: dict[str, str]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from orchestrator.cli.follow import follow
-from orchestrator.cli.jobspec import check_storage, secrets_for, with_package
-from orchestrator.cli.screen import Screen, as_json, command
+from orchestrator.cli.jobspec import check_storage, secrets_for
+from orchestrator.cli.screen import Screen, as_json, command, size
 from orchestrator.client.connection import Verbs, connect, server
-from orchestrator.code.origin import Origin, origin_of
+from orchestrator.code.package import Package
+from orchestrator.code.submission import packaged
 from orchestrator.control.local import LocalCluster
 from orchestrator.errors import UserError
 from orchestrator.job import Job, job_to_dict
@@ -23,7 +22,7 @@ def submit_there(spec: JobSpec, *, json: bool, rehearse: int | None, watch: bool
     home = Home.find(spec.cluster.home)
     client, screen = connect(home, server()), Screen(beside_json=json)
     secrets = secrets_for(spec.storage)
-    job = client.submit(_with_code(spec, home, secrets, screen), secrets)
+    job = client.submit(_with_code(client, spec, home, secrets, screen), secrets)
     if not watch and json:
         print(as_json({"id": job.id, "state": job.state.value}))
         return 0
@@ -52,16 +51,12 @@ def _watched(client: Verbs, job: Job, screen: Screen, json: bool) -> int:
     return status
 
 
-def _with_code(spec: JobSpec, home: Home, secrets: dict[str, str], screen: Screen) -> JobSpec:
-    """Its store is tried where it can be reached from here; a workload of one's own needs one to be kept in. Raises UserError."""
-    named = bool(spec.storage.url)
+def _with_code(client: Verbs, spec: JobSpec, home: Home, secrets: dict[str, str], screen: Screen) -> JobSpec:
+    """With the submitter's working directory, if the workload stands in it. A store that can be reached from here is tried first."""
     if spec.storage.url.startswith("s3://"):
         check_storage(spec, home, secrets)
-    if origin_of(spec.workload.entrypoint, spec.workload.code_dir) is not Origin.FOLDER:
-        return dataclasses.replace(spec, workload=dataclasses.replace(spec.workload, code_dir="", package=""))
-    if not named:
-        raise UserError(
-            f"workload.entrypoint={spec.workload.entrypoint} stands in {spec.workload.code_dir}, which the server cannot read: "
-            "say by storage.url=s3://bucket/prefix where its package can be kept, or submit on the server's machine."
-        )
-    return with_package(spec, home, secrets, screen.say)
+
+    def told(package: Package) -> None:
+        screen.say(f"packaged {len(package.files)} files of {spec.workload.code_dir}, {size(package.num_bytes)}")
+
+    return packaged(spec, lambda package: client.keep_code(package, spec.storage, secrets), told)

@@ -14,14 +14,12 @@ Errors are those of `orchestrator.errors`, with the same words on both ways.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.client.connection import SERVER_VARIABLE, Line, Lines, Verbs, connect
-from orchestrator.errors import ClusterError, ConfigError, StorageUnavailable, StoreUnavailable
+from orchestrator.errors import ClusterError, StorageUnavailable, StoreUnavailable
 from orchestrator.events import Event
 from orchestrator.job import Job
 from orchestrator.paths import Home
@@ -51,7 +49,6 @@ class Client:
         `token`: default as on the command line, $ORCHESTRATOR_TOKEN or a private file. Raises AuthenticationError if there is none.
         """
         self._verbs = connect(Home.find(home), url, token)
-        self._remote = bool(url)
         self._sleep = sleep
 
     def submit(self, what: JobSpec | Sequence[str], secrets: Mapping[str, str] | None = None) -> Job:
@@ -65,18 +62,8 @@ class Client:
     def _with_package(self, spec: JobSpec, secrets: Mapping[str, str]) -> JobSpec:
         """A workload of one's own goes with the files of its folder."""
         from orchestrator.code.submission import packaged
-        from orchestrator.storage import ObjectStore, open_store
 
-        def store() -> ObjectStore:
-            if not spec.storage.url and self._remote:
-                raise ConfigError(
-                    f"workload.entrypoint={spec.workload.entrypoint} stands in {spec.workload.code_dir}, which the server cannot read: "
-                    "say by storage.url=s3://bucket/prefix where its package can be kept, or submit on the server's machine."
-                )
-            url = spec.storage.url or self._verbs.home.store.as_uri()
-            return open_store(replace(spec.storage, url=url), {**os.environ, **secrets})
-
-        return packaged(spec, store)
+        return packaged(spec, lambda package: self._verbs.keep_code(package, spec.storage, secrets))
 
     def job(self, job: str) -> Job:
         return self._verbs.job(job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.code.package import Package, keep_package
 from orchestrator.control.audit import Entry
 from orchestrator.control.client import Client as LocalClient
 from orchestrator.control.logs import LogLine
@@ -22,7 +24,8 @@ from orchestrator.errors import AuthenticationError, ConfigError
 from orchestrator.events import Event
 from orchestrator.job import Job, JobState
 from orchestrator.paths import Home
-from orchestrator.spec import JobSpec
+from orchestrator.spec import JobSpec, StorageSpec
+from orchestrator.storage import open_store
 
 SERVER_VARIABLE = "ORCHESTRATOR_SERVER"
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "ORCHESTRATOR_TOKEN", "ORCHESTRATOR_TOKEN_FILE"
@@ -59,6 +62,9 @@ class Verbs(Protocol):
     """Over HTTP: the files of the control plane are not to be found here."""
 
     def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job: ...
+    def keep_code(self, package: Package, storage: StorageSpec, secrets: Mapping[str, str]) -> bool:
+        """Put a package where a job with that storage finds it, unless it is there. Returns whether it was put."""
+
     def jobs(self) -> list[Job]: ...
     def summaries(self, states: Collection[JobState] | None = None, limit: int = 0) -> tuple[list[JobSummary], int]: ...
     def job(self, id_or_prefix: str) -> Job: ...
@@ -86,6 +92,10 @@ class Local(LocalClient):
     """The verbs on this machine's jobs."""
 
     remote = False
+
+    def keep_code(self, package: Package, storage: StorageSpec, secrets: Mapping[str, str]) -> bool:
+        url = storage.url or self.home.store.as_uri()
+        return keep_package(open_store(dataclasses.replace(storage, url=url), {**os.environ, **secrets}), package)
 
     def next_events(self, job_id: str, after: int, wait_s: float) -> tuple[list[tuple[int, Event]], bool]:
         limit_s = time.monotonic() + wait_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +13,7 @@ import httpx2
 
 from orchestrator import errors
 from orchestrator.client.connection import Line, Lines
+from orchestrator.code.package import Package, archive_of, keep_package
 from orchestrator.control.audit import Entry
 from orchestrator.control.policy import ChosenPolicy
 from orchestrator.control.questions import Explained, QueueRow
@@ -22,7 +24,8 @@ from orchestrator.errors import ClusterError, ConfigError, OrchestratorError
 from orchestrator.events import Event, EventKind, IncidentKind
 from orchestrator.job import Job, JobState, job_from_dict, progress_from_dict
 from orchestrator.paths import Home
-from orchestrator.spec import JobSpec, to_dict
+from orchestrator.spec import JobSpec, StorageSpec, to_dict
+from orchestrator.storage import open_store
 
 ANSWER_S = 30.0
 """That a server may take, on top of what it was asked to wait."""
@@ -47,6 +50,15 @@ class Remote:
 
     def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job:
         return job_from_dict(self._ask("POST", "/v1/jobs", {"spec": to_dict(spec), "secrets": dict(secrets)}))
+
+    def keep_code(self, package: Package, storage: StorageSpec, secrets: Mapping[str, str]) -> bool:
+        """In a store that is named, from here; else the server keeps it in its own."""
+        if storage.url:
+            return keep_package(open_store(storage, {**os.environ, **secrets}), package)
+        path = f"/v1/code/{package.content_hash}"
+        if self._ask("GET", path)["kept"]:
+            return False
+        return bool(self._ask("PUT", path, archive_of(package))["put"])
 
     def jobs(self) -> list[Job]:
         return [job_from_dict(values) for values in self._pages({"view": "full"})]
@@ -124,6 +136,7 @@ class Remote:
                 return
 
     def _ask(self, method: str, path: str, body: Any = None, asked: Mapping[str, Any] | None = None, wait_s: float = 0) -> Any:
+        """`body`: bytes, or what is sent as JSON."""
         response = self._response(method, path, body, asked, wait_s)
         try:
             return response.json()
@@ -133,8 +146,9 @@ class Remote:
     def _response(
         self, method: str, path: str, body: Any = None, asked: Mapping[str, Any] | None = None, wait_s: float = 0
     ) -> httpx2.Response:
+        sent = {"content": body} if isinstance(body, bytes) else {"json": body}
         try:
-            response = self._http.request(method, path, json=body, params=asked, timeout=ANSWER_S + wait_s)
+            response = self._http.request(method, path, params=asked, timeout=ANSWER_S + wait_s, **sent)
         except httpx2.TransportError as error:
             raise ClusterError(f"the server {self.url} does not answer: {error or type(error).__name__}") from error
         if response.is_success:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from orchestrator.code.package import is_kept, keep_archive
 from orchestrator.control.audit import Entry
 from orchestrator.control.database import place_of
 from orchestrator.control.dependencies import check_after
@@ -32,7 +33,7 @@ from orchestrator.job import WAITS_FOR_CONTROLLER, Job, JobState
 from orchestrator.layout import legal_world_sizes
 from orchestrator.paths import Home, JobKeys, write_private
 from orchestrator.service import Service
-from orchestrator.spec import JobSpec
+from orchestrator.spec import JobSpec, StorageSpec
 from orchestrator.storage import ObjectStore, open_store
 
 CLUSTER = "cluster"
@@ -79,6 +80,18 @@ class Client:
         submitted = _event(EventKind.SUBMITTED, job.id, now, f"{spec.resources.num_workers} workers")
         self._store.put(job, [submitted], also=[self._may.entry("submit", job.id)])
         return job
+
+    def has_code(self, content_hash: str) -> bool:
+        """Whether the home's own store holds that package."""
+        return is_kept(self._own_store(), content_hash)
+
+    def keep_archive(self, content_hash: str, archive: bytes) -> bool:
+        """Put a packaged working directory into the home's own store. Raises ConfigError for what is no package of that hash."""
+        self._may.require(Role.USER, "keep code", content_hash)
+        put = keep_archive(self._own_store(), content_hash, archive)
+        if put:
+            self._may.note("keep code", content_hash, f"{len(archive)} bytes")
+        return put
 
     def jobs(self) -> list[Job]:
         """All jobs in the order of their submission."""
@@ -219,6 +232,9 @@ class Client:
     def audit(self, after: int = 0, limit: int = 1000) -> list[Entry]:
         """Who changed what: entries with a number above `after`."""
         return self._may.read(after, limit)
+
+    def _own_store(self) -> ObjectStore:
+        return open_store(StorageSpec(url=self.home.store.as_uri()))
 
     def _object_store(self, job: Job) -> ObjectStore:
         """With the submitter's keys while the job has not ended, else with this process's own."""

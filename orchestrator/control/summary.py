@@ -36,6 +36,7 @@ class JobSummary:
     num_placed: int
     """Workers that have a place."""
     progress: Progress
+    """Without its ledger, the most of it."""
     position: int | None = None
     """In the scheduler's order, from 1; None: it does not wait, or is not known."""
     user: str = ""
@@ -79,6 +80,11 @@ def read_summaries(connection: sa.Connection, jobs: sa.Table, states: Collection
         chosen = chosen.where(jobs.c.state.in_([state.value for state in states]))
     if limit:
         chosen = chosen.order_by(sa.case((jobs.c.state.in_(_TERMINAL), 1), else_=0), jobs.c.submitted_s.desc()).limit(limit)
+    return summaries_where(connection, jobs, jobs.c.id.in_(chosen))
+
+
+def summaries_where(connection: sa.Connection, jobs: sa.Table, which: sa.ColumnElement[bool]) -> list[JobSummary]:
+    """In the order of submission."""
     spec = sa.cast(jobs.c.spec, sa.JSON) if connection.dialect.name == "postgresql" else sa.type_coerce(jobs.c.spec, sa.JSON)
     columns = [
         *(jobs.c[name] for name in (*_PLAIN, "position", "progress", "placement")),
@@ -87,7 +93,7 @@ def read_summaries(connection: sa.Connection, jobs: sa.Table, states: Collection
         spec[("resources", "gpus_per_worker")].as_float().label("gpus_per_worker"),
         spec[("training", "max_steps")].as_integer().label("max_steps"),
     ]
-    query = sa.select(*columns).where(jobs.c.id.in_(chosen)).order_by(jobs.c.submitted_s, jobs.c.id)
+    query = sa.select(*columns).where(which).order_by(jobs.c.submitted_s, jobs.c.id)
     return [_summary(dict(row)) for row in connection.execute(query).mappings()]
 
 
@@ -96,6 +102,6 @@ def _summary(row: dict[str, Any]) -> JobSummary:
     placed = sum(workers for _, workers in row.pop("placement"))
     position = row.pop("position")
     return JobSummary(
-        **{**row, "state": state, "progress": progress_from_dict(row["progress"])}, num_placed=placed,
+        **{**row, "state": state, "progress": progress_from_dict({**row["progress"], "ledger": {}})}, num_placed=placed,
         position=position or None if state is JobState.QUEUED else None,
     )  # fmt: skip

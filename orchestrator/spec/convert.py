@@ -17,10 +17,12 @@ _TOO_LARGE = 1 << 63
 
 def to_dict(spec: Any) -> Any:
     """A spec (or a part) as JSON-ready values: enums by value, tuples as lists."""
-    if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
-        return {f.name: to_dict(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
+    if spec is None or type(spec) in (str, int, float, bool):
+        return spec
     if isinstance(spec, enum.Enum):
         return spec.value
+    if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
+        return {f.name: to_dict(getattr(spec, f.name)) for f in dataclasses.fields(spec)}
     if isinstance(spec, Mapping):
         return {str(key): to_dict(value) for key, value in spec.items()}
     if isinstance(spec, list | tuple):

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query, Response
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.control.api.access import Api, Asker
-from orchestrator.control.api.answers import PROBLEMS, answer
+from orchestrator.control.api.answers import PROBLEMS, answer, encoded
 from orchestrator.control.api.shapes import (
     EventPage,
     JobPage,
@@ -48,17 +48,16 @@ def submit(asker: Asker, asked: Submission) -> Response:
 
 @router.get("", response_model=JobPage)
 def list_jobs(
-    asker: Asker, state: JobState | None = None, tenant: str | None = None, user: str | None = None,
+    asker: Asker, api: Api, state: JobState | None = None, tenant: str | None = None, user: str | None = None,
     after: Annotated[str, Query(description="`next` of the page before")] = "",
     limit: Annotated[int, Query(ge=1, le=_MOST)] = 1000, view: Literal["short", "full"] = "short",
 ) -> Response:  # fmt: skip
     """Jobs in the order of their submission, in short or whole."""
-    found, _ = asker.summaries(None if state is None else [state])
-    first = 1 + next((index for index, job in enumerate(found) if job.id == after), -1)
-    fitting = [job for job in found[first:] if tenant in (None, job.tenant) and user in (None, job.user)]
-    shown, now = fitting[:limit], time.time()
-    jobs = [job.to_dict(now) if view == "short" else job_to_dict(asker.job(job.id)) for job in shown]
-    return answer({"jobs": jobs, "next": shown[-1].id if len(fitting) > limit else ""})
+    found = api.listing.page(state=state, tenant=tenant, user=user, after=after, limit=limit + 1)
+    shown, now = found[:limit], time.time()
+    jobs = (kept.shown(now) if view == "short" else encoded(job_to_dict(asker.job(kept.summary.id))) for kept in shown)
+    following = encoded(shown[-1].summary.id if len(found) > limit else "")
+    return Response(b'{"jobs": [%b], "next": %b}' % (b", ".join(jobs), following), media_type="application/json")
 
 
 @router.get("/{job}", response_model=JobView)

@@ -13,6 +13,7 @@ from orchestrator.cli import main
 from orchestrator.client import Client
 from orchestrator.client.connection import Local, Verbs, connect, found_token
 from orchestrator.client.remote import Remote
+from orchestrator.code.package import archive_of, is_kept, read_package, unpack
 from orchestrator.control.api.server import ApiServer
 from orchestrator.control.client import CLUSTER
 from orchestrator.control.pulse import Pulse
@@ -24,7 +25,7 @@ from orchestrator.errors import AuthenticationError, ClusterError, ConfigError, 
 from orchestrator.events import Event, EventKind
 from orchestrator.job import JobState, Progress
 from orchestrator.paths import Home, JobKeys
-from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec
+from orchestrator.spec import DataSpec, JobSpec, ModelSpec, StorageSpec, TrainingSpec, WorkloadSpec
 from orchestrator.storage import open_store
 
 SPEC = JobSpec(
@@ -117,6 +118,30 @@ def test_lists_logs_artifacts_nodes_and_policy(verbs, store, place):
     assert verbs.set_policy("mine", {"mode": "batch"}).policy.mode == "batch"
     assert verbs.set_policy(chosen.name, chosen.settings) == chosen
     assert verbs.audit()[-1].action == "policy"
+
+
+def test_the_working_directory_of_a_workload_of_ones_own_goes_to_the_server_once(verbs, tmp_path):
+    marker = type(verbs).__name__
+    (tmp_path / "mine.py").write_text(f"WHERE = '{marker}'\n")
+    package = read_package(tmp_path, 1e6)
+    assert verbs.keep_code(package, SPEC.storage, {}) is True
+    assert verbs.keep_code(package, SPEC.storage, {}) is False
+    folder = unpack(open_store(StorageSpec(url=verbs.home.store.as_uri())), package.content_hash, tmp_path / "cache")
+    assert (folder / "mine.py").read_text() == f"WHERE = '{marker}'\n"
+    named = StorageSpec(url=(tmp_path / "named").as_uri())
+    assert verbs.keep_code(package, named, {}) is True and is_kept(open_store(named), package.content_hash)
+
+
+def test_what_is_no_package_is_refused(place, tmp_path):
+    (tmp_path / "mine.py").write_text("1\n")
+    archive, others = archive_of(read_package(tmp_path, 1e6)), "0" * 64
+    http = httpx2.Client(base_url=place[2], headers={"Authorization": f"Bearer {place[3]}"})
+    wrong = {archive: "holds other files than its hash", b"PK no zip": "this is no package", archive[:-30]: "this is no package"}
+    for content, words in wrong.items():
+        refused = http.put(f"/v1/code/{others}", content=content)
+        assert refused.status_code == 422 and words in refused.json()["message"], refused.text
+    assert http.put(f"/v1/code/{others}", content=archive, headers={"Authorization": ""}).status_code == 401
+    assert http.put("/v1/code/short", content=archive).status_code == 422
 
 
 VERBS = [

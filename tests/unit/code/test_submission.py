@@ -8,7 +8,6 @@ import pytest
 
 from orchestrator.client import Client
 from orchestrator.code.package import unpack
-from orchestrator.errors import ConfigError
 from orchestrator.paths import Home
 from orchestrator.storage import open_store
 
@@ -37,8 +36,3 @@ def test_what_is_shipped_takes_nothing_along(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     job = Client(home=str(home.root)).submit(["workload=gpt"])
     assert job.spec.workload.package == "" and not list(open_store(job.spec.storage).list("code/"))
-
-
-def test_a_server_that_cannot_read_the_folder_needs_a_store_for_both() -> None:
-    with pytest.raises(ConfigError, match=r"workload\.entrypoint=mine:Mine stands in .*, which the server cannot read"):
-        Client("http://127.0.0.1:9", token="t").submit(MINE)

@@ -22,6 +22,6 @@ def kept(asker: Asker, content_hash: Hash) -> Response:
 
 
 @router.put("/{content_hash}")
-def keep(asker: Asker, content_hash: Hash, archive: Annotated[bytes, Body(media_type="application/zip")]) -> Response:
+def keep(asker: Asker, content_hash: Hash, archive: Annotated[bytes, Body(media_type="application/octet-stream")]) -> Response:
     """A zip file whose content has that hash, as `orchestrator.code.package` makes it."""
     return answer({"put": asker.keep_archive(content_hash, archive)})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.client.connection import Local, Verbs, connect, server
-from orchestrator.control.database import exists
 from orchestrator.errors import JobNotFound, UserError
 from orchestrator.paths import Home
+
+if TYPE_CHECKING:
+    from orchestrator.client.connection import Verbs
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,6 +25,9 @@ def parser_for(verb: str, about: str) -> Parser:
 
 def verbs_of(home: Home) -> Verbs | None:
     """What can be asked of the server of $ORCHESTRATOR_SERVER, else of the jobs of `home`; None: there were never any."""
+    from orchestrator.client.connection import Local, connect, server  # with SQLAlchemy: a list does without
+    from orchestrator.control.database import exists
+
     if server():
         return connect(home, server())
     return Local(home) if exists(home) else None

@@ -7,7 +7,7 @@ import dataclasses
 import sqlalchemy as sa
 
 from orchestrator.control import audit
-from orchestrator.control.store import Also
+from orchestrator.control.database import Also
 from orchestrator.control.users import Role, User
 from orchestrator.errors import PermissionDenied
 from orchestrator.job import Job

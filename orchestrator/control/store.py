@@ -22,9 +22,6 @@ from orchestrator.errors import JobNotFound, StaleWrite, StateError, nearest
 from orchestrator.events import Event, EventKind, IncidentKind
 from orchestrator.job import Job, JobState, check_transition, fields_to_dict, job_from_dict, job_to_dict
 
-Also = tuple[sa.Executable, Mapping[str, Any]]
-"""A statement, and its values."""
-
 _INSERT_JOB, _INSERT_EVENT = tables.jobs.insert(), tables.events.insert()
 _JOB = sa.select(tables.jobs).where(tables.jobs.c.id == sa.bindparam("id"))
 _META = sa.select(tables.meta.c.value).where(tables.meta.c.key == sa.bindparam("key"))
@@ -64,14 +61,14 @@ class JobStore:
 
     # jobs
 
-    def put(self, job: Job, events: Sequence[Event] = (), also: Sequence[Also] = ()) -> None:
+    def put(self, job: Job, events: Sequence[Event] = (), also: Sequence[database.Also] = ()) -> None:
         """Add a new job, and execute `also` in the same transaction. Raises StateError if the id is taken."""
         row = job_to_dict(job)
 
         def write(connection: sa.Connection) -> None:
             connection.execute(_INSERT_JOB, row)
             _append(connection, job.id, events)
-            _execute(connection, also)
+            database.execute(connection, also)
 
         try:
             self._together.run(write)
@@ -151,7 +148,7 @@ class JobStore:
                 _append(connection, event.job_id, [event])
 
     def update(
-        self, job: Job, events: Sequence[Event] = (), stay: Stay | None = None, *, also: Sequence[Also] = (), **changes: Any
+        self, job: Job, events: Sequence[Event] = (), stay: Stay | None = None, *, also: Sequence[database.Also] = (), **changes: Any
     ) -> Job:
         """Write `changes` to the row that `job` was read from, append `events` and `stay` and execute `also`, in one transaction.
 
@@ -166,7 +163,7 @@ class JobStore:
             if written.rowcount != 1:
                 raise StaleWrite(f"{job.id} changed since it was read (version {job.version})")
             _append(connection, job.id, events)
-            _execute(connection, [*also, *([(tables.stays.insert(), vars(stay))] if stay is not None else [])])
+            database.execute(connection, [*also, *([(tables.stays.insert(), vars(stay))] if stay is not None else [])])
         return new
 
     # events
@@ -255,11 +252,6 @@ class JobStore:
         ids = self._ids()
         known = f"Known: {', '.join(ids[-10:])}." if ids else "There is none yet."
         return JobNotFound(f"no job is named '{wanted}'. {known}{nearest(wanted, ids)}")
-
-
-def _execute(connection: sa.Connection, statements: Sequence[Also]) -> None:
-    for statement, values in statements:
-        connection.execute(statement, dict(values))
 
 
 def _append(connection: sa.Connection, job_id: str, events: Sequence[Event], source: str = "", source_seq: int = 0) -> None:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib.util
 import itertools
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -24,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator import layout
+from orchestrator.code.origin import origin_of, source_file
 from orchestrator.errors import ConfigError, nearest
 from orchestrator.simulation.settings import SimulationSettings, settings_of
 from orchestrator.spec import JobSpec, from_dict, to_dict, why_no_optimizer
@@ -60,7 +58,7 @@ class Schema:
 
 JOB = Schema(
     "config", JobSpec, tuple(item.name for item in dataclasses.fields(JobSpec)), "training.max_steps=100",
-    "`-m` makes one job of each", r"(workload|model|data)\.options\.|tracking\.tags\.",
+    "`-m` makes one job of each", r"(workload|model|data)\.options\.|tracking\.tags\.|environment\.variables\.",
 )  # fmt: skip
 SIMULATION = Schema(
     "simulate", SimulationSettings, ("scheduler",), "cluster.nodes=72", "`--compare` takes several policies", r"scheduler\."
@@ -91,7 +89,7 @@ def job_spec(config: DictConfig) -> JobSpec:
         values["workload"] = {"code_dir": str(Path.cwd()), **values["workload"]}
     spec: JobSpec = from_dict(JobSpec, {str(key): value for key, value in values.items()})
     layout.legal_world_sizes(spec)
-    _check_entrypoint(spec)
+    origin_of(spec.workload.entrypoint, spec.workload.code_dir)
     _check_layers(spec)
     return spec
 
@@ -211,9 +209,10 @@ def _unknown_option(key: str, choices: list[str]) -> str | None:
     known = [str(option) for option in options] if isinstance(options, DictConfig) else []
     if name in known:
         return None
-    what = "tag" if parent == "tracking.tags" else f"option of this {parent.split('.')[0]}"
+    free = {"tracking.tags": "tag", "environment.variables": "variable"}
+    what = free.get(parent, f"option of this {parent.split('.')[0]}")
     near = nearest(key, [f"{parent}.{option}" for option in known])
-    return f"{key} is no {what}. `+{key}=...` adds {'it' if what == 'tag' else 'one that it may understand'}.{near}"
+    return f"{key} is no {what}. `+{key}=...` adds {'it' if parent in free else 'one that it may understand'}.{near}"
 
 
 def _settings(cls: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -234,33 +233,10 @@ def _missing(error: OmegaConfBaseException) -> str:
     return f"{key} cannot be resolved: {str(error).splitlines()[0]}"
 
 
-def _check_entrypoint(spec: JobSpec) -> None:
-    """The module must be there; it is not imported: that would take seconds, and it is not ours to run here."""
-    module = spec.workload.entrypoint.split(":")[0]
-    top = module.split(".")[0]
-    folders = [spec.workload.code_dir, str(_CHECKOUT)]
-    if any(Path(folder, *module.split(".")).with_suffix(".py").is_file() for folder in folders) or _is_shipped(module):
-        return
-    sys.path.insert(0, spec.workload.code_dir)
-    try:
-        found = importlib.util.find_spec(top)
-    except ValueError:
-        found = None
-    finally:
-        sys.path.remove(spec.workload.code_dir)
-    if found is None or not _holds(found, module):
-        near = nearest(module, [path.stem for path in Path(spec.workload.code_dir).glob("*.py")])
-        raise ConfigError(
-            f"workload.entrypoint={spec.workload.entrypoint} is not possible: there is no module '{module}' in "
-            f"{spec.workload.code_dir} and none is installed.{near}"
-        )
-
-
 def _check_layers(spec: JobSpec) -> None:
     """A pipeline needs a workload with `layers()`; refused here where the source shows that it has none, else when the ranks start."""
-    stages, (module, name) = spec.parallelism.pipeline_parallel_size, spec.workload.entrypoint.split(":")
-    files = [Path(folder, *module.split(".")).with_suffix(".py") for folder in (spec.workload.code_dir, _CHECKOUT)]
-    file = next((file for file in [*files, _shipped(module)] if file.is_file()), None)
+    stages, name = spec.parallelism.pipeline_parallel_size, spec.workload.entrypoint.split(":")[1]
+    file = source_file(spec.workload.entrypoint, spec.workload.code_dir)
     if stages > 1 and file and _lacks(file, name, "layers"):
         found = f"{name} in {file} has no method layers() that says where to cut"
         raise ConfigError(f"parallelism.pipeline_parallel_size={stages} is not possible: allowed is 1, because {found}.")
@@ -282,22 +258,6 @@ def _names(found: ast.ClassDef) -> set[str]:
     return defined | {node.id for node in ast.walk(found) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
 
 
-def _is_shipped(module: str) -> bool:
-    return module.startswith("workloads.") and _shipped(module).is_file()
-
-
-def _shipped(module: str) -> Path:
-    """In an installed wheel `workloads` stands inside the package."""
-    return Path(__file__).with_name("_workloads").joinpath(f"{module.partition('.')[2]}.py")
-
-
-def _holds(top: ModuleSpec, module: str) -> bool:
-    """Whether the package has the module's file; it is not imported."""
-    inner = module.split(".")[1:]
-    places = [Path(place, *inner) for place in top.submodule_search_locations or ()]
-    return not inner or not places or any(place.with_suffix(".py").is_file() or place.is_dir() for place in places)
-
-
 def _check_changeable(key: str) -> None:
     for fixed in FIXED_ON_RESUME:
         if key == fixed or key.startswith(f"{fixed}."):
@@ -305,7 +265,7 @@ def _check_changeable(key: str) -> None:
 
 
 def _set(values: dict[str, Any], key: str, value: Any, text: str) -> None:
-    found = _unknown(key, value, groups()) if not re.match(r"tracking\.tags\.", key) else None
+    found = _unknown(key, value, groups()) if not re.match(r"(tracking\.tags|environment\.variables)\.", key) else None
     if found or "." not in key or key.startswith("hydra."):
         raise ConfigError(found or f"'{text}' is not possible on resume: give single settings such as training.max_steps=100.")
     *parents, last = key.split(".")

@@ -6,7 +6,9 @@
     │   ├── LayoutError               a batch, world size or parallel layout that cannot be
     │   ├── JobNotFound               no job of that name
     │   ├── DataError                 a source that is missing, a shard that is corrupt, an edited data set
-    │   └── WorkloadError             an entry point that cannot be imported or lacks a method
+    │   ├── WorkloadError             an entry point that cannot be imported or lacks a method
+    │   ├── AuthenticationError       no token, or one that nobody has (any more)
+    │   └── PermissionDenied          a known user, whose role or tenant does not allow it
     ├── StorageError                  exit code 2: where checkpoints and data live
     │   ├── ObjectNotFound            no such key
     │   ├── ObjectExists              a create-only write found another object under its key
@@ -24,7 +26,8 @@
     │   └── ReplicaDrift              copies of the same state differ; names the rank that has the wrong one
     ├── StateError
     │   ├── IllegalTransition         a job cannot move between these states
-    │   └── StaleWrite                the row changed since it was read
+    │   ├── StaleWrite                the row changed since it was read
+    │   └── StoreUnavailable          the job store's database does not answer
     └── ClusterError                  Ray or the controller cannot be reached or started
 
 All of them take one message and survive pickling.
@@ -63,6 +66,14 @@ class DataError(UserError):
 
 
 class WorkloadError(UserError):
+    pass
+
+
+class AuthenticationError(UserError):
+    pass
+
+
+class PermissionDenied(UserError):
     pass
 
 
@@ -138,6 +149,10 @@ class IllegalTransition(StateError):
 
 
 class StaleWrite(StateError):
+    pass
+
+
+class StoreUnavailable(StateError):
     pass
 
 

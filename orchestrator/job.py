@@ -178,7 +178,9 @@ class Job:
     placement: tuple[tuple[str, int], ...] = ()
     """While it holds a place: (Ray node id, number of workers) of each bundle of its worker group."""
     user: str = ""
-    """Who has submitted it."""
+    """Who has submitted it, by the token or, on this machine, by the account."""
+    tenant: str = ""
+    """Whose users may change it, and who is charged for it: `spec.scheduling.tenant`; empty: nobody in particular."""
     service: Service = field(default_factory=Service)
     order: Order | None = None
     """What the scheduler has told it, until it trains again."""

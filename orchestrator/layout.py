@@ -7,11 +7,15 @@ data-parallel x tensor-parallel x pipeline-parallel x sequence-parallel size. Th
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.errors import LayoutError
 from orchestrator.spec import SIZES, JobSpec, Offload, OptimizerName, OptimizerSpec, ParallelismSpec, Precision
+
+_LARGEST_BATCH = 1 << 32
+"""Samples; its divisors are found at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,9 @@ class Layout:
 def legal(spec: JobSpec) -> tuple[Layout, ...]:
     """Every world size that can train `spec`, each batch of the warm-up as well; ascending."""
     micro = spec.training.micro_batch_size
+    whole = spec.training.global_batch_size
+    if whole > _LARGEST_BATCH:
+        raise LayoutError(f"training.global_batch_size={whole} is not possible: allowed is at most {_LARGEST_BATCH}.")
     for batch in spec.training.batch_sizes[::-1]:
         if batch % micro:
             raise LayoutError(_undivided(spec, batch))
@@ -146,7 +153,7 @@ def _undivided(spec: JobSpec, batch: int) -> str:
     if batch == whole:
         possible = _some(_divisors(batch))
         return f"training.micro_batch_size={micro} does not divide training.global_batch_size={batch}. Possible micro batches: {possible}."
-    possible = _some(list(range(micro, whole, micro)))
+    possible = _some(range(micro, whole, micro))
     return f"training.micro_batch_size={micro} does not divide {batch} of training.batch_size_warmup. Possible on the way: {possible}."
 
 
@@ -156,7 +163,7 @@ def _unshared(spec: JobSpec, worlds: list[int]) -> str:
     *smaller, _ = spec.training.batch_sizes
     also = f" and {', '.join(map(str, smaller))} of training.batch_size_warmup" if smaller else ""
     least = micro * workers // math.prod(getattr(spec.parallelism, name) for name in SIZES if name != "expert_parallel_size")
-    ways = f", or batches on the way among {_some(list(range(least, whole, least)))}" if smaller and whole % least == 0 else ""
+    ways = f", or batches on the way among {_some(range(least, whole, least))}" if smaller and whole % least == 0 else ""
     return (
         f"resources.num_workers={workers} cannot share training.global_batch_size={whole}{also} in micro batches of {micro}: "
         f"{whole // micro} micro batches per step need a number of workers among {_some(worlds)}{ways}."
@@ -268,6 +275,6 @@ def _divisors(number: int) -> list[int]:
     return small + [number // n for n in reversed(small) if n * n != number]
 
 
-def _some(numbers: list[int]) -> str:
+def _some(numbers: Sequence[int]) -> str:
     shown = ", ".join(str(n) for n in numbers[:12])
     return shown + (" ..." if len(numbers) > 12 else "")

@@ -17,9 +17,10 @@ In the object store (`JobKeys`, `DatasetKeys`):
         tombstones/<step:012d>-<epoch:08d>-<ulid>.json  a checkpoint that is about to be deleted, and since when
         chaos/<fault>.json                           create-only: a fault of the chaos mode that is about to be done
         journal/<first seq:012d>.jsonl               metrics and events, in segments
-        logs/<epoch:08d>/<rank:05d>/<offset:012d>    a piece of a rank's output
+        logs/<epoch:08d>/<rank:05d>/<offset:012d>-<milliseconds:013d>  a piece of a rank's output, and when it was shipped
         artifacts/<name>                             config, evaluation, sample, plots, history
         result-<run>.json                            how the run ended
+    code/<content hash>.zip                          a packaged working directory
     datasets/<name>/
         by-source/<fingerprint>.json                 which content the recipe made of that source
         <content hash>/INDEX.json.zst, <file>        shards and the files beside them
@@ -27,16 +28,18 @@ In the object store (`JobKeys`, `DatasetKeys`):
 On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.orchestrator`.
 
     jobs.db                    the job store (SQLite, WAL)
+    database                   the URL of the job store where it is another one, mode 0600
     controller.lock            held by the living controller
     cluster.json               the local Ray cluster: address, ports, pids
     token                      Ray's token, mode 0600
+    api-token                  the user's token for a server, mode 0600
     plans/<time>-<n>.jsonl     what the scheduler decided and what it knew, to be repeated; the oldest files go
     node-types.yaml            what Ray's autoscaler may start; written by who sets the cluster up
     secrets/<job>.json         the submitter's S3 keys, mode 0600, removed at the job's end
     logs/<name>.log            controller, Ray head, warm processes
     store/                     the default object store
     mlflow/mlflow.db, artifacts/
-    cache/                     data shards of object stores, by content hash
+    cache/                     data shards of object stores and, in `code/`, unpacked working directories, by content hash
     node/<job>/                sockets, logs of ranks and uploaders, journal of jobs on this machine
     supervisors/<actor>.json   the job that a supervisor has been given, mode 0600, removed at the job's end
 
@@ -160,8 +163,16 @@ class JobKeys:
     def logs(self) -> str:
         return f"{self.root}logs/"
 
-    def log_piece(self, epoch: int, rank: int, offset: int) -> str:
-        return f"{self.logs}{epoch:08d}/{rank:05d}/{offset:012d}"
+    def log_pieces(self, epoch: int, rank: int) -> str:
+        return f"{self.logs}{epoch:08d}/{rank:05d}/"
+
+    def log_pieces_from(self, epoch: int, rank: int, offset: int) -> str:
+        """Prefix of the pieces that begin there."""
+        return f"{self.log_pieces(epoch, rank)}{offset:012d}"
+
+    def log_piece(self, epoch: int, rank: int, offset: int, time_s: float) -> str:
+        """`offset`: of its first byte; `time_s`: seconds since 1970."""
+        return f"{self.log_pieces_from(epoch, rank, offset)}-{round(time_s * 1000):013d}"
 
     @property
     def artifacts(self) -> str:
@@ -183,6 +194,18 @@ def commit_of(key: str) -> tuple[int, int]:
     return int(epoch), int(step)
 
 
+def lease_of(key: str) -> int:
+    """The epoch in the name of a lease."""
+    return int(key.rsplit("/", 1)[1].removesuffix(".json"))
+
+
+def log_piece_of(key: str) -> tuple[int, int, int, float]:
+    """(epoch, rank, offset, time in seconds since 1970) in the name of a piece of output; time 0 in one without."""
+    epoch, rank, name = key.rsplit("/", 3)[1:]
+    offset, _, milliseconds = name.partition("-")
+    return int(epoch), int(rank), int(offset), int(milliseconds or 0) / 1000
+
+
 def segment_key(checkpoint: str, writer: int, number: int) -> str:
     return f"{checkpoint}seg-{writer:05d}-{number:04d}"
 
@@ -193,6 +216,11 @@ def index_key(checkpoint: str, writer: int) -> str:
 
 def manifest_key(checkpoint: str) -> str:
     return f"{checkpoint}MANIFEST.json.zst"
+
+
+def code_key(content_hash: str) -> str:
+    """Of a packaged working directory."""
+    return f"code/{safe_name(content_hash)}.zip"
 
 
 @dataclass(frozen=True)
@@ -232,6 +260,14 @@ class Home:
     @property
     def jobs_db(self) -> Path:
         return self.root / "jobs.db"
+
+    @property
+    def api_token(self) -> Path:
+        return self.root / "api-token"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "database"
 
     @property
     def controller_lock(self) -> Path:

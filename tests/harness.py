@@ -39,6 +39,8 @@ class Sandbox:
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="orc-"))
+        self.folder = TESTS
+        """From where commands are given."""
         self.home = Home(self.root / "home")
         self.environment = {**os.environ, "ORCHESTRATOR_HOME": str(self.home.root), "OMP_NUM_THREADS": "1"}
         self.environment.pop("RAY_ADDRESS", None)
@@ -47,7 +49,7 @@ class Sandbox:
         command = [sys.executable, "-m", "orchestrator.cli", *arguments]
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, cwd=TESTS, env=self.environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            command, cwd=self.folder, env=self.environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True,
             preexec_fn=_hear_ctrl_c, **options,
         )  # fmt: skip
 

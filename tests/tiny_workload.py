@@ -21,6 +21,7 @@ class Tiny:
         self.batches, self.options = 0, dict(spec.workload.options)
         self.num_samples = int(self.options.get("num_samples", 1000))
         self.tokens_per_sample = 0
+        self.num_losses = 0
 
     def source_fingerprint(self):
         return hashlib.sha256(f"tiny-{self.num_samples}".encode()).hexdigest()
@@ -48,6 +49,9 @@ class Tiny:
         if "slow_rank" in self.options and self.options["slow_rank"] == torch.distributed.get_rank():
             time.sleep(0.02)
         time.sleep(self.options.get("sleep_s", 0))
+        if self.options.get("count"):
+            self.num_losses += 1
+            print(f"micro batch {self.num_losses} of tiny", flush=True)
         if "hold_gil" in self.options:
             hold_gil(Path(self.options["hold_gil"]))
         return nn.functional.cross_entropy(model(batch["point"]), batch["label"])

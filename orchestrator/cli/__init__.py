@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,13 +15,17 @@ orchestrator: train large models on a Ray cluster; jobs wait in a durable queue 
 Start
   train [overrides]            start what is missing, queue the job, follow it
   submit [overrides]           queue the job and return; -m a=1,2 queues one job per combination
+         [--rehearse]          train two tiny steps of it first, and queue it only if they succeed (also of train)
   resume JOB [overrides]       go on from the newest good checkpoint, also with other workers or another ZeRO stage
 
 Look
-  list                         all jobs
+  list [--state S] [--limit N] the jobs: progress, workers that they have of those that they need, why they wait
   status JOB                   one job and its events
-  logs JOB [-f] [--rank N]     what its ranks printed, over all restarts
+  logs JOB [-f] [--rank N]     what its ranks printed, over all restarts, each line once; --tail N, --since 10m
+  events JOB [-f]              what happened to it
+  wait JOB... [--timeout S]    until they have ended; exit status 0: all succeeded, 1: one did not, 124: the time was up
   dashboard                    open MLflow on this machine's runs
+  doctor                       what is wrong on this machine or with the cluster, and the command that mends it
   queue                        the jobs that wait, who is next first: why, and when they start
   explain JOB                  what it waits for, who holds that, and what would let it start now
   nodes                        machines, what failed on them, and what that means for them; nodes forgive NODE
@@ -39,16 +44,23 @@ Decide
   priority JOB N               a higher class comes before all lower ones, and may take their place
   policy [NAME] [key=value]    by which policy the control plane decides: fifo, batch, preemptive; quotas and weights of tenants
 
+Serve
+  serve                        the control plane as a service with an HTTP API; --host, --port, --address RAY, --db postgresql://...
+  user add NAME                a user's token; --tenant, --role admin, user or viewer; user list, renew, revoke
+  audit                        who changed what
+  store export FILE            the job store as JSON lines; store import FILE: into a new one, also of another database
+
 Stop
   cancel JOB [--now]           save a checkpoint and stop (--now: at once)
-  down                         stop the local cluster
+  up                           start the local cluster without a job; it stays until `down`
+  down                         stop it
 
   version
 
 Settings are Hydra overrides: `orchestrator train workload=resnet training.max_steps=200`.
   train --help                 all settings            train --cfg job      the composed configuration
   train --dry-run              the resolved spec, legal world sizes and DeepSpeed's config; starts nothing
-  --json                       with list, status, submit, queue, explain, priority, policy, nodes, simulate, checkpoint: for scripts
+  --json                       with every command that prints: for scripts
   eval "$(orchestrator completion bash)"               completion of verbs, settings and jobs
 """
 
@@ -63,14 +75,6 @@ def _verbs() -> dict[str, Callable[[], Verb]]:
             from orchestrator.cli import jobspec
 
             return getattr(jobspec, name)
-
-        return load
-
-    def of(module: str, name: str) -> Callable[[], Verb]:
-        def load() -> Verb:
-            from importlib import import_module
-
-            return getattr(import_module(f"orchestrator.cli.{module}"), f"{name}_")
 
         return load
 
@@ -95,9 +99,20 @@ def _verbs() -> dict[str, Callable[[], Verb]]:
         return simulate_
 
     found = {name: hydra(name) for name in ("train", "submit")}
-    found |= {name: of("jobs", name) for name in ("resume", "list", "status", "logs", "cancel", "dashboard", "down", "version")}
-    found |= {name: of("queue", name) for name in ("queue", "explain", "priority")} | {"policy": of("policy", "policy")}
+    found |= {name: _named(module, f"{name}_") for name, module in _MODULES.items()}
     return {**found, "nodes": nodes, "simulate": simulate, "checkpoint": checkpoint, "completion": completion}
+
+
+_MODULES = {
+    "resume": "jobs", "list": "listing", "status": "jobs", "logs": "logs", "events": "events", "wait": "events", "cancel": "jobs",
+    "dashboard": "cluster", "doctor": "doctor", "up": "cluster", "down": "cluster", "version": "jobs", "queue": "queue", "explain": "queue",
+    "priority": "queue", "policy": "policy", "serve": "serve", "user": "serve", "audit": "serve", "store": "serve",
+}  # fmt: skip
+"""Verb -> the module of this package in which its function stands."""
+
+
+def _named(module: str, function: str) -> Callable[[], Verb]:
+    return lambda: getattr(importlib.import_module(f"orchestrator.cli.{module}"), function)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,9 +10,8 @@ from typing import Any
 from orchestrator.checkpoints.catalog import Catalog, Entry, read_catalog
 from orchestrator.checkpoints.pins import pin, unpin
 from orchestrator.checkpoints.retention import Plan, carry_out, plan, policy_of
-from orchestrator.cli.jobs import as_json
 from orchestrator.cli.place import Place, chosen, place_of, place_parser
-from orchestrator.cli.screen import Bar, duration, size, table
+from orchestrator.cli.screen import Bar, as_json, duration, size, table
 from orchestrator.errors import UserError, nearest
 from orchestrator.paths import step_of
 

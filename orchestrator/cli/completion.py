@@ -15,7 +15,7 @@ _orchestrator_complete() {
 }
 complete -o nosort -F _orchestrator_complete orchestrator
 """
-_JOB_VERBS = ("status", "logs", "cancel", "resume", "explain", "priority")
+_JOB_VERBS = ("status", "logs", "cancel", "resume", "events", "explain", "priority")
 
 
 def completion(arguments: list[str]) -> int:
@@ -49,6 +49,10 @@ def complete(line: str) -> list[str]:
         return [verb for verb in VERBS if verb.startswith(last)]
     if len(words) == (3 if words[1] == "checkpoint" else 2) and words[1] in (*_JOB_VERBS, "checkpoint"):
         return [job_id for job_id in _jobs() if job_id.startswith(last)]
+    if words[1] == "wait":
+        return [job_id for job_id in _jobs() if job_id.startswith(last) and job_id not in words]
+    if words[1] in ("up", "doctor"):
+        return [] if last.startswith("-") else _settings("train", [word for word in [*words[2:], last] if not word.startswith("-")])
     return []
 
 
@@ -85,7 +89,12 @@ def _settings(verb: str, words: list[str]) -> list[str]:
 
 
 def _jobs() -> list[str]:
-    from orchestrator.control.client import Client
+    from orchestrator.control.quick_list import quick_list
 
     home = Home.find()
-    return [job.id for job in Client(home).jobs()] if home.jobs_db.exists() else []
+    if (quick := quick_list(home, None, 0)) is not None:
+        return [summary.id for summary in quick[0]]
+    from orchestrator.control.client import Client
+    from orchestrator.control.database import exists
+
+    return [summary.id for summary in Client(home).summaries()[0]] if exists(home) else []

@@ -8,9 +8,8 @@ from collections import Counter
 from orchestrator.checkpoints.catalog import read_catalog
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.diff import Change, TensorDiff, bytes_to_read, diff
-from orchestrator.cli.jobs import as_json
 from orchestrator.cli.place import chosen, place_of, place_parser
-from orchestrator.cli.screen import Bar, table
+from orchestrator.cli.screen import Bar, as_json, table
 
 SHOWN = 30
 """Rows without --all."""

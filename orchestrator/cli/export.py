@@ -11,9 +11,8 @@ from orchestrator.checkpoints.catalog import Entry, read_catalog
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.safetensors_files import parameters_of, write_safetensors
 from orchestrator.checkpoints.tensors import num_bytes_of
-from orchestrator.cli.jobs import as_json
 from orchestrator.cli.place import Place, chosen, place_of, place_parser
-from orchestrator.cli.screen import Bar
+from orchestrator.cli.screen import Bar, as_json
 from orchestrator.errors import UserError
 from orchestrator.spec import to_dict
 

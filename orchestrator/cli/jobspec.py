@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,22 +17,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator import layout
 from orchestrator.chaos.plan import plan
-from orchestrator.cli.screen import Screen, command
+from orchestrator.cli.screen import Screen, as_json, command, size
 from orchestrator.config import combinations, conf_dir, job_spec, load_job_spec
-from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.errors import ConfigError, OrchestratorError, UserError
+from orchestrator.job import job_to_dict
 from orchestrator.paths import Home
 from orchestrator.spec import JobSpec, Precision, StorageSpec, to_dict
 
-SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 if TYPE_CHECKING:
+    from orchestrator.code.package import Package
+    from orchestrator.control.client import Client
     from orchestrator.control.policy import ChosenPolicy
+    from orchestrator.storage import ObjectStore
 
+SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 _HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
 _MULTIRUN = ("--multirun", "-m")
 _POLICY = ("scheduler=", "scheduler.")
 """What begins so is not the job's: it is of a control plane that is started for it."""
 
-Act = Callable[[JobSpec, dict[str, bool]], int]
 
 
 def train(arguments: list[str]) -> int:
@@ -41,11 +46,37 @@ def submit(arguments: list[str]) -> int:
     return _run("submit", arguments, _submit)
 
 
+@dataclass(frozen=True)
+class Switches:
+    """What the command line says beside Hydra's arguments."""
+
+    dry_run: bool
+    json: bool
+    rehearse: int | None
+    """With so many workers; 0: as few as possible; None: not at all."""
+
+    @classmethod
+    def take(cls, arguments: list[str]) -> tuple[Switches, list[str]]:
+        """The switches among the arguments, and the rest of these. Raises UserError."""
+        rehearsals = [argument for argument in arguments if re.match(r"--rehearse(=|$)", argument)]
+        rest = [argument for argument in arguments if argument not in ("--dry-run", "--json", *rehearsals)]
+        return cls("--dry-run" in arguments, "--json" in arguments, _workers(rehearsals[-1]) if rehearsals else None), rest
+
+
+Act = Callable[[JobSpec, Switches], int]
+
+
+def _workers(argument: str) -> int:
+    given = argument.partition("=")[2] if "=" in argument else "0"
+    if not given.isdigit() or ("=" in argument and not int(given)):
+        raise UserError(f"{argument} is not possible: allowed is --rehearse, or --rehearse=4 for a rehearsal with 4 workers.")
+    return int(given)
+
+
 def _run(verb: str, arguments: list[str], act: Act) -> int:
     """Check first, in our words; then let Hydra compose and call. Returns the highest exit status of the jobs."""
-    switches = {name: name in arguments for name in ("--dry-run", "--json")}
     policy = [argument for argument in arguments if argument.startswith(_POLICY)]
-    rest = [argument for argument in arguments if argument not in switches and argument not in policy]
+    switches, rest = Switches.take([argument for argument in arguments if argument not in policy])
     if policy:
         from orchestrator.cli.policy import load_policy
 
@@ -61,7 +92,7 @@ def _run(verb: str, arguments: list[str], act: Act) -> int:
     def task(config: DictConfig) -> None:
         try:
             spec = job_spec(config)
-            statuses.append(_dry_run(spec) if switches["--dry-run"] else act(spec, switches))
+            statuses.append(_dry_run(spec) if switches.dry_run else act(spec, switches))
         except OrchestratorError as error:
             print(f"orchestrator: {error}", file=sys.stderr)
             statuses.append(error.exit_code)
@@ -98,7 +129,7 @@ def _split(arguments: list[str]) -> tuple[list[str], Path | None]:
     return overrides, config_dir
 
 
-def _with_policy(chosen: ChosenPolicy, act: Act, spec: JobSpec, switches: dict[str, bool]) -> int:
+def _with_policy(chosen: ChosenPolicy, act: Act, spec: JobSpec, switches: Switches) -> int:
     """For a control plane that is started now, and those after it."""
     from orchestrator.control.client import Client
     from orchestrator.control.local import controller_alive
@@ -116,44 +147,77 @@ def _with_policy(chosen: ChosenPolicy, act: Act, spec: JobSpec, switches: dict[s
     return act(spec, switches)
 
 
-def _train(spec: JobSpec, switches: dict[str, bool]) -> int:
+def _train(spec: JobSpec, switches: Switches) -> int:
     from orchestrator.cli.follow import follow
-    from orchestrator.control.client import Client
+    from orchestrator.client.connection import Local, server
     from orchestrator.control.local import ensure_cluster, stop_cluster
 
-    screen = Screen()
+    if server():
+        from orchestrator.cli.remote import submit_there
+
+        return submit_there(spec, json=switches.json, rehearse=switches.rehearse, watch=True)
+    screen = Screen(beside_json=switches.json)
     home = Home.find(spec.cluster.home)
     screen.say(f"{spec.workload.name}: {spec.training.max_steps} steps on {spec.resources.num_workers} workers; state in {home.root}")
     secrets = secrets_for(spec.storage)
     check_storage(spec, home, secrets)
+    spec = with_package(spec, home, secrets, screen.say)
     cluster = ensure_cluster(home, spec.cluster, screen.say)
-    client = Client(home)
+    client = Local(home)
     try:
-        job = client.submit(spec, secrets)
+        status = _rehearse(client, spec, secrets, switches, screen)
+        job = client.submit(spec, secrets) if status == 0 else None
     except (OrchestratorError, KeyboardInterrupt):
         if cluster.started:
             stop_cluster(home)
         raise
+    if job is None:
+        if cluster.started:
+            stop_cluster(home)
+        return status
     screen.say(f"job {job.id} is queued")
-    return follow(client, job.id, cluster, screen)
+    status = follow(client, job.id, cluster, screen)
+    if switches.json:
+        print(as_json(job_to_dict(client.job(job.id))))
+    return status
 
 
-def _submit(spec: JobSpec, switches: dict[str, bool]) -> int:
-    from orchestrator.control.client import Client
+def _submit(spec: JobSpec, switches: Switches) -> int:
+    from orchestrator.client.connection import Local, server
     from orchestrator.control.local import ensure_cluster
 
+    if server():
+        from orchestrator.cli.remote import submit_there
+
+        return submit_there(spec, json=switches.json, rehearse=switches.rehearse, watch=False)
     home = Home.find(spec.cluster.home)
     secrets = secrets_for(spec.storage)
     check_storage(spec, home, secrets)
-    say = (lambda text: None) if switches["--json"] else Screen().say
-    ensure_cluster(home, spec.cluster, say)
-    job = Client(home).submit(spec, secrets)
-    if switches["--json"]:
-        print(json.dumps({"id": job.id, "state": job.state.value}))
+    screen = Screen(beside_json=switches.json)
+    spec = with_package(spec, home, secrets, screen.say)
+    ensure_cluster(home, spec.cluster, screen.say)
+    client = Local(home)
+    if status := _rehearse(client, spec, secrets, switches, screen):
+        return status
+    job = client.submit(spec, secrets)
+    if switches.json:
+        print(as_json({"id": job.id, "state": job.state.value}))
     else:
         follow, look = (command(f"{verb} {job.id}", home) for verb in ("logs -f", "status"))
         print(f"job {job.id} is queued\n  follow it:  {follow}\n  its state:  {look}")
     return 0
+
+
+def _rehearse(client: Client, spec: JobSpec, secrets: dict[str, str], switches: Switches, screen: Screen) -> int:
+    """The exit status of a rehearsal that failed; 0 if it succeeded, or if none was asked for."""
+    if switches.rehearse is None:
+        return 0
+    from orchestrator.cli.rehearse import rehearse
+
+    rehearsal = rehearse(client, spec, switches.rehearse, secrets, screen)
+    if switches.json and not rehearsal.succeeded:
+        print(as_json({"id": None, "state": None, "rehearsal": rehearsal.to_dict()}))
+    return rehearsal.exit_code
 
 
 def secrets_for(storage: StorageSpec) -> dict[str, str]:
@@ -163,14 +227,30 @@ def secrets_for(storage: StorageSpec) -> dict[str, str]:
     return {name: os.environ[name] for name in SECRET_VARIABLES if name in os.environ}
 
 
+def with_package(spec: JobSpec, home: Home, secrets: dict[str, str], say: Callable[[str], None]) -> JobSpec:
+    """See `code.submission.packaged`."""
+    from orchestrator.code.package import keep_package
+    from orchestrator.code.submission import packaged
+
+    def told(package: Package) -> None:
+        say(f"packaged {len(package.files)} files of {spec.workload.code_dir}, {size(package.num_bytes)}")
+
+    return packaged(spec, lambda package: keep_package(store_of(spec, home, secrets), package), told)
+
+
 def check_storage(spec: JobSpec, home: Home, secrets: dict[str, str]) -> None:
     """Raises the StorageError that the job would meet, before anything is queued or started."""
-    import dataclasses
+    from orchestrator.storage import check_store
 
-    from orchestrator.storage import check_store, open_store
+    check_store(store_of(spec, home, secrets))
+
+
+def store_of(spec: JobSpec, home: Home, secrets: dict[str, str]) -> ObjectStore:
+    """Where the job keeps what it makes; in the home where no other place is named."""
+    from orchestrator.storage import open_store
 
     url = spec.storage.url or home.store.as_uri()
-    check_store(open_store(dataclasses.replace(spec.storage, url=url), {**os.environ, **secrets}))
+    return open_store(dataclasses.replace(spec.storage, url=url), {**os.environ, **secrets})
 
 
 def _dry_run(spec: JobSpec) -> int:

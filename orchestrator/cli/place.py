@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from orchestrator.checkpoints.catalog import Catalog, Entry
-from orchestrator.cli.jobs import client_for
-from orchestrator.cli.parser import parser_for
+from orchestrator.cli.parser import client_for, parser_for
 from orchestrator.errors import CheckpointError, JobNotFound, UserError, nearest
 from orchestrator.paths import JOBS, JobKeys
 from orchestrator.spec import JobSpec, StorageSpec, from_dict
@@ -30,7 +29,9 @@ class Place:
 def place_parser(verb: str, about: str) -> argparse.ArgumentParser:
     parser = parser_for(f"checkpoint {verb}", about)
     parser.add_argument("job", help="its id, or the beginning of it")
-    parser.add_argument("--storage", default="", metavar="URL", help="look here instead of asking this machine's jobs: s3://... or file://...")
+    parser.add_argument(
+        "--storage", default="", metavar="URL", help="look here instead of asking this machine's jobs: s3://... or file://..."
+    )
     parser.add_argument("--endpoint-url", default="", metavar="URL", help="with --storage: of an S3-compatible server")
     parser.add_argument("--json", action="store_true")
     return parser

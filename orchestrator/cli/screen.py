@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from orchestrator.job import Job, JobState, Progress
 from orchestrator.paths import Home
@@ -21,31 +24,32 @@ _BUCKETS_SHOWN = 6
 
 
 class Screen:
-    """`line` shows the present state of a long work, `say` what stays."""
+    """`line` shows the present state of a long work, `say` what stays; on stdout, or on stderr beside the JSON of a command."""
 
-    def __init__(self) -> None:
-        self._terminal = sys.stdout.isatty()
+    def __init__(self, beside_json: bool = False) -> None:
+        self._stream: IO[str] = sys.stderr if beside_json else sys.stdout
+        self._terminal = self._stream.isatty()
         self._shown = ""
         self._next_s = 0.0
 
     def say(self, text: str = "") -> None:
         self._clear()
-        print(text, flush=True)
+        print(text, flush=True, file=self._stream)
 
     def line(self, text: str) -> None:
         if text == self._shown:
             return
         if self._terminal:
             width = shutil.get_terminal_size().columns - 1
-            print("\r" + text[:width].ljust(width), end="", flush=True)
+            print("\r" + text[:width].ljust(width), end="", flush=True, file=self._stream)
             self._shown = text
         elif time.monotonic() >= self._next_s or _words(text) != _words(self._shown):
-            print(text, flush=True)
+            print(text, flush=True, file=self._stream)
             self._shown, self._next_s = text, time.monotonic() + _PLAIN_INTERVAL_S
 
     def _clear(self) -> None:
         if self._terminal and self._shown:
-            print("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r", end="")
+            print("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r", end="", file=self._stream)
             self._shown = ""
 
 
@@ -201,3 +205,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows]]
     return "\n".join(lines)
+
+
+def first_line(text: str) -> str:
+    return text.partition("\n")[0]
+
+
+def as_json(value: Any) -> str:
+    """Strict JSON on one line: a figure that is no number becomes null."""
+
+    def strict(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return {key: strict(inner) for key, inner in item.items()}
+        if isinstance(item, list | tuple):
+            return [strict(inner) for inner in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    return json.dumps(strict(value), allow_nan=False)

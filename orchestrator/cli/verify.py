@@ -7,9 +7,8 @@ from typing import Any
 from orchestrator.checkpoints.catalog import Entry, read_catalog
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.verify import Damage, blocks_of, verify
-from orchestrator.cli.jobs import as_json
 from orchestrator.cli.place import Place, chosen, place_of, place_parser
-from orchestrator.cli.screen import Bar, size
+from orchestrator.cli.screen import Bar, as_json, size
 from orchestrator.errors import CorruptObject, UserError
 from orchestrator.paths import manifest_key
 

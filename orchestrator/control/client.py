@@ -1,75 +1,125 @@
-"""What the command line asks of the control plane. It talks to the job store only, so it is quick and needs no controller."""
+"""What people and programs ask of the control plane, for a user: command line, HTTP API and `orchestrator.client` come through here.
+
+It talks to the job store and the object store only, so it is quick and needs no controller.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import getpass
 import json
-import re
-import secrets as random_source
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from orchestrator.code.package import is_kept, keep_archive
+from orchestrator.control.audit import Entry
+from orchestrator.control.database import place_of
 from orchestrator.control.dependencies import check_after
+from orchestrator.control.pages import LogPage, read_page
+from orchestrator.control.permissions import Permissions
 from orchestrator.control.policy import ChosenPolicy, chosen_policy, keep_policy
 from orchestrator.control.questions import Explained, QueueRow, explained, queue_rows
 from orchestrator.control.reputation import MEMORY_S, Incident
 from orchestrator.control.scheduler import ClusterView, Demand, feasible
 from orchestrator.control.scheduler.model import Tenant
 from orchestrator.control.store import JobStore
+from orchestrator.control.submission import carried_over, check_secrets, check_text, new_id
+from orchestrator.control.summary import JobSummary
+from orchestrator.control.users import Role, User, local_user
 from orchestrator.errors import ConfigError, StaleWrite, StateError, UserError, nearest
 from orchestrator.events import Event, EventKind
-from orchestrator.job import WAITS_FOR_CONTROLLER, Job, JobState, Progress
+from orchestrator.job import WAITS_FOR_CONTROLLER, Job, JobState
 from orchestrator.layout import legal_world_sizes
-from orchestrator.paths import Home, write_private
+from orchestrator.paths import Home, JobKeys, write_private
 from orchestrator.service import Service
-from orchestrator.spec import JobSpec
+from orchestrator.spec import JobSpec, StorageSpec
+from orchestrator.storage import ObjectStore, open_store
 
 CLUSTER = "cluster"
 """Key of the job store's facts: the newest view of the cluster's nodes, kept by the controller."""
 
-_ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, in lower case
 _STOP_MODES = ("drain", "now")
 _STRENGTH = {"": 0, "limit": 1, "drain": 2, "now": 3}
 
 
 class Client:
-    """The jobs of one home."""
+    """The jobs of one home, for one user; of the account on this machine if none is given, who may do everything."""
 
-    def __init__(self, home: Home, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, home: Home, store: JobStore | None = None, user: User | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
         self.home = home
+        self.user = user or local_user()
         self._clock = clock
-        self._store = JobStore(home.jobs_db)
+        self._store = store or JobStore(place_of(home))
+        self._may = Permissions(self.user, self._store.engine)
 
-    def submit(self, spec: JobSpec, secrets: Mapping[str, str], user: str = "") -> Job:
+    def acting_for(self, user: User) -> Client:
+        """The same jobs, for another user."""
+        return Client(self.home, self._store, user, self._clock)
+
+    def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job:
         """Add a job to the queue; on return it is durable.
 
         `secrets` are environment variables of its processes (S3 keys); they are kept beside the queue, readable by the owner only.
-        `user`: who submits it; empty: who runs this program. Raises ConfigError if the cluster, or its tenant's quota, can never hold it,
-        JobNotFound for an unknown job in `scheduling.after`.
+        Raises LayoutError, ConfigError if the cluster, or its tenant's quota, can never hold it, JobNotFound for an unknown job in
+        `scheduling.after`.
         """
-        spec = self._completed(spec)
+        self._may.require(Role.USER, "submit", spec.name or spec.workload.name)
+        check_secrets(secrets)
+        check_text(spec)
+        spec = self._completed(self._may.owned(spec))
         self._check_feasible(spec)
         now = self._clock()
         job = Job(
-            id=_new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason=WAITS_FOR_CONTROLLER, user=user or _login_name()
+            id=new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason=WAITS_FOR_CONTROLLER, user=self.user.name,
+            tenant=spec.scheduling.tenant,
         )  # fmt: skip
         self._write_secrets(job.id, secrets)
-        self._store.put(job, [_event(EventKind.SUBMITTED, job.id, now, f"{spec.resources.num_workers} workers")])
+        submitted = _event(EventKind.SUBMITTED, job.id, now, f"{spec.resources.num_workers} workers")
+        self._store.put(job, [submitted], also=[self._may.entry("submit", job.id)])
         return job
+
+    def has_code(self, content_hash: str) -> bool:
+        """Whether the home's own store holds that package."""
+        return is_kept(self._own_store(), content_hash)
+
+    def keep_archive(self, content_hash: str, archive: bytes) -> bool:
+        """Put a packaged working directory into the home's own store. Raises ConfigError for what is no package of that hash."""
+        self._may.require(Role.USER, "keep code", content_hash)
+        put = keep_archive(self._own_store(), content_hash, archive)
+        if put:
+            self._may.note("keep code", content_hash, f"{len(archive)} bytes")
+        return put
 
     def jobs(self) -> list[Job]:
         """All jobs in the order of their submission."""
         return self._store.all()
 
+    def summaries(self, states: Collection[JobState] | None = None, limit: int = 0) -> tuple[list[JobSummary], int]:
+        """(what a list shows, how many jobs there are of these states). See `JobStore.summaries`."""
+        return self._store.summaries(states, limit), self._store.count(states)
+
     def job(self, id_or_prefix: str) -> Job:
         """Raises JobNotFound with the nearest names."""
         return self._store.find(id_or_prefix)
 
-    def events(self, job_id: str, after: int = 0) -> list[tuple[int, Event]]:
+    def events(self, job_id: str, after: int = 0, limit: int | None = None) -> list[tuple[int, Event]]:
         """(number, event) of those with a number above `after`."""
-        return self._store.events(job_id, after)
+        return self._store.events(job_id, after, limit)
+
+    def logs(self, job: Job, after: str = "", rank: int | None = None) -> LogPage:
+        """The next lines that all ranks, or one, have printed. See `read_page`."""
+        return read_page(self._object_store(job), job, after, rank)
+
+    def artifact(self, job: Job, name: str) -> bytes:
+        """A file that the job has left. Raises ObjectNotFound, ConfigError for a name that cannot be."""
+        return self._object_store(job).get(JobKeys(job.id).artifact(name))
+
+    def ping(self) -> None:
+        """Raises StoreUnavailable where the job store does not answer."""
+        self._store.meta(CLUSTER)
 
     def request_stop(self, job_id: str, mode: str) -> Job:
         """Ask that a job ends: `drain` saves a checkpoint first, `now` does not wait. Of two requests the stronger one holds.
@@ -80,10 +130,11 @@ class Client:
             raise ConfigError(f"mode={mode} is not possible: allowed is {' or '.join(_STOP_MODES)}.")
 
         def change(job: Job) -> Job:
+            self._may.require_own(job, "stop")
             if job.state.terminal or _STRENGTH[job.stop_requested] >= _STRENGTH[mode]:
                 return job
             event = _event(EventKind.STOP_REQUESTED, job.id, self._clock(), "after a checkpoint" if mode == "drain" else "at once")
-            return self._store.update(job, [event], stop_requested=mode)
+            return self._store.update(job, [event], also=[self._may.entry("stop", job.id, mode)], stop_requested=mode)
 
         return self._guarded(job_id, change)
 
@@ -94,8 +145,11 @@ class Client:
         queue if its cluster is gone. It is returned as it is. Raises StateError if it is about to stop, or for another `spec`.
         """
 
+        check_secrets(secrets)
+
         def change(job: Job) -> Job:
-            new = self._completed(spec or job.spec, job.id)
+            self._may.require_own(job, "resume")
+            new = self._completed(self._may.owned(spec or job.spec), job.id)
             if not job.state.terminal:
                 if spec is not None and new != job.spec:
                     raise StateError(f"{job.id} is {job.state.value}: its settings can be changed only after it has ended.")
@@ -107,9 +161,10 @@ class Client:
             self._write_secrets(job.id, secrets)
             now, run = self._clock(), job.run + 1
             return self._store.update(
-                job, [_event(EventKind.RESUMED, job.id, now, f"run {run}")],
-                state=JobState.QUEUED, run=run, spec=new, queued_s=now, started_s=None, ended_s=None, stop_requested="", result=None,
-                reason=WAITS_FOR_CONTROLLER, progress=_carried_over(job.progress, new), service=Service(attained=job.service.attained),
+                job, [_event(EventKind.RESUMED, job.id, now, f"run {run}")], also=[self._may.entry("resume", job.id, f"run {run}")],
+                state=JobState.QUEUED, run=run, spec=new, tenant=new.scheduling.tenant, queued_s=now, started_s=None, ended_s=None,
+                stop_requested="", result=None,
+                reason=WAITS_FOR_CONTROLLER, progress=carried_over(job.progress, new), service=Service(attained=job.service.attained),
             )  # fmt: skip
 
         return self._guarded(job_id, change)
@@ -129,6 +184,7 @@ class Client:
         job that has ended."""
 
         def change(job: Job) -> Job:
+            self._may.require_own(job, "priority")
             if job.state.terminal:
                 raise StateError(f"{job.id} has ended: {job.state.value}. A priority is for a job that waits or runs.")
             before = job.spec.scheduling
@@ -136,7 +192,8 @@ class Client:
                 return job
             event = _event(EventKind.PRIORITY, job.id, self._clock(), f"{before.priority} -> {priority}")
             scheduling = dataclasses.replace(before, priority=priority)
-            return self._store.update(job, [event], spec=dataclasses.replace(job.spec, scheduling=scheduling))
+            noted = self._may.entry("priority", job.id, event.message)
+            return self._store.update(job, [event], also=[noted], spec=dataclasses.replace(job.spec, scheduling=scheduling))
 
         return self._guarded(job_id, change)
 
@@ -146,7 +203,10 @@ class Client:
 
     def set_policy(self, name: str, settings: Mapping[str, Any]) -> ChosenPolicy:
         """From the next decision on, and for every later controller. `settings`: as in `conf/scheduler`. Raises ConfigError."""
-        return keep_policy(self._store, ChosenPolicy(name=name, settings=settings))
+        self._may.require(Role.ADMIN, "policy", name)
+        kept = keep_policy(self._store, ChosenPolicy(name=name, settings=settings))
+        self._may.note("policy", name, json.dumps(dict(settings), sort_keys=True))
+        return kept
 
     # machines
 
@@ -160,11 +220,27 @@ class Client:
 
         Raises UserError, with the nearest name, for a machine that is neither in the cluster nor in the records.
         """
+        self._may.require(Role.ADMIN, "forgive", node)
         view, incidents = self.nodes()
         known = {found.name for found in view.there.nodes} | {incident.node for incident in incidents}
         if node not in known:
             raise UserError(f"no node is named '{node}'. Known: {', '.join(sorted(known)) or 'none'}.{nearest(node, sorted(known))}")
-        return self._store.forgive(node)
+        forgiven = self._store.forgive(node)
+        self._may.note("forgive", node, f"{forgiven} incidents")
+        return forgiven
+
+    def audit(self, after: int = 0, limit: int = 1000) -> list[Entry]:
+        """Who changed what: entries with a number above `after`."""
+        return self._may.read(after, limit)
+
+    def _own_store(self) -> ObjectStore:
+        return open_store(StorageSpec(url=self.home.store.as_uri()))
+
+    def _object_store(self, job: Job) -> ObjectStore:
+        """With the submitter's keys while the job has not ended, else with this process's own."""
+        path = self.home.secrets(job.id)
+        secrets = json.loads(path.read_text()) if path.exists() else {}
+        return open_store(job.spec.storage, {**os.environ, **secrets})
 
     def _guarded(self, job_id: str, change: Callable[[Job], Job]) -> Job:
         """Apply `change` to the newest row, again if the controller wrote in between."""
@@ -187,8 +263,8 @@ class Client:
         return spec
 
     def _check_feasible(self, spec: JobSpec) -> None:
+        least = legal_world_sizes(spec)[0]
         view: dict[str, Any] | None = self._store.meta(CLUSTER)
-        least = legal_world_sizes(spec)[0] if spec.resources.min_workers else spec.resources.num_workers
         demand = dataclasses.replace(Demand.of(spec.resources), num_workers=least)
         why = feasible(ClusterView.from_dict(view), demand) if view else None
         if why:
@@ -208,26 +284,6 @@ class Client:
     def _write_secrets(self, job_id: str, secrets: Mapping[str, str]) -> None:
         if secrets:
             write_private(self.home.secrets(job_id), json.dumps(dict(secrets)))
-
-
-def _new_id(spec: JobSpec) -> str:
-    name = re.sub(r"[^a-z0-9]+", "-", (spec.name or spec.workload.name).lower()).strip("-")[:40] or "job"
-    return f"{name}-{''.join(random_source.choice(_ID_LETTERS) for _ in range(6))}"
-
-
-def _login_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container whose user has no name
-        return ""
-
-
-def _carried_over(progress: Progress, spec: JobSpec) -> Progress:
-    """What stays true while the job waits once more."""
-    return Progress(
-        step=progress.step, max_steps=spec.training.max_steps, committed_step=progress.committed_step, best_step=progress.best_step,
-        best_value=progress.best_value, epoch=progress.epoch, ledger=progress.ledger,
-    )  # fmt: skip
 
 
 def _event(kind: EventKind, job_id: str, time_s: float, message: str) -> Event:

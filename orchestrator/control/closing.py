@@ -43,8 +43,8 @@ def finish(store: JobStore, job: Job, end: JobResult, now: float) -> Job:
         preempted = end.end_reason is EndReason.PREEMPTED
         often = preempted_too_often(job.spec.recovery, progress.preemptions) if preempted else ""
         if not often:
-            changes = {"progress": dataclasses.replace(progress, waits_since_s=now), "service": _had(job, now, end.end_reason)}
-            changes |= {**_NO_PLACE, "order": _carried(job, end.end_reason)}
+            changes: dict[str, Any] = {**_NO_PLACE, "progress": dataclasses.replace(progress, waits_since_s=now)}
+            changes |= {"service": _had(job, now, end.end_reason), "order": _carried(job, end.end_reason)}
             return store.update(job, events, _stay(job, now), state=JobState.QUEUED, run=job.run + 1, reason=reason, **changes)
         state, reason = JobState.FAILED, f"{often}; the last time: {reason}"
     stay = _stay(job, now, succeeded=state is JobState.SUCCEEDED)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -70,8 +70,10 @@ class ClusterFile:
 
 
 class Keeper:
-    def __init__(self, home: Home, num_cpus: int, num_gpus: int, idle_timeout_s: float) -> None:
+    def __init__(self, home: Home, num_cpus: int, num_gpus: int, idle_timeout_s: float, controller: Sequence[str] = ()) -> None:
+        """`controller`: further arguments of the controller's process."""
         self._home = home
+        self._controller_arguments = controller
         self._num_cpus = num_cpus
         self._num_gpus = num_gpus
         self._file = _new_file(idle_timeout_s)
@@ -136,7 +138,7 @@ class Keeper:
     def _start_controller(self) -> None:
         command = [
             sys.executable, "-m", "orchestrator.control.serve", "--home", str(self._home.root), "--address", self._file.address,
-            "--idle-timeout-s", str(self._file.idle_timeout_s), "--wait-s", "120",
+            "--idle-timeout-s", str(self._file.idle_timeout_s), "--wait-s", "120", *self._controller_arguments,
         ]  # fmt: skip
         self._controller = self._spawn(command, "controller", new_session=False)
         self._controller_started_s = time.monotonic()
@@ -246,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num-cpus", type=int, default=0)
     parser.add_argument("--num-gpus", type=int, default=-1)
     parser.add_argument("--idle-timeout-s", type=float, default=30.0)
-    chosen = parser.parse_args(arguments)
+    chosen, controller = parser.parse_known_args(arguments)
     logging.basicConfig(level=logging.INFO, format='{"time": "%(asctime)s", "part": "%(name)s", "message": "%(message)s"}')
-    keeper = Keeper(Home(Path(chosen.home)), chosen.num_cpus or os.cpu_count() or 1, chosen.num_gpus, chosen.idle_timeout_s)
-    return keeper.run()
+    num_cpus = chosen.num_cpus or os.cpu_count() or 1
+    return Keeper(Home(Path(chosen.home)), num_cpus, chosen.num_gpus, chosen.idle_timeout_s, controller).run()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -80,6 +81,26 @@ def ensure_controller(home: Home, cluster: ClusterSpec, say: Say) -> LocalCluste
         return LocalCluster(address=address, started=False)
 
 
+def service_command(home: Home, cluster: ClusterSpec, api: Sequence[str], say: Say) -> list[str]:
+    """The program that serves until it is stopped: the controller of the cluster at `cluster.address` or, without one, the keeper of a
+    local cluster. `api`: where it answers HTTP.
+
+    Raises ClusterError if a controller of this home runs already. What a killed cluster left is removed.
+    """
+    if cluster.address:
+        _check_listening(cluster.address)
+    with exclusive(cluster_lock(home), lambda: say("waiting for another command that starts or stops the cluster")):
+        file, found = ClusterFile.read(home), holder(home)
+        if found is not None or (file is not None and file.alive):
+            where = f" (pid {found.pid}, cluster at {found.address})" if found else ""
+            raise ClusterError(f"a control plane of {home.root} runs already{where}: `orchestrator down` stops it.")
+        if file is not None:
+            _remove_remains(home, file, say)
+    if cluster.address:
+        return [sys.executable, "-m", "orchestrator.control.serve", "--home", str(home.root), "--address", cluster.address, *api]
+    return [*_keeper_command(home, cluster, math.inf), *api]
+
+
 def controller_alive(home: Home) -> bool:
     found = holder(home)
     return found is not None and found.ready
@@ -111,11 +132,15 @@ def _start_keeper(home: Home, cluster: ClusterSpec) -> subprocess.Popen[bytes]:
             f"Give cluster.address={found.address}, or another cluster.home for a local cluster."
         )
     home.root.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable, "-m", "orchestrator.control.local", "--home", str(home.root), "--num-cpus", str(cluster.num_cpus),
-        "--num-gpus", str(cluster.num_gpus), "--idle-timeout-s", str(cluster.idle_timeout_s),
-    ]  # fmt: skip
+    command = _keeper_command(home, cluster, cluster.idle_timeout_s)
     return _spawn(home, command, "keeper", {"ORCHESTRATOR_HOME": str(home.root)})
+
+
+def _keeper_command(home: Home, cluster: ClusterSpec, idle_timeout_s: float) -> list[str]:
+    return [
+        sys.executable, "-m", "orchestrator.control.local", "--home", str(home.root), "--num-cpus", str(cluster.num_cpus),
+        "--num-gpus", str(cluster.num_gpus), "--idle-timeout-s", str(idle_timeout_s),
+    ]  # fmt: skip
 
 
 def _spawn(home: Home, command: list[str], log: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:

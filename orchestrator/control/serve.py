@@ -1,6 +1,8 @@
-"""The controller's process: takes the lock, joins Ray, turns the loop, and asks its keeper to stop after an idle time.
+"""The controller's process: takes the lock and the lease, joins Ray, turns the loop, and asks its keeper to stop after an idle time.
 
-    python -m orchestrator.control.serve --home HOME --address HOST:PORT
+    python -m orchestrator.control.serve --home HOME --address HOST:PORT [--api-host 127.0.0.1 --api-port 8470]
+
+With a port it answers HTTP, too: from a thread of its own, for which the loop never waits.
 """
 
 from __future__ import annotations
@@ -15,24 +17,30 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.control.controller import Controller
+from orchestrator.control.database import place_of
 from orchestrator.control.environment import remote_environment
 from orchestrator.control.keeper import ClusterFile
+from orchestrator.control.lease import ControllerLease
 from orchestrator.control.lock import ControllerLock, cluster_lock, holder, if_free
 from orchestrator.control.processes import CLUSTER_MARK
 from orchestrator.control.provisioning import Provisioner
+from orchestrator.control.pulse import Pulse
 from orchestrator.control.store import JobStore
-from orchestrator.errors import ClusterError
+from orchestrator.errors import ClusterError, OrchestratorError, StateError, StoreUnavailable
 from orchestrator.job import JobState
 from orchestrator.paths import Home
 from orchestrator.supervision.warm_client import RANK_ENTRY
 
+if TYPE_CHECKING:
+    from orchestrator.control.api.server import ApiServer
+
 ROUND_S = 0.1
 BLIND_LIMIT_S = 30.0
 """A controller that cannot read Ray's nodes for so long leaves: Ray is gone."""
-EXIT_SECOND, EXIT_CLUSTER = 3, 4
+EXIT_SECOND, EXIT_CLUSTER, EXIT_STORE = 3, 4, 5
 
 log = logging.getLogger("controller")
 
@@ -51,10 +59,13 @@ class Service:
     """The loop around a controller."""
 
     def __init__(
-        self, home: Home, address: str, idle_timeout_s: float | None, lock: ControllerLock, rank_entry: str = RANK_ENTRY
-    ) -> None:
+        self, home: Home, address: str, idle_timeout_s: float | None, lock: ControllerLock, lease: ControllerLease, pulse: Pulse,
+        rank_entry: str = RANK_ENTRY,
+    ) -> None:  # fmt: skip
         self._rank_entry = rank_entry
         self._home = home
+        self._lease = lease
+        self._pulse = pulse
         self._address = address
         self._idle_timeout_s = idle_timeout_s
         self._lock = lock
@@ -69,20 +80,25 @@ class Service:
         from orchestrator.control.ray_autoscaler import RayAutoscaler
         from orchestrator.control.ray_groups import RayGroups
 
-        store = JobStore(self._home.jobs_db)
+        store = JobStore(place_of(self._home))
         pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ask")
         groups = RayGroups(self._home, pool, self._rank_entry)
         provisioner = Provisioner(self._home.node_types, RayAutoscaler(self._address, pool))
         controller = Controller(store, self._home, groups, lambda: pool.submit(observe), provisioner=provisioner)
         while not self._told_to_stop:
-            now = time.time()
+            if not self._lease.held:
+                log.error("the lease on the job store is over: another controller may act now; this one leaves")
+                return EXIT_STORE
+            now, began = time.time(), time.perf_counter()
             controller.step(now)
+            self._pulse.beat(time.perf_counter() - began)
             if self._is_blind(controller, now):
                 return EXIT_CLUSTER
             self._look_after(controller, store, now)
             store.wait_for_change(ROUND_S)
         provisioner.close()
         groups.close()
+        self._lease.release()
         return 0
 
     def _on_signal(self, _number: int, _frame: Any) -> None:
@@ -97,7 +113,7 @@ class Service:
 
     def _look_after(self, controller: Controller, store: JobStore, now: float) -> None:
         if controller.seen_s is not None and not self._ready:
-            self._ready = True
+            self._ready = self._pulse.ready = True
             settle_memory()
             self._lock.publish(self._address, ready=True)
             log.info("ready at %s", self._address)
@@ -130,13 +146,7 @@ def settle_memory() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.control.serve", description="Control the jobs of a Ray cluster.")
-    parser.add_argument("--home", required=True)
-    parser.add_argument("--address", required=True, help="host:port of the Ray head")
-    parser.add_argument("--idle-timeout-s", type=float, default=None, help="ask the keeper to stop after so long without a job")
-    parser.add_argument("--wait-s", type=float, default=10.0, help="how long Ray may take to come up")
-    parser.add_argument("--rank-entry", default=RANK_ENTRY, help="what the ranks run, module:function; tests give a double")
-    chosen = parser.parse_args(arguments)
+    chosen = _parsed(arguments)
     _set_up_log()
     home = Home(Path(chosen.home))
     lock = ControllerLock(home)
@@ -148,11 +158,55 @@ def main(arguments: list[str] | None = None) -> int:
     if CLUSTER_MARK not in os.environ:
         os.environ.update(remote_environment(home, chosen.address))
     try:
-        _join(chosen.address, chosen.wait_s)
-    except ClusterError as error:
+        return _serve(home, chosen, lock)
+    except (ClusterError, StoreUnavailable) as error:
         log.error("%s", error)
-        return EXIT_CLUSTER
-    return Service(home, chosen.address, chosen.idle_timeout_s, lock, chosen.rank_entry).run()
+        return EXIT_STORE if isinstance(error, StoreUnavailable) else EXIT_CLUSTER
+    except StateError as error:
+        log.error("%s", error)
+        return EXIT_SECOND
+    except OrchestratorError as error:
+        log.error("%s", error)
+        return error.exit_code
+
+
+def _serve(home: Home, chosen: argparse.Namespace, lock: ControllerLock) -> int:
+    """Raises StateError for a second controller of the same store, ClusterError, StoreUnavailable."""
+    pulse = Pulse()
+    server = _api(chosen)
+    lease = ControllerLease(JobStore(place_of(home)).engine)
+    lease.acquire()
+    lease.keep()
+    if server is not None:
+        server.start(home, JobStore(place_of(home)), pulse)
+    _join(chosen.address, chosen.wait_s)
+    try:
+        return Service(home, chosen.address, chosen.idle_timeout_s, lock, lease, pulse, chosen.rank_entry).run()
+    finally:
+        if server is not None:
+            server.stop()
+
+
+def _api(chosen: argparse.Namespace) -> ApiServer | None:
+    """Raises ClusterError if its port is taken."""
+    if chosen.api_port is None:
+        return None
+    from orchestrator.control.api.server import ApiServer
+
+    return ApiServer(chosen.api_host, chosen.api_port, open_reads=chosen.open_reads)
+
+
+def _parsed(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.control.serve", description="Control the jobs of a Ray cluster.")
+    parser.add_argument("--home", required=True)
+    parser.add_argument("--address", required=True, help="host:port of the Ray head")
+    parser.add_argument("--idle-timeout-s", type=float, default=None, help="ask the keeper to stop after so long without a job")
+    parser.add_argument("--wait-s", type=float, default=10.0, help="how long Ray may take to come up")
+    parser.add_argument("--rank-entry", default=RANK_ENTRY, help="what the ranks run, module:function; tests give a double")
+    parser.add_argument("--api-host", default="127.0.0.1")
+    parser.add_argument("--api-port", type=int, default=None, help="answer HTTP there")
+    parser.add_argument("--open-reads", action="store_true", help="requests that change nothing need no token")
+    return parser.parse_args(arguments)
 
 
 def _join(address: str, wait_s: float) -> None:

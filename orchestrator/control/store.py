@@ -1,27 +1,32 @@
 """The job store: one row per job, guarded by a version, the log of its events, what of them speaks against machines, and the stays.
 
-SQLite in write-ahead mode with `synchronous=FULL`: what `put` or `update` returned from survives a power cut. Many processes may
-read and write at once; each write is one short transaction. Any other database that SQLAlchemy knows works with the same code.
+What `put` or `update` returned from survives a power cut. Many processes may read and write at once; each write is one short transaction.
+The databases that it may lie in: `orchestrator.control.database`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from orchestrator.control import tables
+from orchestrator.control import database, tables
 from orchestrator.control.accounts import MAX_STAYS, Stay
+from orchestrator.control.group_commit import GroupCommit
 from orchestrator.control.reputation import Incident
+from orchestrator.control.summary import JobSummary, read_summaries
 from orchestrator.errors import JobNotFound, StaleWrite, StateError, nearest
 from orchestrator.events import Event, EventKind, IncidentKind
 from orchestrator.job import Job, JobState, check_transition, fields_to_dict, job_from_dict, job_to_dict
 
-LOOK_S = 0.005
+_INSERT_JOB, _INSERT_EVENT = tables.jobs.insert(), tables.events.insert()
+_JOB = sa.select(tables.jobs).where(tables.jobs.c.id == sa.bindparam("id"))
+_META = sa.select(tables.meta.c.value).where(tables.meta.c.key == sa.bindparam("key"))
+_LAST_EVENT = sa.select(sa.func.max(tables.events.c.seq)).where(tables.events.c.job_id == sa.bindparam("job_id"))
+"""To build a statement takes as long as to run it."""
 _MANY = 500
 """Ids in one question."""
 _LIVE = [state.value for state in JobState if not state.terminal]
@@ -31,62 +36,60 @@ class JobStore:
     """All jobs of one control plane."""
 
     def __init__(self, where: str | Path) -> None:
-        """`where`: a file of SQLite (made if missing) or an SQLAlchemy URL. Raises StateError for another schema version."""
-        self._engine = tables.open_database(where)
-        self._watch: Any = None
-        self._watched = 0
+        """`where`: a file of SQLite (made if missing) or a URL. Raises StateError for another schema version, StoreUnavailable."""
+        self._engine = database.open_engine(where)
+        self._changes = database.changes_of(self._engine)
+        self._together = GroupCommit(self._engine)
         with self._write() as connection:
+            database.lock_key(connection, "tables")
+            tables.metadata.create_all(connection, tables=[tables.meta])
+            tables.check_schema(connection, database.shown(where))
             tables.metadata.create_all(connection)
-            tables.check_schema(connection, str(where))
+
+    @property
+    def engine(self) -> sa.Engine:
+        """For the other tables of the same control plane."""
+        return self._engine
 
     def close(self) -> None:
-        if self._watch is not None:
-            self._watch.close()
+        self._changes.close()
         self._engine.dispose()
 
     def wait_for_change(self, limit_s: float) -> bool:
-        """Until something was written since the last call, or for `limit_s`; always that long where the database is not SQLite.
-
-        Returns whether it was.
-        """
-        deadline = time.monotonic() + limit_s
-        while (version := self._version()) == self._watched and (left_s := deadline - time.monotonic()) > 0:
-            time.sleep(min(LOOK_S, left_s))
-        changed, self._watched = version != self._watched, version
-        return changed
-
-    def _version(self) -> int:
-        """Grows with each commit of any other connection; read from shared memory, so it costs some microseconds."""
-        if self._engine.dialect.name != "sqlite":
-            return 0
-        if self._watch is None:
-            self._watch = self._engine.raw_connection()
-        return int(self._watch.cursor().execute("PRAGMA data_version").fetchone()[0])
+        """Until something was written since the last call, or for `limit_s`. Returns whether it was. One thread may call it."""
+        return self._changes.wait(limit_s)
 
     # jobs
 
-    def put(self, job: Job, events: Sequence[Event] = ()) -> None:
-        """Add a new job. Raises StateError if the id is taken."""
-        with self._write() as connection:
-            try:
-                connection.execute(tables.jobs.insert().values(**job_to_dict(job)))
-            except sa.exc.IntegrityError as error:
-                raise StateError(f"there is already a job named {job.id}") from error
+    def put(self, job: Job, events: Sequence[Event] = (), also: Sequence[database.Also] = ()) -> None:
+        """Add a new job, and execute `also` in the same transaction. Raises StateError if the id is taken."""
+        row = job_to_dict(job)
+
+        def write(connection: sa.Connection) -> None:
+            connection.execute(_INSERT_JOB, row)
             _append(connection, job.id, events)
+            database.execute(connection, also)
+
+        try:
+            self._together.run(write)
+        except sa.exc.IntegrityError as error:
+            raise StateError(f"there is already a job named {job.id}") from error
 
     def get(self, job_id: str) -> Job:
         """Raises JobNotFound naming the nearest id."""
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id)).mappings().first()
+            row = connection.execute(_JOB, {"id": job_id}).mappings().first()
         if row is None:
             raise self._not_found(job_id)
         return _job(row)
 
     def find(self, prefix: str) -> Job:
         """The job whose id is `prefix`, or the only one that begins with it. Raises JobNotFound, listing the candidates."""
+        with self._engine.connect() as connection:
+            row = connection.execute(_JOB, {"id": prefix.replace("\0", "")}).mappings().first()
+        if row is not None:
+            return _job(row)
         ids = self._ids()
-        if prefix in ids:
-            return self.get(prefix)
         matches = [job_id for job_id in ids if prefix and job_id.startswith(prefix)]
         if not matches:
             raise self._not_found(prefix)
@@ -101,6 +104,18 @@ class JobStore:
             query = query.where(tables.jobs.c.state.in_([state.value for state in states]))
         with self._engine.connect() as connection:
             return [_job(row) for row in connection.execute(query).mappings()]
+
+    def summaries(self, states: Collection[JobState] | None = None, limit: int = 0) -> list[JobSummary]:
+        """What a list shows, in the order of submission; of more than `limit` (0: none) those that have not ended, then the newest."""
+        with self._engine.connect() as connection:
+            return read_summaries(connection, tables.jobs, states, limit)
+
+    def count(self, states: Collection[JobState] | None = None) -> int:
+        query = sa.select(sa.func.count()).select_from(tables.jobs)
+        if states is not None:
+            query = query.where(tables.jobs.c.state.in_([state.value for state in states]))
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar() or 0)
 
     def live(self, known: Mapping[str, int]) -> tuple[list[str], list[Job]]:
         """(the ids of all jobs that have not ended, in the order of their submission; those of them whose version is not the `known`)."""
@@ -136,8 +151,10 @@ class JobStore:
             for event in events:
                 _append(connection, event.job_id, [event])
 
-    def update(self, job: Job, events: Sequence[Event] = (), stay: Stay | None = None, **changes: Any) -> Job:
-        """Write `changes` to the row that `job` was read from, and append `events` and `stay`, in one transaction.
+    def update(
+        self, job: Job, events: Sequence[Event] = (), stay: Stay | None = None, *, also: Sequence[database.Also] = (), **changes: Any
+    ) -> Job:
+        """Write `changes` to the row that `job` was read from, append `events` and `stay` and execute `also`, in one transaction.
 
         Raises StaleWrite if the row changed since, IllegalTransition if the new state does not follow from the old one.
         """
@@ -150,8 +167,7 @@ class JobStore:
             if written.rowcount != 1:
                 raise StaleWrite(f"{job.id} changed since it was read (version {job.version})")
             _append(connection, job.id, events)
-            if stay is not None:
-                connection.execute(tables.stays.insert().values(vars(stay)))
+            database.execute(connection, [*also, *([(tables.stays.insert(), vars(stay))] if stay is not None else [])])
         return new
 
     # events
@@ -163,6 +179,7 @@ class JobStore:
     def append_from(self, job_id: str, source: str, numbered: Sequence[tuple[int, Event]]) -> int:
         """Append what a source tells, each of its sequence numbers once and in order. Returns the highest number now held."""
         with self._write() as connection:
+            database.lock_key(connection, f"events of {job_id}")
             held = _cursor(connection, job_id, source)
             fresh = sorted((seq, event) for seq, event in dict(numbered).items() if seq > held)
             for seq, event in fresh:
@@ -174,9 +191,10 @@ class JobStore:
         with self._engine.connect() as connection:
             return _cursor(connection, job_id, source)
 
-    def events(self, job_id: str, after: int = 0) -> list[tuple[int, Event]]:
-        """(sequence number, event) in order, of those with a number above `after`."""
-        query = sa.select(tables.events).where(tables.events.c.job_id == job_id, tables.events.c.seq > after).order_by(tables.events.c.seq)
+    def events(self, job_id: str, after: int = 0, limit: int | None = None) -> list[tuple[int, Event]]:
+        """(sequence number, event) in order, of those with a number above `after`; the first `limit` of them."""
+        table = tables.events
+        query = sa.select(table).where(table.c.job_id == job_id, table.c.seq > after).order_by(table.c.seq).limit(limit)
         with self._engine.connect() as connection:
             return [(row["seq"], _event(row)) for row in connection.execute(query).mappings()]
 
@@ -224,7 +242,7 @@ class JobStore:
     def meta(self, key: str) -> Any:
         """The JSON value under `key`, None if there is none."""
         with self._engine.connect() as connection:
-            return connection.execute(sa.select(tables.meta.c.value).where(tables.meta.c.key == key)).scalar()
+            return connection.execute(_META, {"key": key}).scalar()
 
     def _write(self) -> Any:
         """A transaction that takes the write lock at once, so that it never has to be upgraded (and refused) midway."""
@@ -243,7 +261,8 @@ class JobStore:
 def _append(connection: sa.Connection, job_id: str, events: Sequence[Event], source: str = "", source_seq: int = 0) -> None:
     if not events:
         return
-    last = connection.execute(sa.select(sa.func.max(tables.events.c.seq)).where(tables.events.c.job_id == job_id)).scalar() or 0
+    database.lock_key(connection, f"events of {job_id}")
+    last = connection.execute(_LAST_EVENT, {"job_id": job_id}).scalar() or 0
     rows = [
         {
             "job_id": job_id, "seq": last + 1 + index, "kind": event.kind.name, "time_s": event.time_s, "message": event.message,
@@ -251,7 +270,7 @@ def _append(connection: sa.Connection, job_id: str, events: Sequence[Event], sou
         }
         for index, event in enumerate(events)
     ]  # fmt: skip
-    connection.execute(tables.events.insert(), rows)
+    connection.execute(_INSERT_EVENT, rows)
     against = [
         {"job_id": job_id, "seq": last + 1 + index, "time_s": event.time_s, **_against(event)}
         for index, event in enumerate(events)

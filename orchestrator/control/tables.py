@@ -1,17 +1,12 @@
-"""The tables of the job store, and how its database is opened."""
+"""The tables of the job store, and the version of their schema. Users, audit log and leases keep theirs in their own modules."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 import sqlalchemy as sa
 
+from orchestrator.control.database import Json, Words
+from orchestrator.control.schema import SCHEMA_VERSION
 from orchestrator.errors import StateError
-
-SCHEMA_VERSION = 3
-_BUSY_TIMEOUT_MS = 20_000
 
 metadata = sa.MetaData()
 jobs = sa.Table(
@@ -21,20 +16,21 @@ jobs = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("state", sa.String, nullable=False, index=True),
     sa.Column("run", sa.Integer, nullable=False),
-    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("spec", Json, nullable=False),
     sa.Column("submitted_s", sa.Float, nullable=False),
     sa.Column("queued_s", sa.Float, nullable=False),
     sa.Column("started_s", sa.Float),
     sa.Column("ended_s", sa.Float),
-    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("reason", Words, nullable=False),
     sa.Column("stop_requested", sa.String, nullable=False),
-    sa.Column("progress", sa.JSON, nullable=False),
-    sa.Column("result", sa.JSON),
-    sa.Column("placement", sa.JSON, nullable=False),
-    sa.Column("standby", sa.JSON, nullable=False),
+    sa.Column("progress", Json, nullable=False),
+    sa.Column("result", Json),
+    sa.Column("placement", Json, nullable=False),
+    sa.Column("standby", Json, nullable=False),
     sa.Column("user", sa.String, nullable=False),
-    sa.Column("service", sa.JSON, nullable=False),
-    sa.Column("order", sa.JSON),
+    sa.Column("tenant", sa.String, nullable=False),
+    sa.Column("service", Json, nullable=False),
+    sa.Column("order", Json),
     sa.Column("position", sa.Integer, nullable=False),
     sa.Column("start_s", sa.Float),
     sa.Column("reserved_s", sa.Float),
@@ -46,8 +42,8 @@ events = sa.Table(
     sa.Column("seq", sa.Integer, primary_key=True),
     sa.Column("kind", sa.String, nullable=False),
     sa.Column("time_s", sa.Float, nullable=False),
-    sa.Column("message", sa.Text, nullable=False),
-    sa.Column("fields", sa.JSON, nullable=False),
+    sa.Column("message", Words, nullable=False),
+    sa.Column("fields", Json, nullable=False),
     sa.Column("source", sa.String, nullable=False),
     sa.Column("source_seq", sa.Integer, nullable=False),
 )
@@ -60,7 +56,7 @@ incidents = sa.Table(
     sa.Column("node", sa.String, nullable=False),
     sa.Column("gpu", sa.String, nullable=False),
     sa.Column("time_s", sa.Float, nullable=False, index=True),
-    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("message", Words, nullable=False),
 )
 """Those of the events that speak against a machine, of all jobs; a machine that is forgiven loses its rows."""
 stays = sa.Table(
@@ -77,31 +73,7 @@ stays = sa.Table(
     sa.Column("succeeded", sa.Boolean, nullable=False),
 )
 """One row for each time that a job held a place: what tenants are charged for, and what run times are estimated from."""
-meta = sa.Table("meta", metadata, sa.Column("key", sa.String, primary_key=True), sa.Column("value", sa.JSON, nullable=False))
-
-
-def open_database(where: str | Path) -> sa.Engine:
-    url = str(where)
-    if "://" not in url:
-        Path(url).parent.mkdir(parents=True, exist_ok=True)
-        url = f"sqlite:///{url}"
-    engine = sa.create_engine(url, json_serializer=lambda value: json.dumps(value, sort_keys=True))
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _set_up_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _set_up_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver must not open transactions of its own: `_begin_sqlite` does
-    connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+meta = sa.Table("meta", metadata, sa.Column("key", sa.String, primary_key=True), sa.Column("value", Json, nullable=False))
 
 
 def check_schema(connection: sa.Connection, where: str) -> None:
@@ -110,6 +82,7 @@ def check_schema(connection: sa.Connection, where: str) -> None:
         connection.execute(meta.insert().values(key="schema_version", value=SCHEMA_VERSION))
     elif held != SCHEMA_VERSION:
         raise StateError(
-            f"the job store {where} has schema version {held}, this program needs {SCHEMA_VERSION}. "
-            "Use the program that wrote it, or another cluster.home."
+            f"the job store {where} has schema version {held}, this program needs {SCHEMA_VERSION}. Carry its jobs over: "
+            "`orchestrator store export FILE`, put the old store away, `orchestrator store import FILE`; or use the program that wrote it, "
+            "or another cluster.home."
         )

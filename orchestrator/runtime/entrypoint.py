@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from orchestrator.code.origin import shipped_file
+from orchestrator.code.package import unpack
 from orchestrator.errors import ConfigError, WorkloadError, nearest
 from orchestrator.spec import JobSpec
+from orchestrator.storage import open_store
 from orchestrator.workload import REQUIRED, Workload
+
+
+def with_code(spec: JobSpec, cache: Path) -> JobSpec:
+    """The spec with the folder of its code on this node, unpacked if it has to be. Raises StorageError."""
+    if not spec.workload.package:
+        return spec
+    folder = unpack(open_store(spec.storage), spec.workload.package, cache)
+    return dataclasses.replace(spec, workload=dataclasses.replace(spec.workload, code_dir=str(folder)))
 
 
 def workload_file(spec: JobSpec) -> str:
@@ -45,7 +58,10 @@ def load_workload(spec: JobSpec) -> Workload:
 
 
 def _add_code_dir(spec: JobSpec) -> None:
+    """What is shipped needs none; a file beside the submitter must not take the place of a module of ours."""
     folder = spec.workload.code_dir
+    if shipped_file(spec.workload.entrypoint.split(":")[0]) is not None:
+        return
     if folder and sys.path[0] != folder:
         sys.path.insert(0, folder)
         importlib.invalidate_caches()

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from orchestrator.checkpoints.near import NearStore
 from orchestrator.checkpoints.stage import StagingRing
+from orchestrator.code.requirements import check_requirements
 from orchestrator.data.loader import Dataset, open_dataset
 from orchestrator.data.prepare import ensure_dataset
 from orchestrator.errors import LayoutError
@@ -27,7 +28,7 @@ from orchestrator.runtime.chaos import progress_clock
 from orchestrator.runtime.collective import broadcast_text
 from orchestrator.runtime.disk import own_folder
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op
-from orchestrator.runtime.entrypoint import load_workload, workload_file
+from orchestrator.runtime.entrypoint import load_workload, with_code, workload_file
 from orchestrator.runtime.failure import describe
 from orchestrator.runtime.guard import Guard
 from orchestrator.runtime.initialise import build_model
@@ -58,6 +59,8 @@ def main(task: RankTask) -> int:
     where = ""
     try:
         spec: JobSpec = from_dict(JobSpec, task.spec)
+        check_requirements(spec.environment.requirements)
+        spec = with_code(spec, Path(task.cache_dir))
         where = workload_file(spec)
         _live(task, spec, link)
     except BaseException as error:  # noqa: BLE001  whatever it is, the agent must hear why
@@ -91,9 +94,7 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
         near = NearStore(store, Path(task.slab_folder), task.slab_stem)
         cadence = Cadence(spec.checkpoint, nodes=-(-task.world_size // task.local_world_size))
         guard = Guard(spec.guard, engine.precision)
-        run = Training(
-            task, spec, layout, workload, near, dataset, engine, link, clock, meter, selection_of(spec), staging, cadence, guard
-        )
+        run = Training(task, spec, layout, workload, near, dataset, engine, link, clock, meter, selection_of(spec), staging, cadence, guard)
         restore_newest(run)
         run.store = store  # the slabs are to be written again
         staging.prepare(engine.state.owned_pieces())

@@ -15,6 +15,7 @@ on to the ranks that it has, and leaves when they have. What an agent that is go
 It leaves by itself
 
     once no agent is connected, if agents have begun to ask for a process of other code or packages (`warm_place`)
+    once no agent has been connected for `--idle-limit-s`, if that is given: it has the variables of a job
     once it has no ranks, if it has grown by `--max-growth-mb` since it was ready
 
 First it takes its socket away: who comes then starts another. Who got no answer yet asks the next one (`RankHub`).
@@ -33,6 +34,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +78,11 @@ class Agent:
 
 
 class Warm:
-    def __init__(self, listener: socket.socket, entry: Entry, watch_pid: int, lock: int, max_growth_bytes: int) -> None:
+    def __init__(
+        self, listener: socket.socket, entry: Entry, watch_pid: int, lock: int, max_growth_bytes: int, idle_limit_s: float = 0.0
+    ) -> None:  # fmt: skip
+        self._idle_limit_s = idle_limit_s
+        self._connected_s = time.monotonic()
         self._listener = listener
         self._path = Path(listener.getsockname())
         self._max_bytes = child.own_bytes() + max_growth_bytes
@@ -121,6 +127,10 @@ class Warm:
             return False
         if self._leaving or not self._is_idle:
             return self._leaving
+        if self._agents:
+            self._connected_s = time.monotonic()
+        if self._idle_limit_s and time.monotonic() - self._connected_s > self._idle_limit_s:
+            return True
         return (not self._agents and not is_newest(self._path)) or (self._has_forked and child.own_bytes() > self._max_bytes)
 
     def _round(self, ready: list[Any]) -> None:
@@ -294,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--watch-pid", type=int, required=True, help="leave when this process (the node's raylet) is gone")
     parser.add_argument("--entry", default=DEFAULT_ENTRY, help="what a rank runs")
     parser.add_argument("--max-growth-mb", type=int, default=MAX_GROWTH_MB, help="leave when it has grown by so much and has no ranks")
+    parser.add_argument("--idle-limit-s", type=float, default=0.0, help="leave when no agent has been connected for so long; 0: never")
     parser.add_argument("--detach", action="store_true", help="go on in a process that has no parent")
     options = parser.parse_args(arguments)
     if options.detach:
@@ -306,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with listen(options.socket) as listener:  # open before the imports: agents that connect meanwhile wait in its queue
         entry = _entry(options.entry)
         gc.freeze()
-        Warm(listener, entry, options.watch_pid, lock, options.max_growth_mb * 1024 * 1024).serve()
+        Warm(listener, entry, options.watch_pid, lock, options.max_growth_mb * 1024 * 1024, options.idle_limit_s).serve()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # taking torch apart would take a second, and there is nothing left to be done

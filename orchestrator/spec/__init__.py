@@ -7,12 +7,14 @@ of `conf/`; the attribute path is the command-line flag: `spec.training.max_step
     parallelism.py   ParallelismSpec                       convert.py  to_dict, from_dict
     operations.py    ResourcesSpec, CheckpointSpec, StorageSpec, TrackingSpec, RecoverySpec, ClusterSpec
     guard.py         GuardSpec                             chaos.py    ChaosSpec
+    environment.py   EnvironmentSpec
     scheduling.py    SchedulingSpec
 """
 
 from orchestrator.spec.chaos import ChaosSpec
 from orchestrator.spec.checks import Options
 from orchestrator.spec.convert import from_dict, to_dict
+from orchestrator.spec.environment import EnvironmentSpec
 from orchestrator.spec.guard import GuardSpec, OnBadNumbers
 from orchestrator.spec.job import DataSpec, JobSpec, ModelSpec, WorkloadSpec
 from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
@@ -40,6 +42,7 @@ __all__ = [
     "ClusterSpec",
     "CompileBackend",
     "DataSpec",
+    "EnvironmentSpec",
     "Float8",
     "GuardSpec",
     "JobSpec",

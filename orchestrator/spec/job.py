@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.spec.chaos import ChaosSpec, check_chaos
 from orchestrator.spec.checks import Options, require
+from orchestrator.spec.environment import EnvironmentSpec
 from orchestrator.spec.guard import GuardSpec
 from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
 from orchestrator.spec.parallelism import SIZES, Offload, ParallelismSpec
@@ -26,10 +27,14 @@ class WorkloadSpec:
     """Passed through to the workload."""
     code_dir: str = ""
     """Folder put first on the import path of the ranks; set to the submitter's working directory."""
+    package: str = ""
+    """Hash of the packaged working directory, which then takes the place of `code_dir`; set at submission if the workload stands in it."""
 
     def __post_init__(self) -> None:
         ok = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.entrypoint) is not None
         require(ok, "workload.entrypoint", self.entrypoint, "module:Class, for example my_module:MyWorkload")
+        ok = re.fullmatch(r"([0-9a-f]{64})?", self.package) is not None
+        require(ok, "workload.package", self.package, "a hash of 64 hexadecimal digits, or empty; it is set at submission")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,7 @@ class JobSpec:
     training: TrainingSpec
     name: str = ""
     """Shown in lists; empty: the workload's name."""
+    environment: EnvironmentSpec = field(default_factory=EnvironmentSpec)
     resources: ResourcesSpec = field(default_factory=ResourcesSpec)
     scheduling: SchedulingSpec = field(default_factory=SchedulingSpec)
     parallelism: ParallelismSpec = field(default_factory=ParallelismSpec)

@@ -25,7 +25,7 @@ from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.storage import open_store
 from orchestrator.supervision import warm_client
 from orchestrator.supervision.inspection import inspect_ranks, node_health
-from orchestrator.supervision.log_shipper import LogShipper
+from orchestrator.supervision.log_shipper import LogShipper, log_name
 from orchestrator.supervision.peer_copier import AgentPeer, PeerCopier
 from orchestrator.supervision.rank_hub import Fork, Message, RankHub
 from orchestrator.supervision.uploader_child import UploaderChild
@@ -51,7 +51,7 @@ class Agent:
     def ready(self) -> None:
         """Answers when the process is up."""
 
-    def begin(self, job_id: str, bundle: int, entry: str, supervisor: Any) -> None:
+    def begin(self, job_id: str, bundle: int, entry: str, supervisor: Any, variables: Mapping[str, str] | None = None) -> None:
         """Its job, before all other calls. Starts the node's warm process, if there is none. Raises ClusterError."""
         self._job_id = job_id
         self._bundle = bundle
@@ -73,10 +73,13 @@ class Agent:
         self._copies = PeerCopies(self._memory_folder, self._slab_stem)
         self._copier: PeerCopier | None = None
         self._logs = LogShipper(JobKeys(job_id))
+        self._logs.take_over(self._folder, bundle)
         name = f"agent-{bundle}.sock"
         self._socket = warm_client.short_folder(self._folder, name) / name
         raylet = os.getppid()
-        self._hub = RankHub(self._socket, lambda: warm_client.connect(self._home, entry, raylet), self._pass_on, self._exit_facts)
+        self._hub = RankHub(
+            self._socket, lambda: warm_client.connect(self._home, entry, raylet, variables), self._pass_on, self._exit_facts
+        )
 
     def start_ranks(self, epoch: int, tasks: list[dict[str, Any]], env: dict[str, str], peer: Any = None) -> None:
         """Fork the ranks of `tasks` (RankTask as a dict, without its places on this node). Raises ClusterError.
@@ -277,7 +280,7 @@ class Agent:
         self._logs.ended(message["epoch"], message["rank"])
 
     def _log_path(self, epoch: int, rank: int) -> Path:
-        return self._folder / f"rank-{epoch:08d}-{rank:05d}.log"
+        return self._folder / log_name(self._bundle, epoch, rank)
 
     @property
     def _slab_stem(self) -> str:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import StorageError
-from orchestrator.paths import JobKeys
+from orchestrator.paths import JobKeys, log_piece_of
 from orchestrator.storage import ObjectStore
 
 INTERVAL_S = 1.0
 PIECE_BYTES = 4 * 1024 * 1024
 
 log = logging.getLogger("orchestrator.agent")
+
+
+def log_name(bundle: int, epoch: int, rank: int) -> str:
+    """Of the file of a rank's output on its node."""
+    return f"{_of_bundle(bundle)}{epoch:08d}-{rank:05d}.log"
+
+
+def _of_bundle(bundle: int) -> str:
+    return f"rank-{bundle:05d}-"
 
 
 @dataclass
@@ -25,15 +35,19 @@ class Tail:
     path: Path
     epoch: int
     rank: int
-    offset: int = 0
+    offset: int | None = 0
+    """None: an agent before this one has shipped some of it."""
     ended: bool = False
+    trying: tuple[int, float] | None = None
+    """Length and time of a piece whose store failed. It may be there all the same: the next try writes the same one."""
 
 
 class LogShipper:
     """A thread that looks about once a second. A store that is down delays the pieces; the file keeps them."""
 
-    def __init__(self, keys: JobKeys, interval_s: float = INTERVAL_S) -> None:
+    def __init__(self, keys: JobKeys, interval_s: float = INTERVAL_S, clock: Callable[[], float] = time.time) -> None:
         self._keys = keys
+        self._clock = clock
         self._interval_s = interval_s
         self._store: ObjectStore | None = None
         self._tails: list[Tail] = []
@@ -49,6 +63,13 @@ class LogShipper:
     def follow(self, path: Path, epoch: int, rank: int) -> None:
         with self._lock:
             self._tails.append(Tail(path, epoch, rank))
+
+    def take_over(self, folder: Path, bundle: int) -> None:
+        """What an agent of this bundle has left here when it died: its ranks are dead too."""
+        with self._lock:
+            for path in sorted(folder.glob(f"{_of_bundle(bundle)}*.log")):
+                epoch, rank = path.stem.split("-")[2:]
+                self._tails.append(Tail(path, int(epoch), int(rank), offset=None, ended=True))
 
     def ended(self, epoch: int, rank: int) -> None:
         """The rank writes no more: its log is shipped at once and its file removed."""
@@ -85,12 +106,19 @@ class LogShipper:
     def _ship_pieces(self, tail: Tail) -> bool:
         if self._store is None or not tail.path.exists():
             return False
+        if tail.offset is None:
+            tail.offset = self._shipped_before(self._store, tail)
         with tail.path.open("rb") as file:
             file.seek(tail.offset)
-            while piece := file.read(PIECE_BYTES):
-                self._store.put(self._keys.log_piece(tail.epoch, tail.rank, tail.offset), piece)
-                tail.offset += len(piece)
+            while piece := file.read(tail.trying[0] if tail.trying else PIECE_BYTES):
+                tail.trying = tail.trying or (len(piece), self._clock())
+                self._store.put(self._keys.log_piece(tail.epoch, tail.rank, tail.offset, tail.trying[1]), piece)
+                tail.offset, tail.trying = tail.offset + len(piece), None
         return True
+
+    def _shipped_before(self, store: ObjectStore, tail: Tail) -> int:
+        pieces = store.list(self._keys.log_pieces(tail.epoch, tail.rank))
+        return max((log_piece_of(info.key)[2] + info.num_bytes for info in pieces), default=0)
 
     def _forget(self, tail: Tail) -> None:
         with self._lock:

@@ -22,12 +22,17 @@ RANK_ENTRY = "orchestrator.runtime.rank:main"
 MAX_SOCKET_PATH_BYTES = 107
 START_LIMIT_S = 30.0
 START_AGAIN_S = 5.0
+OWN_IDLE_LIMIT_S = 60.0
+"""How long a warm process with a job's own variables waits for another job that has them."""
 _PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "ray")
 
 
-def connect(home: Home, entry: str, watch_pid: int) -> socket.socket:
-    """A connection to this node's warm process for this environment, started if there is none. Raises ClusterError."""
-    path = socket_path(home, entry)
+def connect(home: Home, entry: str, watch_pid: int, variables: Mapping[str, str] | None = None) -> socket.socket:
+    """A connection to this node's warm process for this environment, started if there is none. Raises ClusterError.
+
+    `variables`: of a job's own; a process that has them serves only jobs with the same ones, and leaves soon after them.
+    """
+    path = socket_path(home, entry, variables)
     call_newest(path)
     give_up = time.monotonic() + START_LIMIT_S
     start_again = 0.0
@@ -39,22 +44,26 @@ def connect(home: Home, entry: str, watch_pid: int) -> socket.socket:
         if now > give_up:
             raise ClusterError(f"the warm process did not start within {START_LIMIT_S:.0f} s; see {log_path(home)}: {log_tail(home)}")
         if now > start_again:
-            start(home, watch_pid, os.environ, entry)
+            start(home, watch_pid, os.environ, entry, variables)
             start_again = time.monotonic() + START_AGAIN_S
         time.sleep(0.01)
 
 
-def start(home: Home, watch_pid: int, environ: Mapping[str, str], entry: str = RANK_ENTRY) -> None:
+def start(
+    home: Home, watch_pid: int, environ: Mapping[str, str], entry: str = RANK_ENTRY, variables: Mapping[str, str] | None = None
+) -> None:  # fmt: skip
     """Start this node's warm process; it leaves when `watch_pid` is gone. A second one finds the lock held and leaves.
 
     It detaches itself, so this returns as soon as it has its own process; `connect` waits for it.
     """
-    path = socket_path(home, entry)
+    path = socket_path(home, entry, variables)
     call_newest(path)
     log_path(home).parent.mkdir(parents=True, exist_ok=True)
     # The GPUs are the ranks' to see, not the process's that starts this one.
     environment = {name: value for name, value in environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    environment.update(variables or {})
     command = [sys.executable, "-m", "orchestrator.runtime.warm", "--socket", str(path), "--watch-pid", str(watch_pid)]
+    command += ["--idle-limit-s", str(OWN_IDLE_LIMIT_S)] if variables else []
     with log_path(home).open("ab") as log:
         subprocess.run(
             [*command, "--entry", entry, "--detach"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd="/",
@@ -62,9 +71,10 @@ def start(home: Home, watch_pid: int, environ: Mapping[str, str], entry: str = R
         )  # fmt: skip
 
 
-def socket_path(home: Home, entry: str = RANK_ENTRY) -> Path:
+def socket_path(home: Home, entry: str = RANK_ENTRY, variables: Mapping[str, str] | None = None) -> Path:
     """The place of the socket; in a private folder under the temporary one if the home's path is too long for a socket."""
-    name = socket_name(_digest(f"{sys.executable} {entry}"), content())
+    own = f" {sorted(variables.items())}" if variables else ""
+    name = socket_name(_digest(f"{sys.executable} {entry}{own}"), content())
     return short_folder(home.root / "node", name) / name
 
 

@@ -73,8 +73,10 @@ class AgentSlot:
     """The agent of one bundle, started anew when it died. The first one may be a standby."""
 
     def __init__(
-        self, job_id: str, bundle: int, gpus: float, home: Home, entry: str, on_loss: Callable[[int, str], None], standby: str
+        self, job_id: str, bundle: int, gpus: float, home: Home, entry: str, on_loss: Callable[[int, str], None], standby: str,
+        variables: Mapping[str, str],
     ) -> None:  # fmt: skip
+        self._variables = dict(variables)
         self.job_id = job_id
         self.bundle = bundle
         self._gpus = gpus
@@ -94,7 +96,7 @@ class AgentSlot:
         self._life += 1
         life, standby, self._standby = self._life, self._standby, ""
         self.handle = handle = named(standby) or self._create(group)
-        self.begun = handle.begin.remote(self.job_id, self.bundle, self._entry, supervisor)
+        self.begun = handle.begin.remote(self.job_id, self.bundle, self._entry, supervisor, self._variables)
         # A call that never returns fails when the process dies, which is how Ray tells soonest.
         handle.wait.remote().future().add_done_callback(lambda future: self._lost(life, future))
 
@@ -138,9 +140,9 @@ class WorkerGroup:
         self._peer_copy = context.spec.checkpoint.peer_copy and len(context.ranks_per_bundle) > 1
         self._nodes: list[str] = []
         gpus = context.spec.resources.gpus_per_worker
-        ready = dict(enumerate(standby))
+        ready, variables = dict(enumerate(standby)), context.spec.environment.texts
         self._slots = [
-            AgentSlot(context.job_id, bundle, ranks * gpus, context.home, entry, on_loss, ready.get(bundle, ""))
+            AgentSlot(context.job_id, bundle, ranks * gpus, context.home, entry, on_loss, ready.get(bundle, ""), variables)
             for bundle, ranks in enumerate(context.ranks_per_bundle)
         ]
 

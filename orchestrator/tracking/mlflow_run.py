@@ -229,6 +229,14 @@ def _parts(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield part
 
 
+def delete_run(uri: str, run_id: str) -> None:
+    """Put a run among MLflow's deleted ones. Raises TrackingUnavailable or TrackingRefused."""
+    from mlflow import MlflowClient
+
+    with _translated():
+        MlflowClient(tracking_uri=uri).delete_run(run_id)
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     from mlflow.exceptions import MlflowException

@@ -24,8 +24,8 @@ TRAINING = (
 WORKLOADS = "bert, custom, gpt, resnet, seq2seq, text-classifier"
 OPTIMIZERS = "adafactor, adamw, bert, gpt, gpt-large, lion, muon, resnet, sgd, t5"
 GROUPS = (
-    "chaos, checkpoint, cluster, data, guard, model, optimizer, parallelism, recovery, resources, scheduling, storage, tracking, training, "
-    "workload"
+    "chaos, checkpoint, cluster, data, environment, guard, model, optimizer, parallelism, recovery, resources, scheduling, storage, "
+    "tracking, training, workload"
 )
 
 
@@ -63,12 +63,13 @@ def test_a_composed_spec_is_the_same_after_json(workload: str) -> None:
 def test_overrides_reach_the_spec(folder: Path) -> None:
     spec = load_job_spec(
         ["model=gpt-tiny", "training.max_steps=50", "++training.seed=7", "training.precision=bf16", "optimizer.betas=[0.5,0.75]",
-         "+workload.options.width=64", "+tracking.tags.team=a", "training.eval_samples=${training.seed}"]
+         "+workload.options.width=64", "+tracking.tags.team=a", "+environment.variables.MODE=x", "training.eval_samples=${training.seed}"]
     )  # fmt: skip
     assert spec.model.name == "gpt-tiny"
     assert (spec.training.max_steps, spec.training.seed, spec.training.eval_samples) == (50, 7, 7)
     assert (spec.training.precision, spec.optimizer.betas) == (Precision.bf16, (0.5, 0.75))
     assert (spec.workload.options["width"], spec.tracking.tags) == (64, {"team": "a"})
+    assert spec.environment.texts == {"MODE": "x"}
     assert spec.workload.code_dir == str(folder)
 
 
@@ -78,8 +79,8 @@ def test_a_workload_of_the_working_directory_is_found_without_importing_it(folde
     assert (spec.workload.entrypoint, spec.model.name, spec.data.name) == ("my_module:Mine", "none", "none")
 
 
-@pytest.mark.parametrize("module", ["json.decoder", "package", "package.inner"])
-def test_installed_modules_and_packages_are_found(folder: Path, module: str) -> None:
+@pytest.mark.parametrize("module", ["package", "package.inner"])
+def test_packages_of_the_working_directory_are_found(folder: Path, module: str) -> None:
     (folder / "package").mkdir()
     (folder / "package" / "__init__.py").touch()
     (folder / "package" / "inner.py").touch()
@@ -184,7 +185,8 @@ def test_a_custom_workload_needs_an_entrypoint() -> None:
 
 def test_an_entrypoint_that_is_not_there_is_refused_with_the_nearest_module(folder: Path) -> None:
     assert refusal("workload=custom", "workload.entrypoint=my_modul:Mine") == (
-        f"workload.entrypoint=my_modul:Mine is not possible: there is no module 'my_modul' in {folder} and none is installed. "
+        f"workload.entrypoint=my_modul:Mine is not possible: there is no module 'my_modul' in {folder}, and no installed package "
+        "offers it as an entry point of 'orchestrator.workloads'. "
         "Did you mean 'my_module'?"
     )
     said = "workload.entrypoint=my_module is not possible: allowed is module:Class, for example my_module:MyWorkload."

@@ -19,6 +19,7 @@ from orchestrator.spec import (
     CheckpointSpec,
     ClusterSpec,
     DataSpec,
+    EnvironmentSpec,
     GuardSpec,
     JobSpec,
     ModelSpec,
@@ -43,7 +44,7 @@ from orchestrator.spec import (
 PARTS = {
     "workload": WorkloadSpec, "model": ModelSpec, "data": DataSpec, "training": TrainingSpec, "resources": ResourcesSpec,
     "parallelism": ParallelismSpec, "optimizer": OptimizerSpec, "checkpoint": CheckpointSpec, "storage": StorageSpec,
-    "tracking": TrackingSpec, "recovery": RecoverySpec, "guard": GuardSpec, "chaos": ChaosSpec,
+    "tracking": TrackingSpec, "recovery": RecoverySpec, "guard": GuardSpec, "chaos": ChaosSpec, "environment": EnvironmentSpec,
     "cluster": ClusterSpec, "scheduling": SchedulingSpec,
 }  # fmt: skip
 SMALLEST: dict[str, dict[str, Any]] = {
@@ -133,9 +134,42 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
         ["m:C", "a.b.c:My_2", "_m:_C"], ["", "m", "m:", ":C", "m.C", "m:C.D", "1m:C", "m:1C", "a/b:C", "m.py:C:D", "m:C "],
         "module:Class, for example my_module:MyWorkload",
     ),
+    "workload.package": (["", "0f" * 32], ["x", "0F" * 32, "0" * 63], "a hash of 64 hexadecimal digits, or empty; it is set at submission"),
+    "environment.max_package_mb": ([0.5, 1e4], [0.0, -1.0, float("nan"), float("inf")], "more than 0"),
     "name": (["", "a", "0-run", "a" * 40], ["A", "a_b", "-a", "a" * 41, "a b", "ü"], "up to 40 of a-z, 0-9 and '-'"),
 }  # fmt: skip
 """Flag -> values at the limit that are taken, values beyond that are not, what the message says is allowed."""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("RANK", "1", "any variable but those that the orchestrator sets itself"),
+        ("RAY_ADDRESS", "x", "any variable but those that the orchestrator sets itself"),
+        ("OMP_NUM_THREADS", 4, "threads are resources.threads_per_worker"),
+        ("1A", "x", "a name of letters, digits and '_'"),
+        ("DEBUG", True, "text or a number; true and false in quotes"),
+        ("DEBUG", None, "text or a number"),
+        ("HF_TOKEN", "hf_x", "no secret"),
+        ("WANDB_API_KEY", "x", "no secret"),
+        ("db_password", "x", "no secret"),
+    ],
+)
+def test_environment_variables_that_cannot_be(name: str, value: object, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        EnvironmentSpec(variables={name: value})
+    assert f"environment.variables.{name}=" in str(caught.value) and said in str(caught.value)
+    assert "hf_x" not in str(caught.value)
+
+
+def test_environment_variables_that_can_be() -> None:
+    assert EnvironmentSpec(variables={"NCCL_DEBUG": "INFO", "TOKENIZERS_PARALLELISM": "false", "N": 3}).texts["N"] == "3"
+
+
+@pytest.mark.parametrize("requirement", ["", "-e .", "a b", "a>=", "git+https://x", "a; rm"])
+def test_requirements_that_cannot_be(requirement: str) -> None:
+    with pytest.raises(ConfigError, match=r"^environment\.requirements="):
+        EnvironmentSpec(requirements=(requirement,))
 
 
 @pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, (good, _, _) in LIMITS.items() for value in good])
@@ -516,6 +550,12 @@ job_specs = st.builds(
     storage=st.builds(StorageSpec, url=st.sampled_from(["", "s3://bucket/a", "file:///x"]), read_timeout_s=positive),
     tracking=st.builds(TrackingSpec, enabled=st.booleans(), uri=st.text(max_size=5), tags=options),
     recovery=st.builds(RecoverySpec, max_restarts=zero_or_more, backoff_s=positive),
+    environment=st.builds(
+        EnvironmentSpec,
+        variables=st.sampled_from([{}, {"MODE": "x", "N": 3}]),
+        requirements=st.sampled_from([(), ("numpy>=1,<9", "a[b]")]),
+        max_package_mb=positive,
+    ),
     guard=st.builds(GuardSpec, on_bad_numbers=st.sampled_from(OnBadNumbers), max_skips=zero_or_more, spike_factor=positive),
     cluster=st.builds(ClusterSpec, address=st.text(max_size=5), num_gpus=st.integers(-1, 8)),
 )  # fmt: skip

@@ -27,11 +27,11 @@ def test_verbs_are_completed() -> None:
     assert complete("orchestrator tr") == ["train"]
     assert complete("orchestrator su") == ["submit"]
     assert complete("orchestrator si") == ["simulate"]
-    assert complete("orchestrator d") == ["dashboard", "down"]
+    assert complete("orchestrator d") == ["dashboard", "doctor", "down"]
     assert complete("orchestrator x") == []
     assert complete("orchestrator ") == [
-        "train", "submit", "resume", "list", "status", "logs", "cancel", "dashboard", "down", "version",
-        "queue", "explain", "priority", "policy", "nodes", "simulate", "checkpoint", "completion",
+        "train", "submit", "resume", "list", "status", "logs", "events", "wait", "cancel", "dashboard", "doctor", "up", "down", "version",
+        "queue", "explain", "priority", "policy", "serve", "user", "audit", "store", "nodes", "simulate", "checkpoint", "completion",
     ]  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_settings_are_completed() -> None:
     ]
 
 
-@pytest.mark.parametrize("verb", ["status", "logs", "cancel", "resume"])
+@pytest.mark.parametrize("verb", ["status", "logs", "cancel", "resume", "events"])
 def test_jobs_are_completed_where_one_is_named(home: Home, verb: str) -> None:
     store = JobStore(home.jobs_db)
     for number, name in enumerate(("gpt-bbb", "gpt-aaa", "resnet-ccc")):
@@ -66,6 +66,7 @@ def test_jobs_are_completed_where_one_is_named(home: Home, verb: str) -> None:
     assert complete(f"orchestrator {verb} ") == ["gpt-bbb", "gpt-aaa", "resnet-ccc"]
     assert complete(f"orchestrator {verb} gpt-a") == ["gpt-aaa"]
     assert complete(f"orchestrator {verb} gpt-aaa ") == []
+    assert complete("orchestrator wait gpt-aaa gpt-b") == ["gpt-bbb"]
 
 
 def test_traces_folders_and_settings_of_a_simulation_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +104,7 @@ def test_verbs_that_take_no_name_complete_nothing(verb: str) -> None:
 def test_the_query_answers_for_the_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COMP_LINE", "orchestrator d")
     assert main(["completion", "query"]) == 0
-    assert capsys.readouterr().out == "dashboard\ndown\n"
+    assert capsys.readouterr().out == "dashboard\ndoctor\ndown\n"
 
 
 def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

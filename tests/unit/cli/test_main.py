@@ -31,7 +31,7 @@ def test_help_is_printed(arguments: list[str], capsys: pytest.CaptureFixture[str
 def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nonsense"]) == 2
     verbs = capsys.readouterr().err.partition("Commands: ")[2].partition(".")[0].split(", ")
-    assert len(verbs) == 18
+    assert len(verbs) == 26
     assert [verb for verb in verbs if f"  {verb}" not in HELP and f" {verb} " not in HELP] == []
 
 
@@ -49,7 +49,12 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == f"orchestrator {version('orchestrator')}\n"
 
 
-@pytest.mark.parametrize("verb", ["resume", "list", "status", "logs", "cancel", "dashboard", "down", "version"])
+WITH_PARSER = (
+    "resume", "list", "status", "logs", "events", "wait", "cancel", "dashboard", "doctor", "up", "down", "version", "nodes", "simulate",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", WITH_PARSER)
 def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([verb, "--help"])

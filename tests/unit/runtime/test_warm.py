@@ -229,3 +229,16 @@ def test_one_that_has_grown_leaves_when_it_has_no_ranks_and_not_before_it_had_an
         assert not agent.path.exists()
     finally:
         agent.close()
+
+
+def test_one_with_a_jobs_own_variables_leaves_when_no_agent_has_been_there_for_a_while(tmp_path):
+    agent = Agent(tmp_path, f"--idle-limit-s={POLL_S}")
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            agent.warm.wait(3 * POLL_S)
+        agent.connection.close()
+        agent.lines.close()
+        assert agent.warm.wait(20) == 0
+        assert not agent.path.exists()
+    finally:
+        agent.close()

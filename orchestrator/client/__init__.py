@@ -1,0 +1,145 @@
+"""The verbs of the command line for programs: on this machine's jobs, or over HTTP on those of a server.
+
+    from orchestrator.client import Client
+
+    client = Client()                                            # $ORCHESTRATOR_HOME, beside the control plane
+    client = Client("https://jobs.example.org", token="orc...")  # `orchestrator serve`, with a token of `orchestrator user add`
+    job = client.submit(["workload=gpt", "training.max_steps=100"])
+    for line in client.follow_logs(job.id):
+        print(line.rank, line.text)
+    print(client.wait(job.id).state)
+
+Errors are those of `orchestrator.errors`, with the same words on both ways.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from orchestrator.client.connection import SERVER_VARIABLE, Line, Lines, Verbs, connect
+from orchestrator.errors import ClusterError, StorageUnavailable, StoreUnavailable
+from orchestrator.events import Event
+from orchestrator.job import Job
+from orchestrator.paths import Home
+
+if TYPE_CHECKING:
+    from orchestrator.control.reputation import Incident
+    from orchestrator.control.scheduler import ClusterView
+    from orchestrator.control.summary import JobSummary
+    from orchestrator.spec import JobSpec
+
+__all__ = ["SERVER_VARIABLE", "Client", "Line", "Lines", "Verbs", "connect"]
+
+_T = TypeVar("_T")
+
+WAIT_S = 20.0
+"""For news, in one question."""
+PATIENCE_S = 120.0
+"""How long a server may be out of reach before somebody who follows a job gives up."""
+
+
+class Client:
+    """Jobs, by their ids or the beginnings of those."""
+
+    def __init__(self, url: str = "", token: str = "", home: str = "", sleep: Callable[[float], None] = time.sleep) -> None:
+        """`url`: of a server; empty: the jobs of the folder `home` (default: $ORCHESTRATOR_HOME, else ~/.orchestrator).
+
+        `token`: default as on the command line, $ORCHESTRATOR_TOKEN or a private file. Raises AuthenticationError if there is none.
+        """
+        self._verbs = connect(Home.find(home), url, token)
+        self._sleep = sleep
+
+    def submit(self, what: JobSpec | Sequence[str], secrets: Mapping[str, str] | None = None) -> Job:
+        """Queue a job: a spec, or overrides as on the command line. On return it is durable."""
+        if isinstance(what, Sequence):
+            from orchestrator.config import load_job_spec
+
+            what = load_job_spec(what)
+        return self._verbs.submit(self._with_package(what, secrets or {}), secrets or {})
+
+    def _with_package(self, spec: JobSpec, secrets: Mapping[str, str]) -> JobSpec:
+        """A workload of one's own goes with the files of its folder."""
+        from orchestrator.code.submission import packaged
+
+        return packaged(spec, lambda package: self._verbs.keep_code(package, spec.storage, secrets))
+
+    def job(self, job: str) -> Job:
+        return self._verbs.job(job)
+
+    def jobs(self) -> list[JobSummary]:
+        """All of them in short, in the order of their submission."""
+        return self._verbs.summaries()[0]
+
+    def cancel(self, job: str, now: bool = False) -> Job:
+        """Ask that it ends: after a checkpoint or, with `now`, at once."""
+        return self._verbs.request_stop(job, "now" if now else "drain")
+
+    def resume(self, job: str, spec: JobSpec | None = None, secrets: Mapping[str, str] | None = None) -> Job:
+        """Queue a job that has ended once more."""
+        return self._verbs.resume(job, spec, secrets or {})
+
+    def events(self, job: str, after: int = 0) -> list[tuple[int, Event]]:
+        """(number, event) of those with a number above `after`."""
+        return list(self._verbs.events(self._verbs.job(job).id, after))
+
+    def logs(self, job: str, rank: int | None = None, after: str = "") -> Lines:
+        """The next lines that there are, about a megabyte of them."""
+        return self._verbs.next_logs(job, after, rank, 0.0)
+
+    def artifact(self, job: str, name: str) -> bytes:
+        """A file that the job has left: `evaluation.json`, `history.json` ..."""
+        return self._verbs.artifact(self._verbs.job(job), name)
+
+    def nodes(self) -> tuple[ClusterView, list[Incident]]:
+        """(the cluster's nodes, what has spoken against their machines of late)."""
+        return self._verbs.nodes()
+
+    def forgive(self, node: str) -> int:
+        return self._verbs.forgive(node)
+
+    def wait(self, job: str, timeout_s: float | None = None) -> Job:
+        """Until it has ended. Raises TimeoutError."""
+        for _, _ in self.follow_events(job, timeout_s=timeout_s):
+            pass
+        return self.job(job)
+
+    def follow_events(self, job: str, after: int = 0, timeout_s: float | None = None) -> Iterator[tuple[int, Event]]:
+        """(number, event) as they happen, each once, until the job has ended; over any number of lost connections."""
+        limit_s = None if timeout_s is None else time.monotonic() + timeout_s
+        ended = False
+        while not ended:
+            told, ended = self._patiently(lambda after=after: self._verbs.next_events(job, after, self._left(limit_s, job)))  # type: ignore[misc]
+            yield from told
+            after = told[-1][0] if told else after
+
+    def follow_logs(self, job: str, rank: int | None = None, after: str = "") -> Iterator[Line]:
+        """The lines of all ranks or of one, each once, until the job has ended; over any number of lost connections.
+
+        `after`: the `offset` of a page of `logs`.
+        """
+        ended = False
+        while not ended:
+            page = self._patiently(lambda after=after: self._verbs.next_logs(job, after, rank, WAIT_S))  # type: ignore[misc]
+            yield from page.lines
+            after, ended = page.offset, page.ended
+
+    def _left(self, limit_s: float | None, job: str) -> float:
+        if limit_s is None:
+            return WAIT_S
+        if time.monotonic() >= limit_s:
+            raise TimeoutError(f"{job} has not ended in time")
+        return min(WAIT_S, limit_s - time.monotonic())
+
+    def _patiently(self, ask: Callable[[], _T]) -> _T:
+        """Again after a lost connection, with the same question."""
+        pause_s, began = 0.1, time.monotonic()
+        while True:
+            try:
+                return ask()
+            except (ClusterError, StoreUnavailable, StorageUnavailable):
+                if time.monotonic() - began > PATIENCE_S:
+                    raise
+            self._sleep(pause_s)
+            pause_s = min(5.0, 2 * pause_s)

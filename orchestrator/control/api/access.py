@@ -1,0 +1,53 @@
+"""Who asks. Every request that changes something needs a token; so does every other one unless reads are open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from orchestrator.control.api.follow import Watch
+from orchestrator.control.api.listing import Listing
+from orchestrator.control.client import Client
+from orchestrator.control.pulse import Pulse
+from orchestrator.control.users import Role, User, Users
+from orchestrator.errors import AuthenticationError
+
+_READS = ("GET", "HEAD")
+_ANYBODY = User(name="anybody", tenant="", role=Role.VIEWER)
+_bearer = HTTPBearer(auto_error=False, description="A token made by `orchestrator user add`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What all requests share."""
+
+    client: Client
+    users: Users
+    watch: Watch
+    listing: Listing
+    pulse: Pulse
+    open_reads: bool
+
+
+def shared(request: Request) -> Shared:
+    found: Shared = request.app.state.shared
+    return found
+
+
+def asker(
+    request: Request, api: Annotated[Shared, Depends(shared)],
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Client:  # fmt: skip
+    """The jobs, for the user whose token came along. Raises AuthenticationError."""
+    if credentials is not None:
+        return api.client.acting_for(api.users.of_token(credentials.credentials))
+    if api.open_reads and request.method in _READS:
+        return api.client.acting_for(_ANYBODY)
+    raise AuthenticationError("a token is needed: `Authorization: Bearer TOKEN`; `orchestrator user add NAME` beside the server makes one.")
+
+
+Api = Annotated[Shared, Depends(shared)]
+Asker = Annotated[Client, Depends(asker)]

@@ -1,0 +1,67 @@
+"""The API's thread beside the controller, with an event loop and connections to the store of its own."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import threading
+
+import uvicorn
+
+from orchestrator.control.api.app import create_app
+from orchestrator.control.pulse import Pulse
+from orchestrator.control.store import JobStore
+from orchestrator.errors import ClusterError, ConfigError
+from orchestrator.paths import Home
+
+GRACE_S = 2
+"""That requests have to end when the server stops; followers come back by themselves."""
+
+log = logging.getLogger("api")
+
+
+class ApiServer:
+    """Listens from its construction on, so that a port that is taken is told at once; answers from `start` on."""
+
+    def __init__(self, host: str, port: int, *, open_reads: bool = False) -> None:
+        """`port` 0: any. Raises ConfigError for open reads elsewhere than on this machine, ClusterError if nobody can listen there."""
+        if open_reads and not is_loopback(host):
+            raise ConfigError(f"--open-reads with --host {host} would show the jobs to the network: allowed is it with --host 127.0.0.1.")
+        self._open_reads = open_reads
+        try:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+            self._socket = socket.create_server((host, port), family=family, backlog=1024)
+        except OSError as error:
+            raise ClusterError(f"the API cannot listen at {host}:{port}: {error.strerror or error}.") from error
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self._socket.getsockname()[1]}"
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, home: Home, store: JobStore, pulse: Pulse) -> None:
+        app = create_app(home, store, pulse, open_reads=self._open_reads)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S, server_header=False, lifespan="off", ws="none"
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, name="api", daemon=True)
+        self._thread.start()
+        threading.Thread(target=app.state.shared.listing.page, name="first list", daemon=True).start()  # so that the first one is as quick
+        log.info("the API answers at %s", self.url)
+
+    def close(self) -> None:
+        """Listens no more."""
+        self._socket.close()
+
+    def stop(self) -> None:
+        """Within a few seconds."""
+        if self._server is not None and self._thread is not None:
+            self._server.should_exit = True
+            self._thread.join(GRACE_S + 3)
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

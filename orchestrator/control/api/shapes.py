@@ -1,0 +1,130 @@
+"""What goes into the API and comes out, as the OpenAPI schema tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WrapValidator
+
+from orchestrator.errors import ConfigError
+from orchestrator.spec import JobSpec, from_dict
+
+LARGEST = 2**53
+"""Of a number in a query: beyond it JSON's numbers are not exact."""
+LONGEST_WAIT_S = 60.0
+
+
+def _spec(value: Any, _by_pydantic: Any) -> JobSpec:
+    """In the words of the command line. Raises ConfigError."""
+    if not isinstance(value, Mapping):
+        raise ConfigError("spec is not possible: allowed is a job's settings, by group.")
+    spec: JobSpec = from_dict(JobSpec, value)
+    return spec
+
+
+Spec = Annotated[JobSpec, WrapValidator(_spec)]
+"""The schema is that of the dataclasses, the checks are their own."""
+Secrets = Annotated[dict[str, str], Field(description="Environment variables of the job's processes, such as S3 keys. Never shown again.")]
+Number = Annotated[int, Field(ge=0, le=LARGEST)]
+Rank = Annotated[int, Field(ge=0, le=LARGEST)]
+Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT_S, description="Seconds to wait for news before an answer without any")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Submission(_Strict):
+    spec: Spec
+    secrets: Secrets = {}
+
+
+class Stop(_Strict):
+    mode: Literal["drain", "now"] = "drain"
+    """drain: save a checkpoint first."""
+
+
+class Resumption(_Strict):
+    spec: Spec | None = None
+    """What is asked for now; null: as before."""
+    secrets: Secrets = {}
+
+
+class Priority(_Strict):
+    priority: int
+
+
+class PolicyChoice(_Strict):
+    name: str
+    """What to call it: of the file its settings came from."""
+    settings: dict[str, Any] = {}
+    """As in `conf/scheduler`; what is left out has its default."""
+
+
+class Problem(BaseModel):
+    error: str = Field(description="Its name in the error tree")
+    message: str
+
+
+class JobView(BaseModel):
+    """A job, whole: spec, progress, result and placement as they are kept."""
+
+    model_config = ConfigDict(extra="allow")
+    id: str
+    state: str
+    version: int
+    run: int
+    user: str
+    tenant: str
+    reason: str
+    spec: dict[str, Any]
+    progress: dict[str, Any]
+    result: dict[str, Any] | None
+
+
+class JobInShort(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    id: str
+    state: str
+    user: str
+    tenant: str
+    progress: dict[str, Any]
+
+
+class JobPage(BaseModel):
+    jobs: list[JobInShort]
+    next: str = Field(description="Give it as `after` for what follows; empty: that was all")
+
+
+class EventView(BaseModel):
+    seq: int
+    kind: str
+    job_id: str
+    time_s: float
+    message: str
+    fields: dict[str, Any]
+
+
+class EventPage(BaseModel):
+    events: list[EventView]
+    next: int = Field(description="Give it as `after` for what follows")
+    ended: bool = Field(description="The job has ended and these are its last events")
+
+
+class LineView(BaseModel):
+    rank: int
+    epoch: int
+    time_s: float = Field(description="When it reached the store, about a second after it was printed; 0: not known")
+    text: str
+
+
+class LogPage(BaseModel):
+    lines: list[LineView]
+    next: str = Field(description="Give it as `after` for what follows, at any time, to any server of the same jobs")
+    ended: bool = Field(description="The job has ended and these are its last lines")
+
+
+class Forgiven(BaseModel):
+    node: str
+    incidents: int

@@ -1,0 +1,67 @@
+"""The audit log: who changed or tried to change what, in the same transaction as the change."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from orchestrator.control.database import Words, create_tables, writing
+from orchestrator.control.tables import metadata
+from orchestrator.control.users import User
+
+TABLE = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("time_s", sa.Float, nullable=False),
+    sa.Column("user", sa.String, nullable=False),
+    sa.Column("tenant", sa.String, nullable=False),
+    sa.Column("action", sa.String, nullable=False),
+    sa.Column("subject", Words, nullable=False),
+    sa.Column("detail", Words, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    seq: int
+    time_s: float
+    user: str
+    tenant: str
+    action: str
+    """`submit`, `stop`, `resume`, `forgive`, `user add` ...; `refused ...`: it was not allowed."""
+    subject: str
+    """The job, machine or user it was done to."""
+    detail: str
+
+
+_INSERT = TABLE.insert()
+
+
+def entry(user: User, action: str, subject: str, detail: str = "") -> tuple[sa.Executable, dict[str, Any]]:
+    """The statement that writes it, and its values."""
+    values = {"user": user.name, "tenant": user.tenant, "action": action, "subject": subject, "detail": detail}
+    return _INSERT, {"time_s": time.time(), **values}
+
+
+class AuditLog:
+    """Of one job store."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        create_tables(engine, TABLE)
+
+    def add(self, user: User, action: str, subject: str, detail: str = "") -> None:
+        """For what changes no job."""
+        with writing(self._engine) as connection:
+            connection.execute(*entry(user, action, subject, detail))
+
+    def read(self, after: int = 0, limit: int = 1000) -> list[Entry]:
+        """In order, of those with a number above `after`."""
+        query = sa.select(TABLE).where(TABLE.c.seq > after).order_by(TABLE.c.seq).limit(limit)
+        with self._engine.connect() as connection:
+            return [Entry(**row) for row in connection.execute(query).mappings()]

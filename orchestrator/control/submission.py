@@ -1,0 +1,45 @@
+"""What a job is asked with: checked, and completed by what only the control plane knows. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets as random_source
+from collections.abc import Mapping
+
+from orchestrator.errors import ConfigError
+from orchestrator.job import Progress
+from orchestrator.spec import JobSpec, to_dict
+
+_ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, in lower case
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def check_secrets(secrets: Mapping[str, str]) -> None:
+    """The message names no value."""
+    for name, value in secrets.items():
+        if not _VARIABLE.fullmatch(name) or "\0" in value:
+            raise ConfigError(f"secrets.{name} is not possible: allowed are names of A-Z, a-z, 0-9 and '_', and text without a zero byte.")
+
+
+def check_text(spec: JobSpec) -> None:
+    """What no database can take apart: figures in options that are none, zero bytes."""
+    try:
+        text = json.dumps(to_dict(spec), allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"the job's settings cannot be written as JSON: {error}") from error
+    if "\\u0000" in text:
+        raise ConfigError("the job's settings hold a zero byte: allowed is text.")
+
+
+def new_id(spec: JobSpec) -> str:
+    name = re.sub(r"[^a-z0-9]+", "-", (spec.name or spec.workload.name).lower()).strip("-")[:40] or "job"
+    return f"{name}-{''.join(random_source.choice(_ID_LETTERS) for _ in range(6))}"
+
+
+def carried_over(progress: Progress, spec: JobSpec) -> Progress:
+    """What stays true while the job waits once more."""
+    return Progress(
+        step=progress.step, max_steps=spec.training.max_steps, committed_step=progress.committed_step, best_step=progress.best_step,
+        best_value=progress.best_value, epoch=progress.epoch, ledger=progress.ledger,
+    )  # fmt: skip

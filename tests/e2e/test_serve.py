@@ -1,0 +1,190 @@
+"""The control plane as a service: jobs over HTTP, followed through lost connections, by users who may not do everything."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+from harness import TESTS, TINY, Sandbox, kill
+
+from orchestrator.client import Client
+from orchestrator.control.keeper import free_port
+from orchestrator.errors import ClusterError, PermissionDenied
+from orchestrator.job import JobState
+from orchestrator.storage import open_store
+
+DROPS = 5
+
+
+class Proxy:
+    """Passes connections on to a server, and cuts one off in the middle of an answer when it is told to."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.drops_left, self.dropped = 0, 0
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                caller, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._pass_on, args=(caller,), daemon=True).start()
+
+    def _pass_on(self, caller: socket.socket) -> None:
+        try:
+            server = socket.create_connection(("127.0.0.1", self._target))
+        except OSError:
+            caller.close()
+            return
+        threading.Thread(target=_pump, args=(caller, server, lambda data: data), daemon=True).start()
+        _pump(server, caller, self._cut)
+
+    def _cut(self, data: bytes) -> bytes | None:
+        """Half of an answer that has lines or events in it, and then no more."""
+        if self.drops_left and (b'"text"' in data or b'"seq"' in data):
+            self.drops_left, self.dropped = self.drops_left - 1, self.dropped + 1
+            return None
+        return data
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def _pump(source: socket.socket, target: socket.socket, passed) -> None:
+    try:
+        while data := source.recv(1 << 16):
+            whole = passed(data)
+            target.sendall(data[: len(data) // 2] if whole is None else whole)
+            if whole is None:
+                break
+    except OSError:
+        pass  # the other side was cut off
+    for end in (source, target):
+        try:
+            end.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            end.close()
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    box = Sandbox()
+    yield box
+    box.close()
+
+
+@pytest.fixture(scope="module")
+def service(sandbox):
+    """(port, its process)."""
+    port = free_port()
+    command = [sys.executable, "-m", "orchestrator.cli", "serve", "--port", str(port), "--num-cpus", "2"]
+    log = (sandbox.root / "serve.log").open("wb")
+    process = subprocess.Popen(command, cwd=TESTS, env=sandbox.environment, stdout=log, stderr=log, start_new_session=True)
+    sandbox.wait_until(lambda: _answers(port), "an answer of the API")
+    yield port, process
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+
+
+def _answers(port: int) -> bool:
+    try:
+        return Client(f"http://127.0.0.1:{port}", "none").job("x") is None
+    except ClusterError:
+        return False
+    except Exception:  # noqa: BLE001 - whatever it says, it answers
+        return True
+
+
+@pytest.fixture(scope="module")
+def tokens(sandbox, service):
+    found = {}
+    for name, tenant in (("ann", "vision"), ("bob", "speech")):
+        path = sandbox.root / f"{name}.token"
+        code, output = sandbox.run("user", "add", name, "--tenant", tenant, "--token-file", str(path))
+        assert code == 0, output
+        found[name] = path.read_text().strip()
+    return found
+
+
+@pytest.fixture
+def in_tests(monkeypatch):
+    """Overrides are composed where the tests' workloads are."""
+    monkeypatch.chdir(TESTS)
+
+
+def test_a_job_is_followed_through_lost_connections_and_a_killed_server_with_each_line_once(sandbox, service, tokens, in_tests):
+    proxy = Proxy(service[0])
+    client = Client(proxy.url, tokens["ann"], home=str(sandbox.root / "elsewhere"))
+    options = ("+workload.options.count=true", "training.max_steps=200")
+    job = client.submit([*(text for text in TINY if "max_steps" not in text), *options])
+    assert (job.user, job.tenant, job.spec.scheduling.tenant) == ("ann", "vision", "vision")
+    lines, events = [], []
+    proxy.drops_left = DROPS
+    readers = [
+        threading.Thread(target=lambda: lines.extend(client.follow_logs(job.id)), daemon=True),
+        threading.Thread(target=lambda: events.extend(client.follow_events(job.id)), daemon=True),
+    ]
+    for reader in readers:
+        reader.start()
+    sandbox.wait_until(lambda: lines, "the first lines")
+    kill(sandbox.victims("controller")[0])  # and the API with it; the keeper starts both again
+    for reader in readers:
+        reader.join(240)
+    assert not any(reader.is_alive() for reader in readers), sandbox.describe()
+    assert client.job(job.id).state is JobState.SUCCEEDED, sandbox.describe()
+    assert proxy.dropped == DROPS
+    printed = _printed(sandbox, job.id)
+    assert sorted((line.rank, line.text) for line in lines) == sorted(printed)
+    assert [text for _, text in printed].count("micro batch 600 of tiny") == 2
+    assert [number for number, _ in events] == list(range(1, len(events) + 1))
+    assert events == client.events(job.id) == sandbox.client.events(job.id)
+    proxy.close()
+
+
+def _printed(sandbox: Sandbox, job_id: str) -> list[tuple[int, str]]:
+    """(rank, line) of all that the job's ranks have printed, from the pieces themselves."""
+    store = open_store(sandbox.job(job_id).spec.storage)
+    streams: dict[tuple[str, str], bytes] = {}
+    for info in store.list(f"jobs/{job_id}/logs/"):
+        epoch, rank = info.key.split("/")[3:5]
+        streams[epoch, rank] = streams.get((epoch, rank), b"") + store.get(info.key)
+    return [(int(rank), line) for (_, rank), text in streams.items() for line in text.decode().splitlines()]
+
+
+def test_others_may_look_but_not_touch_and_the_owner_stops_it(sandbox, service, tokens, in_tests):
+    url = f"http://127.0.0.1:{service[0]}"
+    ann, bob = (Client(url, tokens[name], home=str(sandbox.root / "elsewhere")) for name in ("ann", "bob"))
+    job = ann.submit([*(text for text in TINY if "max_steps" not in text), "training.max_steps=100000"])
+    assert bob.job(job.id).id == job.id
+    with pytest.raises(PermissionDenied, match="belongs to the tenant vision, bob to speech"):
+        bob.cancel(job.id)
+    ann.cancel(job.id, now=True)
+    assert ann.wait(job.id, timeout_s=120).state is JobState.CANCELLED
+    code, output = sandbox.run("audit")
+    assert code == 0 and "refused stop" in output and output.count(job.id) >= 3, output
+
+
+def test_a_second_controller_of_the_same_store_leaves_at_once(sandbox, service, tmp_path):
+    database = f"sqlite:///{sandbox.home.jobs_db}"
+    address = sandbox.home.cluster_file.read_text().partition('"address": "')[2].partition('"')[0]
+    command = [sys.executable, "-m", "orchestrator.control.serve", "--home", str(tmp_path), "--address", address]
+    environment = {**sandbox.environment, "ORCHESTRATOR_DATABASE": database}
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == 3 and "another controller serves this job store: pid" in second.stderr, second.stderr
+
+
+def test_a_service_that_runs_already_and_a_port_that_is_taken_are_told(sandbox, service):
+    code, output = sandbox.run("serve", "--port", str(service[0]))
+    assert code == 1 and "runs already" in output, output
+    code, output = sandbox.run("serve", "--home", str(sandbox.root / "other"), "--port", str(service[0]))
+    assert code == 1 and "Address already in use" in output, output
+
+

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from orchestrator.job import Progress
 RESEND_S = 60.0
 """A demand is sent again so often, should Ray's head have forgotten it."""
 LOOK_S = 5.0
+CLOSE_LIMIT_S = 5.0
 PATIENCE_S = 900.0
 """Without a node that comes, or is on its way, before the jobs that wait for some let others have what is there."""
 PAUSE_S = 600.0
@@ -200,9 +201,11 @@ class Provisioner:
         self._look(now)
 
     def close(self) -> None:
-        """Take the demand back: without a controller nobody would use the nodes."""
+        """Take the demand back, and wait for that: without a controller nobody would use the nodes."""
+        if self._sending is not None:
+            wait([self._sending], timeout=CLOSE_LIMIT_S)
         if self._sent:
-            self._sending = self._autoscaler.ask(())
+            wait([self._autoscaler.ask(())], timeout=CLOSE_LIMIT_S)
 
     def _read(self) -> None:
         """The file, when it has changed. One that is not as it should be is told, and the last good one holds."""

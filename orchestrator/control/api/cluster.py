@@ -37,7 +37,7 @@ def forgive(asker: Asker, node: str) -> Response:
 @router.get("/v1/cluster")
 def cluster(asker: Asker) -> Response:
     """How much there is, and how much of it is taken."""
-    view, _ = asker.nodes()
+    view = asker.nodes()[0].there
     jobs, _ = asker.summaries()
     there = {
         "nodes": len(view.nodes), "draining": sum(node.draining for node in view.nodes),

@@ -44,7 +44,7 @@ class _Now:
         yield from self._loop()
 
     def _nodes(self) -> Iterator[Metric]:
-        nodes = self._client.nodes()[0].nodes
+        nodes = self._client.nodes()[0].there.nodes
         yield GaugeMetricFamily("orchestrator_nodes", "Nodes of the cluster", len(nodes))
         yield GaugeMetricFamily("orchestrator_nodes_draining", "Nodes that Ray takes away", sum(node.draining for node in nodes))
         yield GaugeMetricFamily("orchestrator_cpus", "CPUs of the cluster", sum(node.cpu_units for node in nodes) / CPU_UNITS)

@@ -1,8 +1,8 @@
 """Claim: a round of the controller takes less than a tenth of a second, with 1,000 jobs waiting and 200 running.
 
-    python benchmarks/controller_step.py [--steps 400]
+    python benchmarks/controller_step.py [--steps 400] [--folder /where/the/store/is]
 
-The worker groups are scripted, all else is the control plane itself: the store on this disk, the scheduler, its log. Each running job tells
+The worker groups are scripted, all else is the control plane itself: the store, the scheduler, its log. Each running job tells
 of a new step whenever it is asked; in every second round a job ends and another is submitted, so that the scheduler decides anew. Timed is
 `Controller.step`: in time of its CPU, so that what else the machine does is not counted, and as the wall clock has it, with its disk.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import random
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from orchestrator.control.groups import GroupStatus, ScriptedGroups, done
 from orchestrator.control.replay import replay
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
+from orchestrator.control.serve import settle_memory
 from orchestrator.control.store import JobStore
 from orchestrator.job import EndReason, Job, JobResult, JobState, Progress
 from orchestrator.paths import Home
@@ -62,7 +62,6 @@ class Bench:
         self.client, store = Client(self.home, lambda: self.now), JobStore(self.home.jobs_db)
         nodes = tuple(Node(id=f"n{i:03d}", host=f"n{i:03d}", cpu_units=64 * CPU_UNITS, gpus=8) for i in range(RUNNING // 8))
         self.controller = Controller(store, self.home, self.groups, lambda: done(ClusterView(nodes=nodes)))
-        self.store = store
         self.cpu_ms: list[float] = []
         self.wall_ms: list[float] = []
 
@@ -73,10 +72,9 @@ class Bench:
             self.client.submit(dataclasses.replace(SPEC, scheduling=scheduling), {})
 
     def end_one(self) -> None:
-        running = self.store.all([JobState.RUNNING])
+        running = sorted(job_id for job_id in self.groups.supervisors if (job_id, 1) not in self.groups.results)
         if running:
-            job = self.rng.choice(running)
-            self.groups.results[job.id, job.run] = JobResult(end_reason=EndReason.COMPLETED, message="done")
+            self.groups.results[self.rng.choice(running), 1] = JobResult(end_reason=EndReason.COMPLETED, message="done")
 
     def step(self, timed: bool) -> None:
         self.now += ROUND_S
@@ -90,13 +88,15 @@ class Bench:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=400)
-    steps = parser.parse_args().steps
-    with tempfile.TemporaryDirectory(prefix="orc-") as folder:
+    parser.add_argument("--folder", default=None, help="below which the store is made; default: where temporary files are")
+    asked = parser.parse_args()
+    steps = asked.steps
+    with tempfile.TemporaryDirectory(prefix="orc-", dir=asked.folder) as folder:
         bench = Bench(Path(folder))
         bench.submit(RUNNING + WAITING)
         for _ in range(30):
             bench.step(timed=False)
-        gc.collect()
+        settle_memory()  # as the control plane does when it is ready
         for number in range(steps):
             if number % 2 == 0:
                 bench.end_one()

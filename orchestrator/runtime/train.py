@@ -93,7 +93,7 @@ def _tick(run: Training, compute: ComputeTime, step: int, phase: Phase) -> None:
 def _look(run: Training, report: StepReport) -> None:
     """At what the step has made. Raises ReplicaDrift on all ranks."""
     run.guard.watch(report.loss, report.grad_norm)
-    every = run.spec.guard.replica_check_steps
+    every = run.spec.replica_check_steps
     if every and (run.step % every == 0 or run.cadence.is_step(run.step)):  # a save would keep one of the copies
         run.tick(run.step, Phase.COLLECTIVE)
         check_replicas(run.step, run.engine.replicated())

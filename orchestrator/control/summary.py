@@ -79,6 +79,11 @@ def read_summaries(connection: sa.Connection, jobs: sa.Table, states: Collection
         chosen = chosen.where(jobs.c.state.in_([state.value for state in states]))
     if limit:
         chosen = chosen.order_by(sa.case((jobs.c.state.in_(_TERMINAL), 1), else_=0), jobs.c.submitted_s.desc()).limit(limit)
+    return read_chosen(connection, jobs, chosen)
+
+
+def read_chosen(connection: sa.Connection, jobs: sa.Table, chosen: sa.Select[Any] | Collection[str]) -> list[JobSummary]:
+    """Those of the ids, in the order of submission."""
     spec = sa.cast(jobs.c.spec, sa.JSON) if connection.dialect.name == "postgresql" else sa.type_coerce(jobs.c.spec, sa.JSON)
     columns = [
         *(jobs.c[name] for name in (*_PLAIN, "progress", "placement")),

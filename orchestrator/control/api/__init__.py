@@ -6,6 +6,8 @@
     shapes.py     what goes in and out, for the OpenAPI schema
     jobs.py       /v1/jobs...
     cluster.py    /v1/nodes, /v1/cluster, /v1/queue, /v1/policy, /v1/audit, /v1/user, /v1/health, /metrics
+    views.py      /v1/overview, /v1/jobs/JOB/page, curve, tail: what the page shows, with ETags
+    page.py       /ui/: the page itself, plain files under `ui/`
     follow.py     how a request waits for news without holding a thread
     metrics.py    what Prometheus reads
     server.py     the thread it runs in, beside the controller

@@ -133,6 +133,8 @@ class Progress:
     updated_s: float = 0.0
     waits_since_s: float = 0.0
     """When the job lost its place, while it waits for another; 0: it has none to regain."""
+    mlflow_run_id: str = ""
+    """As soon as the tracking server has told it."""
     ledger: dict[str, Any] = field(default_factory=dict)
     """`supervision.ledger.Ledger` as a dict; empty: no supervisor has begun it yet."""
 

@@ -37,7 +37,8 @@ from orchestrator.supervision.ledger import Ledger
 
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script><b>bold</b> & 'quotes'"
 """What must be shown letter by letter."""
-DAY_S, HOUR_S, MINUTE_S = 86_400.0, 3600.0, 60.0
+HOUR_S, MINUTE_S = 3600.0, 60.0
+RUN_ID = "0a1b2c3d4e5f60718293a4b5c6d7e8f9"
 _SHARES = {
     Bucket.QUEUE: 0.05, Bucket.PROVISION: 0.001, Bucket.START: 0.006, Bucket.COMPILE: 0.004, Bucket.DATA: 0.011, Bucket.STEP: 0.873,
     Bucket.EVALUATION: 0.019, Bucket.CHECKPOINT: 0.012, Bucket.LOST: 0.009, Bucket.DETECTION: 0.002, Bucket.RECOVERY: 0.011,
@@ -183,7 +184,7 @@ class Stage:
         spec = self.spec("gpt-7b", 32, priority=10, max_steps=200_000)
         places = tuple((f"n{number}", 8) for number in range(4))
         self.run(job_id, spec, places, 0.412, 76.0, loss=2.3185, val_loss=2.3511, tokens_per_s=412_000.0, restarts=2, preemptions=1,
-                 epoch=4, best_step=80_000, best_value=2.3511)  # fmt: skip
+                 epoch=4, best_step=80_000, best_value=2.3511, mlflow_run_id=RUN_ID)  # fmt: skip
         for hours, kind, message, fields in _EVENTS:
             event = Event(kind=kind, job_id=job_id, time_s=self.now - hours * HOUR_S, message=message, fields=fields)
             self.store.append_events(job_id, [event])
@@ -220,7 +221,7 @@ class Stage:
     def _put_ended(self) -> None:
         for job_id, state, reason, share, ago_h in _ENDED:
             spec = self.spec("bert-large", 4, "language")
-            result = JobResult(end_reason=EndReason.COMPLETED, message=reason, mlflow_run_id="0a1b2c3d4e5f60718293a4b5c6d7e8f9")
+            result = JobResult(end_reason=EndReason.COMPLETED, message=reason, mlflow_run_id=RUN_ID)
             job = self.run(job_id, spec, (), share, ago_h + 2, loss=1.9 + share, state=JobState.RUNNING)
             self.store.update(job, state=state, ended_s=self.now - ago_h * HOUR_S, reason=reason, result=result)
 

@@ -26,7 +26,7 @@ def _ledger(ledger: Ledger) -> dict[str, Any]:
 
 
 def _links(job: Job, dashboard: str) -> dict[str, str]:
-    run_id = job.result.mlflow_run_id if job.result else ""
+    run_id = (job.result.mlflow_run_id if job.result else "") or job.progress.mlflow_run_id
     server = web_address(job.spec.tracking.uri) if job.spec.tracking.enabled else ""
     run = f"{server.rstrip('/')}/#/runs/{quote(run_id, safe='')}" if server and run_id else ""
     return {"mlflow": run or server, "mlflow_run_id": run_id, "ray": f"http://{dashboard}" if dashboard else ""}

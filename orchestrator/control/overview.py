@@ -78,7 +78,8 @@ def _counts(connection: sa.Connection) -> dict[tuple[str, str], int]:
 
 
 def _places(connection: sa.Connection) -> list[_Place]:
-    table, spec = tables.jobs.c, _spec(connection)
+    table = tables.jobs.c
+    spec = _json(connection, table.spec)
     gpus, cpus = (spec[("resources", name)].as_float() for name in ("gpus_per_worker", "cpus_per_worker"))
     query = sa.select(table.tenant, table.placement, gpus, cpus).where(table.state.in_(_ACTIVE))
     rows = connection.execute(query)
@@ -147,8 +148,8 @@ def _list(connection: sa.Connection, name: str, states: Sequence[JobState], wind
 def _more(connection: sa.Connection, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What a summary does not have, by id."""
     table = tables.jobs.c
-    priority = _spec(connection)[("scheduling", "priority")].as_integer().label("priority")
-    query = sa.select(table.id, table.start_s, table.reserved_s, table.order, priority).where(table.id.in_(ids))
+    priority = _json(connection, table.spec)[("scheduling", "priority")].as_integer().label("priority")
+    query = sa.select(table.id, table.start_s, table.reserved_s, table.order, table.progress, priority).where(table.id.in_(ids))
     return {row["id"]: dict(row) for row in connection.execute(query).mappings()}
 
 
@@ -162,7 +163,7 @@ def _row(job: JobSummary, more: Mapping[str, Any]) -> dict[str, Any]:
         "gpus_asked": needed, "step": progress.step, "max_steps": job.max_steps, "loss": progress.loss, "pace": pace,
         "pace_of": "tokens" if progress.tokens_per_s else "samples" if pace else "", "phase": progress.phase,
         "ends_s": progress.updated_s + progress.eta_s if progress.eta_s is not None and progress.updated_s else None,
-        "goodput": goodput_of(progress.ledger), "recoveries": job.recoveries, "submitted_s": job.submitted_s,
+        "goodput": _goodput(more["progress"].get("ledger", {})), "recoveries": job.recoveries, "submitted_s": job.submitted_s,
         "waits_since_s": max(job.queued_s, progress.waits_since_s), "started_s": job.started_s, "ended_s": job.ended_s,
         "position": job.position or 0, "start_s": more["start_s"], "reserved": more["reserved_s"] is not None,
         "reason": job.reason.partition("\n")[0], "stop_requested": job.stop_requested,
@@ -170,14 +171,14 @@ def _row(job: JobSummary, more: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def goodput_of(ledger: Mapping[str, Any]) -> float | None:
+def _goodput(ledger: Mapping[str, Any]) -> float | None:
     """Share of the time in which a job held its place that went into training steps; None before it ever did."""
     held_s = ledger.get("worker_s", 0.0) - ledger.get("seconds", {}).get("queue", 0.0)
     return float(ledger["goodput_share"]) if held_s > 0 else None
 
 
-def _spec(connection: sa.Connection) -> Any:
-    column = tables.jobs.c.spec
+def _json(connection: sa.Connection, column: sa.Column[Any]) -> Any:
+    """A column of strict JSON (a spec is, a progress may hold figures that are none) as one whose parts the database reads."""
     return sa.cast(column, sa.JSON) if connection.dialect.name == "postgresql" else sa.type_coerce(column, sa.JSON)
 
 

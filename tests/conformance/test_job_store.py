@@ -167,7 +167,7 @@ def test_the_overview_counts_orders_and_finds(store):
     states = {"a_1": JobState.QUEUED, "A-2": JobState.QUEUED, "b": JobState.RUNNING, "c": JobState.FAILED}
     for number, (job_id, state) in enumerate(states.items()):
         job = Job(id=job_id, spec=SPEC, state=state, position=0 if number else 7, tenant="vision", placement=(("n", 1),) * (job_id == "b"))
-        store.put(job)
+        store.put(dataclasses.replace(job, progress=Progress(loss=math.nan)))
     found = overview(store, ClusterView(), Window(limit=10, offsets={}))
     assert [job["id"] for job in found["waiting"]["jobs"]] == ["a_1", "A-2"]
     assert (found["jobs"]["running"], found["tenants"][0]["cpus_used"], found["ended"]["total"]) == (1, SPEC.resources.cpus_per_worker, 1)

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from page_stage import MARKUP, Stage
+from page_stage import MARKUP, RUN_ID, Stage
 
 from orchestrator.job import JobState, job_to_dict
 from orchestrator.paths import Home
@@ -98,7 +98,7 @@ def test_a_job_shows_where_its_time_went_what_happened_and_what_it_prints(stage,
     expect(tab.locator("#receipts tbody tr").first).to_contain_text("1893.4")
     expect(tab.locator("#events tbody tr")).to_have_count(14)
     expect(tab.locator("#log .line")).to_have_count(40)
-    expect(tab.get_by_role("link", name="MLflow")).to_have_attribute("href", "https://mlflow.example.org/base")
+    expect(tab.get_by_role("link", name="MLflow run")).to_have_attribute("href", f"https://mlflow.example.org/base/#/runs/{RUN_ID}")
     tab.get_by_role("combobox", name="Rank").select_option("13")
     expect(tab.locator("#log .line")).to_have_count(10)
     tab.locator("#curve svg").focus()
@@ -117,7 +117,7 @@ def test_a_job_that_waits_says_what_would_let_it_start(stage, tab):
 def test_a_job_that_there_is_not_is_said_so(stage, tab):
     stage.put("a", stage.spec("m"))
     tab.goto(stage.page("nothing"))
-    expect(tab.locator("#status")).to_contain_text("no job is named 'nothing'")
+    expect(tab.locator("#head")).to_contain_text("no job is named 'nothing'. Known: a.")
 
 
 def test_no_text_of_a_user_becomes_markup(stage, tab):
@@ -179,9 +179,13 @@ def test_the_token_is_asked_for_once_kept_in_the_tab_and_sent_as_a_header_only(t
         asked: list[tuple[str, dict]] = []
         tab.on("request", lambda request: asked.append((request.url, request.headers)))
         tab.goto(stage.page())
+        expect(tab.get_by_label("Token")).to_be_focused()
+        tab.keyboard.press("Escape")
+        expect(tab.locator("#status")).to_contain_text("a token is needed")
+        tab.get_by_role("button", name="Sign in").click()
         tab.get_by_label("Token").fill("orc.ann.wrong")
         tab.keyboard.press("Enter")
-        expect(tab.get_by_role("alert")).to_contain_text("this token is not known")
+        expect(tab.get_by_role("dialog").get_by_role("alert")).to_contain_text("this token is not known")
         assert tab.evaluate("sessionStorage.length") == 0
         tab.get_by_label("Token").fill(stage.tokens["ann"])
         tab.keyboard.press("Enter")

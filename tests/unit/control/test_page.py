@@ -147,11 +147,12 @@ def test_what_it_shows_needs_a_token(stage, path):
 
 def test_a_job_its_ledger_and_its_links(stage):
     shown = ask(stage, f"/v1/jobs/{stage.put_day()}/page").json()
+    run = "https://mlflow.example.org/base/#/runs/0a1b2c3d4e5f60718293a4b5c6d7e8f9"
     assert shown["job"]["state"] == "running"
     assert sum(shown["ledger"]["seconds"].values()) == pytest.approx(shown["ledger"]["worker_s"])
-    assert shown["links"] == {"mlflow": "https://mlflow.example.org/base", "mlflow_run_id": "", "ray": "http://127.0.0.1:8265"}
-    ended = ask(stage, "/v1/jobs/bert-large-mlm-5tt/page").json()["links"]
-    assert ended["mlflow"] == "https://mlflow.example.org/base/#/runs/0a1b2c3d4e5f60718293a4b5c6d7e8f9"
+    assert shown["links"] == {"mlflow": run, "mlflow_run_id": run.rpartition("/")[2], "ray": "http://127.0.0.1:8265"}
+    assert ask(stage, "/v1/jobs/bert-large-mlm-5tt/page").json()["links"]["mlflow"] == run
+    assert ask(stage, "/v1/jobs/moe-8x7b-probe-q9e/page").json()["links"]["mlflow"] == "https://mlflow.example.org/base"
 
 
 @pytest.mark.parametrize(("uri", "shown"), [

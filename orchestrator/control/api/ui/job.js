@@ -4,7 +4,7 @@ import { cancelButton, priorityButton } from "./actions.js";
 import { goodput, lossCurve } from "./charts.js";
 import { badge, byId, cell, count, duration, figure, h, jobLink, meter, moment, now, percent, replace, short, since, table, until } from "./dom.js";
 import { Logs } from "./logs.js";
-import { Loop, ask, mayChange, me, meet, onUser } from "./server.js";
+import { Loop, Problem, ask, mayChange, me, meet, onUser } from "./server.js";
 
 const SHOWN_EVENTS = 500;
 const TROUBLE = new Set(["rank_lost", "agent_lost", "hang", "straggler", "supervisor_lost", "corrupt_checkpoint", "warning"]);
@@ -23,7 +23,7 @@ document.title = `${id} · orchestrator`;
 
 const loop = new Loop("job", async (signal) => {
   if (!me()) await meet(signal);
-  const answer = await ask(`${path}/page`, { signal, etag });
+  const answer = await ask(`${path}/page`, { signal, etag }).catch(unknown);
   etag = answer.etag;
   if (answer.value) newest = answer.value;
   explanation = newest.job.state === "queued" ? (await ask(`${path}/explanation`, { signal })).value : null;
@@ -40,6 +40,12 @@ const curveLoop = new Loop("curve", async (signal) => {
 }, 10);
 
 const logs = new Logs(path);
+
+/** There is no such job: said in its place, not only in the corner. */
+function unknown(error) {
+  if (error instanceof Problem && error.status === 404 && !newest) replace(byId("head"), h("p", { class: "problem" }, error.message));
+  throw error;
+}
 
 /** Those that have come since; whether there are any. */
 async function readEvents(signal) {

@@ -135,6 +135,8 @@ class Progress:
     """When the job lost its place, while it waits for another; 0: it has none to regain."""
     nodes_asked_s: float = 0.0
     """When nodes were asked for it that were not there, in its newest wait for some; 0: never."""
+    mlflow_run_id: str = ""
+    """As soon as the tracking server has told it."""
     ledger: dict[str, Any] = field(default_factory=dict)
     """`supervision.ledger.Ledger` as a dict; empty: no supervisor has begun it yet."""
 

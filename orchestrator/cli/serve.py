@@ -47,7 +47,9 @@ def serve_(arguments: list[str]) -> int:
         database.choose(home, asked.db)
     _check_listen(asked)
     users = Users(JobStore(database.place_of(home)).engine).all()
-    print(f"jobs in {database.shown(database.place_of(home))}; the API at http://{asked.host}:{asked.port}, with TLS only behind a proxy")
+    url = f"http://{f'[{asked.host}]' if ':' in asked.host else asked.host}:{asked.port}"
+    print(f"jobs in {database.shown(database.place_of(home))}; the API at {url}, with TLS only behind a proxy")
+    print(f"the queue as a page: {url}/ui/")
     if not any(user.revoked_s is None for user in users):
         print(f"no user yet: {command('user add NAME --role admin', home)}")
     sys.stdout.flush()

@@ -16,6 +16,7 @@ from orchestrator.code.package import is_kept, keep_archive
 from orchestrator.control.audit import Entry
 from orchestrator.control.database import place_of
 from orchestrator.control.dependencies import check_after
+from orchestrator.control.overview import Window, overview
 from orchestrator.control.pages import LogPage, read_page
 from orchestrator.control.permissions import Permissions
 from orchestrator.control.policy import ChosenPolicy, chosen_policy, keep_policy
@@ -127,6 +128,14 @@ class Client:
     def artifact(self, job: Job, name: str) -> bytes:
         """A file that the job has left. Raises ObjectNotFound, ConfigError for a name that cannot be."""
         return self._object_store(job).get(JobKeys(job.id).artifact(name))
+
+    def overview(self, window: Window) -> dict[str, Any]:
+        """The cluster and a part of each list of jobs. See `orchestrator.control.overview`."""
+        return overview(self._store, self.nodes()[0], window)
+
+    def object_store(self, job: Job) -> ObjectStore:
+        """Where the job keeps what it leaves. With the submitter's keys while it has not ended, else with this process's own."""
+        return self._object_store(job)
 
     def ping(self) -> None:
         """Raises StoreUnavailable where the job store does not answer."""

@@ -20,6 +20,8 @@ class Pulse:
         self._beat_s = clock()
         self.ready = False
         """The loop has seen the cluster."""
+        self.dashboard = ""
+        """Where Ray's dashboard is (host:port); empty: there is none, or Ray is not joined yet."""
         self.counts = [0] * (len(BOUNDS_S) + 1)
         """Rounds by their time: those up to each of BOUNDS_S, and longer ones."""
         self.total_s = 0.0

@@ -179,7 +179,7 @@ def _serve(home: Home, chosen: argparse.Namespace, lock: ControllerLock) -> int:
     lease.keep()
     if server is not None:
         server.start(home, JobStore(place_of(home)), pulse)
-    _join(chosen.address, chosen.wait_s)
+    pulse.dashboard = _join(chosen.address, chosen.wait_s)
     try:
         return Service(home, chosen.address, chosen.idle_timeout_s, lock, lease, pulse, chosen.rank_entry).run()
     finally:
@@ -209,8 +209,8 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _join(address: str, wait_s: float) -> None:
-    """Become a driver of the Ray cluster. Raises ClusterError."""
+def _join(address: str, wait_s: float) -> str:
+    """Become a driver of the Ray cluster. Returns where its dashboard is; empty: it has none. Raises ClusterError."""
     from orchestrator.control.cluster import wait_for_ray
 
     wait_for_ray(address, wait_s)
@@ -218,7 +218,8 @@ def _join(address: str, wait_s: float) -> None:
 
     from orchestrator.supervision.place import NAMESPACE
 
-    ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+    joined = ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+    return joined.dashboard_url or ""
 
 
 def _set_up_log() -> None:

@@ -50,4 +50,5 @@ def carried_over(progress: Progress, spec: JobSpec) -> Progress:
     return Progress(
         step=progress.step, max_steps=spec.training.max_steps, committed_step=progress.committed_step, best_step=progress.best_step,
         best_value=progress.best_value, epoch=progress.epoch, ledger=progress.ledger,
+        mlflow_run_id=progress.mlflow_run_id,
     )  # fmt: skip

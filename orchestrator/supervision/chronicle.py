@@ -107,6 +107,8 @@ class Chronicle:
         self.journal.append("metrics", step=message["step"], values=message["values"], time_s=message["time_s"])
         self.board.trained(message["step"], message["values"], message["time_s"])
         self.tracking.ensure()
+        if not self.board.progress.mlflow_run_id and (run_id := self.tracking.run_id):
+            self.board.show(mlflow_run_id=run_id)
 
     def _evaluation(self, message: Message) -> None:
         step, values = message["step"], message["values"]

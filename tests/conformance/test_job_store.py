@@ -18,6 +18,8 @@ from orchestrator.control.api.listing import Listing
 from orchestrator.control.audit import AuditLog
 from orchestrator.control.client import Client
 from orchestrator.control.lease import ControllerLease
+from orchestrator.control.overview import Window, overview
+from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.store import JobStore
 from orchestrator.control.transfer import export_store, import_store
 from orchestrator.control.users import Role, User, Users
@@ -160,6 +162,20 @@ def test_jobs_and_summaries_by_state_in_order_of_submission(store):
     assert [(job.id, job.num_workers, job.max_steps, job.workload, job.progress.step, job.tenant) for job in only] == [
         ("j7", SPEC.resources.num_workers, 10, "tiny", 2, "t2")
     ]
+
+
+def test_the_overview_counts_orders_and_finds(store):
+    states = {"a_1": JobState.QUEUED, "A-2": JobState.QUEUED, "b": JobState.RUNNING, "c": JobState.FAILED}
+    for number, (job_id, state) in enumerate(states.items()):
+        job = Job(id=job_id, spec=SPEC, state=state, position=0 if number else 7, tenant="vision", placement=(("n", 1),) * (job_id == "b"))
+        store.put(dataclasses.replace(job, progress=Progress(loss=math.nan)))
+    found = overview(store, ClusterView(), Window(limit=10, offsets={}))
+    assert [job["id"] for job in found["waiting"]["jobs"]] == ["a_1", "A-2"]
+    assert (found["jobs"]["running"], found["tenants"][0]["cpus_used"], found["ended"]["total"]) == (1, SPEC.resources.cpus_per_worker, 1)
+    for words, ids in (("A_", ["a_1"]), ("a-", ["A-2"]), ("VISION", ["a_1", "A-2"]), ("%", [])):
+        part = overview(store, ClusterView(), Window(find=words, limit=10, offsets={}))["waiting"]
+        assert ([job["id"] for job in part["jobs"]], part["total"]) == (ids, len(ids))
+    assert [job["id"] for job in overview(store, ClusterView(), Window(limit=1, offsets={"waiting": 1}))["waiting"]["jobs"]] == ["A-2"]
 
 
 # events

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import httpx2
 import pytest
 from harness import TESTS, TINY, Sandbox, kill
 
@@ -179,6 +180,14 @@ def test_a_second_controller_of_the_same_store_leaves_at_once(sandbox, service, 
     environment = {**sandbox.environment, "ORCHESTRATOR_DATABASE": database}
     second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert second.returncode == 3 and "another controller serves this job store: pid" in second.stderr, second.stderr
+
+
+def test_the_page_is_where_the_service_says(sandbox, service):
+    said = (sandbox.root / "serve.log").read_text()
+    page = f"http://127.0.0.1:{service[0]}/ui/"
+    assert page in said, said
+    response = httpx2.get(f"http://127.0.0.1:{service[0]}/", follow_redirects=True, timeout=60)
+    assert (response.status_code, str(response.url)) == (200, page) and "<title>Queue" in response.text
 
 
 def test_a_service_that_runs_already_and_a_port_that_is_taken_are_told(sandbox, service):

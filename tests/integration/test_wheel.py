@@ -49,3 +49,8 @@ def test_an_installed_wheel_trains_the_shipped_workloads(wheel, tmp_path):
 def test_it_holds_nothing_but_the_program_its_configuration_and_its_workloads(wheel):
     assert {path.name for path in wheel.iterdir() if not path.name.endswith(".dist-info")} == {"orchestrator"}
     assert {"_conf", "_workloads"} <= {path.name for path in (wheel / "orchestrator").iterdir()}
+
+
+def test_it_holds_the_page(wheel):
+    page = "orchestrator/control/api/ui"
+    assert {path.name for path in (wheel / page).iterdir()} == {path.name for path in (ROOT / page).iterdir()}

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.control.api import cluster, code, jobs
+from orchestrator.control.api import cluster, code, jobs, page, views
 from orchestrator.control.api.access import Shared
 from orchestrator.control.api.answers import tell_errors
 from orchestrator.control.api.follow import Watch
@@ -46,6 +46,8 @@ def create_app(home: Home, store: JobStore, pulse: Pulse, *, open_reads: bool = 
     app.include_router(jobs.router)
     app.include_router(cluster.router)
     app.include_router(code.router)
+    app.include_router(views.router)
+    app.include_router(page.router)
     app.add_middleware(BodyLimit, most_bytes=LARGEST_BODY_BYTES, most_code_bytes=LARGEST_CODE_BYTES)
     if open_reads:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)

@@ -1,66 +1,30 @@
-"""What counts against a run's budgets, from the journal of all its lives."""
+"""What a run tells of itself while it runs."""
 
 from __future__ import annotations
 
-from orchestrator.job import EndReason, Remedy
-from orchestrator.supervision.chronicle import past
-from orchestrator.supervision.failures import Fault
-
-FAULT = Fault(
-    reason=EndReason.RANK_KILLED, remedy=Remedy.RESTART, fingerprint="f", step=12, committed_step=10, micro_batch_size=4
-)
-
-
-def event(run, kind, **fields):
-    return {"kind": "event", "run": run, "event": kind, **fields}
+from orchestrator.paths import Home, JobKeys
+from orchestrator.spec import JobSpec, from_dict
+from orchestrator.storage import MemoryStore
+from orchestrator.supervision.chronicle import Chronicle
+from orchestrator.supervision.context import RunContext
+from orchestrator.supervision.status_board import StatusBoard
+from orchestrator.supervision.tracking_child import TrackingChild
+from orchestrator.tracking.delivery import Delivered, save_delivered
+from orchestrator.tracking.journal import Journal
 
 
-def restarted(run):
-    return event(run, "restarted", fault=FAULT.to_dict())
-
-
-def ended(run, reason):
-    return event(run, "ended", reason=reason.name)
-
-
-def counts(records, run):
-    found = past([{"kind": "metrics", "step": 1}, *records], run)
-    return len(found.faults), found.restarts, found.preemptions
-
-
-def test_restarts_and_lost_supervisors_of_a_run_count():
-    records = [event(1, "started"), restarted(1), event(1, "supervisor_lost"), restarted(1)]
-    assert counts(records, 1) == (2, 3, 0)
-    assert past(records, 1).faults == [FAULT, FAULT]
-    assert counts([], 1) == (0, 0, 0)
-
-
-def test_a_run_after_a_preemption_has_what_the_one_before_had_against_it():
-    records = [restarted(1), ended(1, EndReason.PREEMPTED)]
-    assert counts(records, 2) == (1, 1, 1)
-    records += [restarted(2), ended(2, EndReason.PREEMPTED), event(3, "supervisor_lost")]
-    assert counts(records, 3) == (2, 3, 2)
-
-
-def test_a_run_with_another_number_of_workers_has_what_the_one_before_had_against_it_and_no_preemption_more():
-    records = [restarted(1), ended(1, EndReason.PREEMPTED), restarted(2), ended(2, EndReason.RESIZED)]
-    assert counts(records, 3) == (2, 2, 1)
-
-
-def test_a_run_that_the_user_resumes_has_nothing_against_it():
-    records = [restarted(1), ended(1, EndReason.PREEMPTED), restarted(2), ended(2, EndReason.CANCELLED)]
-    assert counts(records, 3) == (0, 0, 0)
-    assert counts([*records, restarted(3)], 3) == (1, 1, 0)
-    assert counts([restarted(1)], 2) == (0, 0, 0)  # its end was never written
-
-
-def test_a_smaller_micro_batch_lasts_over_preemptions_until_the_user_resumes():
-    records = [event(1, "restarted", fault=FAULT.to_dict(), micro_batch_size=2), restarted(1), ended(1, EndReason.PREEMPTED)]
-    assert past(records, 2).micro_batch_size == past(records, 1).micro_batch_size == 2
-    assert past([*records, ended(2, EndReason.CANCELLED)], 3).micro_batch_size == 0
-
-
-def test_samples_that_were_passed_over_stay_so_whatever_ended_since():
-    records = [event(1, "restarted", fault=FAULT.to_dict(), skipped=[48, 72]), ended(1, EndReason.CANCELLED)]
-    records += [event(2, "restarted", fault=FAULT.to_dict(), skipped=[96, 120]), ended(2, EndReason.PREEMPTED)]
-    assert past(records, 1).skipped == past(records, 3).skipped == [(48, 72), (96, 120)]
+def test_the_run_of_the_tracking_server_is_shown_as_soon_as_it_is_known(tmp_path):
+    values = {
+        "workload": {"name": "x", "entrypoint": "m:C"}, "model": {"name": "x"}, "data": {"name": "x"}, "tracking": {"enabled": False},
+        "training": {"max_steps": 9, "global_batch_size": 8, "micro_batch_size": 2},
+    }  # fmt: skip
+    context = RunContext(job_id="job", run=1, spec=from_dict(JobSpec, values), home=Home(tmp_path), ranks_per_bundle=(1,))
+    journal = Journal(tmp_path / "journal.jsonl", MemoryStore(), JobKeys("job"))
+    chronicle = Chronicle(1, StatusBoard("job", 9, "life"), journal, TrackingChild(context, journal.path))
+    seen = []
+    for step in range(1, 4):
+        if step > 1:
+            save_delivered(journal.path, Delivered(mlflow_run_id=f"run-{step}"))
+        chronicle.hear({"type": "metrics", "step": step, "values": {"loss": 1.5}, "time_s": float(step)})
+        seen.append((chronicle.board.progress.step, chronicle.board.progress.mlflow_run_id))
+    assert seen == [(1, ""), (2, "run-2"), (3, "run-2")]

@@ -1,0 +1,191 @@
+"""The cluster and its jobs as a page shows them: what is in use, by node and by tenant, and a part of each list of jobs.
+
+A few columns of many rows, or whole rows of a few jobs: what it costs does not grow with the specs of ten thousand jobs that wait.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from orchestrator.control import tables
+from orchestrator.control.policy import chosen_policy
+from orchestrator.control.scheduler import ClusterView
+from orchestrator.control.scheduler.model import CPU_UNITS, Node
+from orchestrator.control.store import JobStore
+from orchestrator.control.summary import JobSummary, summaries_where
+from orchestrator.job import JobState
+
+MAX_NODES = 1000
+"""That are told one by one."""
+LISTS: dict[str, tuple[JobState, ...]] = {
+    "running": tuple(state for state in JobState if state.active),
+    "waiting": (JobState.QUEUED,),
+    "ended": tuple(state for state in JobState if state.terminal),
+}
+_ACTIVE = [state.value for state in LISTS["running"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Which part of each list."""
+
+    find: str = ""
+    """Only jobs with this in their id, user or tenant, in small or capital letters."""
+    limit: int = 50
+    offsets: Mapping[str, int]
+    """By the name of the list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """What a job that holds a place takes."""
+
+    tenant: str
+    gpus: int
+    """Of each worker."""
+    cpus: float
+    """Of each worker."""
+    placement: Sequence[tuple[str, int]]
+
+    @property
+    def workers(self) -> int:
+        return sum(workers for _, workers in self.placement)
+
+
+def overview(store: JobStore, cluster: ClusterView, window: Window) -> dict[str, Any]:
+    """JSON-ready. Times are seconds since 1970, and nothing in it changes while nothing happens."""
+    quotas = {name: tenant.quota for name, tenant in chosen_policy(store).policy.tenants.items()}
+    with store.engine.connect() as connection:
+        counts = _counts(connection)
+        places = _places(connection)
+        lists = {name: _list(connection, name, states, window) for name, states in LISTS.items()}
+    return {
+        "cluster": _cluster(cluster.nodes, places), "nodes": _nodes(cluster.nodes, places)[:MAX_NODES],
+        "tenants": _tenants(counts, places, quotas), "jobs": _by_state(counts), **lists,
+    }  # fmt: skip
+
+
+def _counts(connection: sa.Connection) -> dict[tuple[str, str], int]:
+    """By (tenant, state)."""
+    table = tables.jobs.c
+    query = sa.select(table.tenant, table.state, sa.func.count()).group_by(table.tenant, table.state)
+    return {(tenant, state): count for tenant, state, count in connection.execute(query)}
+
+
+def _places(connection: sa.Connection) -> list[_Place]:
+    table = tables.jobs.c
+    spec = _json(connection, table.spec)
+    gpus, cpus = (spec[("resources", name)].as_float() for name in ("gpus_per_worker", "cpus_per_worker"))
+    query = sa.select(table.tenant, table.placement, gpus, cpus).where(table.state.in_(_ACTIVE))
+    rows = connection.execute(query)
+    return [_Place(tenant=tenant, gpus=int(gpus), cpus=cpus, placement=placement) for tenant, placement, gpus, cpus in rows]
+
+
+def _cluster(nodes: Sequence[Node], places: Sequence[_Place]) -> dict[str, Any]:
+    return {
+        "nodes": len(nodes), "draining": sum(node.draining for node in nodes),
+        "gpus": sum(node.gpus for node in nodes), "gpus_used": sum(place.gpus * place.workers for place in places),
+        "cpus": sum(node.cpu_units for node in nodes) / CPU_UNITS, "cpus_used": sum(place.cpus * place.workers for place in places),
+    }  # fmt: skip
+
+
+def _nodes(nodes: Sequence[Node], places: Sequence[_Place]) -> list[dict[str, Any]]:
+    gpus, jobs, cpus = Counter[str](), Counter[str](), defaultdict[str, float](float)
+    for place in places:
+        for node, workers in place.placement:
+            gpus[node] += workers * place.gpus
+            cpus[node] += workers * place.cpus
+            jobs[node] += 1
+    return [
+        {
+            "name": node.name, "gpus": node.gpus, "gpus_used": gpus[node.id], "cpus": node.cpu_units / CPU_UNITS,
+            "cpus_used": cpus[node.id], "jobs": jobs[node.id], "draining": node.draining, "standing": node.standing.name.lower(),
+        }
+        for node in sorted(nodes, key=lambda node: (node.name, node.id))
+    ]  # fmt: skip
+
+
+def _tenants(
+    counts: Mapping[tuple[str, str], int], places: Sequence[_Place], quotas: Mapping[str, int | None]
+) -> list[dict[str, Any]]:
+    """Those with jobs that have not ended, the largest first."""
+    live = {tenant for (tenant, state), count in counts.items() if count and not JobState(state).terminal}
+    found = []
+    for tenant in live:
+        mine = [place for place in places if place.tenant == tenant]
+        found.append({
+            "tenant": tenant, "running": sum(counts.get((tenant, state), 0) for state in _ACTIVE),
+            "waiting": counts.get((tenant, JobState.QUEUED.value), 0), "gpus_used": sum(place.gpus * place.workers for place in mine),
+            "cpus_used": sum(place.cpus * place.workers for place in mine), "quota": quotas.get(tenant),
+        })  # fmt: skip
+    return sorted(found, key=lambda row: (-row["gpus_used"], -row["cpus_used"], -row["waiting"], row["tenant"]))
+
+
+def _by_state(counts: Mapping[tuple[str, str], int]) -> dict[str, int]:
+    return {state.value: sum(count for (_, name), count in counts.items() if name == state.value) for state in JobState}
+
+
+def _list(connection: sa.Connection, name: str, states: Sequence[JobState], window: Window) -> dict[str, Any]:
+    """A part of one list: `{"jobs": [...], "total": how many there are, "offset": of the first}`."""
+    table, offset = tables.jobs.c, window.offsets.get(name, 0)
+    fitting: sa.ColumnElement[bool] = table.state.in_([state.value for state in states])
+    if window.find:
+        columns = (table.id, table.user, table.tenant)
+        fitting = sa.and_(fitting, sa.or_(*(column.icontains(window.find, autoescape=True) for column in columns)))
+    total = int(connection.execute(sa.select(sa.func.count()).select_from(tables.jobs).where(fitting)).scalar() or 0)
+    page = sa.select(table.id).where(fitting).order_by(*_ORDERS[name]).limit(window.limit).offset(offset)
+    ids = list(connection.execute(page).scalars())
+    summaries = {job.id: job for job in summaries_where(connection, tables.jobs, tables.jobs.c.id.in_(ids))} if ids else {}
+    more = _more(connection, ids) if ids else {}
+    return {"jobs": [_row(summaries[job_id], more[job_id]) for job_id in ids if job_id in summaries], "total": total, "offset": offset}
+
+
+def _more(connection: sa.Connection, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What a summary does not have, by id."""
+    table = tables.jobs.c
+    priority = _json(connection, table.spec)[("scheduling", "priority")].as_integer().label("priority")
+    query = sa.select(table.id, table.start_s, table.reserved_s, table.order, table.progress, priority).where(table.id.in_(ids))
+    return {row["id"]: dict(row) for row in connection.execute(query).mappings()}
+
+
+def _row(job: JobSummary, more: Mapping[str, Any]) -> dict[str, Any]:
+    progress, order = job.progress, more["order"] or {}
+    acquired, needed = job.gpus
+    pace = progress.tokens_per_s or progress.samples_per_s
+    return {
+        "id": job.id, "state": job.state.value, "user": job.user, "tenant": job.tenant, "workload": job.workload,
+        "priority": more["priority"] or 0, "workers": job.num_placed, "workers_asked": job.num_workers, "gpus": acquired,
+        "gpus_asked": needed, "step": progress.step, "max_steps": job.max_steps, "loss": progress.loss, "pace": pace,
+        "pace_of": "tokens" if progress.tokens_per_s else "samples" if pace else "", "phase": progress.phase,
+        "ends_s": progress.updated_s + progress.eta_s if progress.eta_s is not None and progress.updated_s else None,
+        "goodput": _goodput(more["progress"].get("ledger", {})), "recoveries": job.recoveries, "submitted_s": job.submitted_s,
+        "waits_since_s": max(job.queued_s, progress.waits_since_s), "started_s": job.started_s, "ended_s": job.ended_s,
+        "position": job.position or 0, "start_s": more["start_s"], "reserved": more["reserved_s"] is not None,
+        "reason": job.reason.partition("\n")[0], "stop_requested": job.stop_requested,
+        "leaving": order.get("kind") == "preempt" and not order.get("left"),
+    }  # fmt: skip
+
+
+def _goodput(ledger: Mapping[str, Any]) -> float | None:
+    """Share of the time in which a job held its place that went into training steps; None before it ever did."""
+    held_s = ledger.get("worker_s", 0.0) - ledger.get("seconds", {}).get("queue", 0.0)
+    return float(ledger["goodput_share"]) if held_s > 0 else None
+
+
+def _json(connection: sa.Connection, column: sa.Column[Any]) -> Any:
+    """A column of strict JSON (a spec is, a progress may hold figures that are none) as one whose parts the database reads."""
+    return sa.cast(column, sa.JSON) if connection.dialect.name == "postgresql" else sa.type_coerce(column, sa.JSON)
+
+
+_ORDERS: dict[str, Sequence[Any]] = {
+    "running": (tables.jobs.c.started_s, tables.jobs.c.id),
+    "waiting": (
+        sa.case((tables.jobs.c.position == 0, 1), else_=0), tables.jobs.c.position, tables.jobs.c.queued_s, tables.jobs.c.id,
+    ),
+    "ended": (tables.jobs.c.ended_s.desc(), tables.jobs.c.id),
+}  # fmt: skip

@@ -155,8 +155,9 @@ def main() -> int:
     page += ["", f"The machine was shared: a mean of {os.getloadavg()[2]:.1f} processes wanted its {os.cpu_count()} cores at the end."]
     print("\n".join(page))
     held = sum(goal.holds for goal in met)
+    name = "scheduler_goals" if "itp04" in asked.only else "scheduler_goals_generated"
     return publish(
-        "scheduler_goals" if "itp04" in asked.only else "scheduler_goals_generated", "Without knowing how long a job runs, the scheduler comes as near the best as one that knows",
+        name, "Without knowing how long a job runs, the scheduler comes as near the best as one that knows",
         ours=held, bar=len(met), holds=held == len(met), rows=page, seed=SEED, jobs=asked.jobs,
         peers={"Kueue BestEffort, Volcano, KAI on itp04: average JCT s": REFERENCES["greedy"][0], "Tiresias LAS": REFERENCES["las"][0]},
         missed=[" | ".join(goal.cells()[:4]) for goal in met if not goal.holds],

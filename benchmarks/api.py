@@ -23,8 +23,8 @@ from pathlib import Path
 import httpx2
 from record import publish, table
 
-from orchestrator.control.store import JobStore
-from orchestrator.control.users import Users
+from orchestrator.control.records.store import JobStore
+from orchestrator.control.records.users import Users
 from orchestrator.job import Job, JobState, Progress
 from orchestrator.paths import Home
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec, to_dict
@@ -41,7 +41,7 @@ import sys
 from pathlib import Path
 from orchestrator.control.api.server import ApiServer
 from orchestrator.control.pulse import Pulse
-from orchestrator.control.store import JobStore
+from orchestrator.control.records.store import JobStore
 from orchestrator.paths import Home
 home = Home(Path(sys.argv[1]))
 server = ApiServer("127.0.0.1", 0)

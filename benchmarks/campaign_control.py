@@ -30,8 +30,8 @@ from scheduling.strategies import Moment  # isort: skip
 from supervision_box import ENTRY, TESTS, calm_history  # isort: skip
 from orchestrator.control.environment import remote_environment
 from orchestrator.control.keeper import free_port, head_command
-from orchestrator.control.planlog import read_log
-from orchestrator.control.replay import replay
+from orchestrator.control.planning.planlog import read_log
+from orchestrator.control.planning.replay import replay
 from orchestrator.control.scheduler import plan
 from orchestrator.events import EventKind
 from orchestrator.job import Job, JobState
@@ -73,7 +73,7 @@ class Cluster:
         self.environment = {**environment, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
         os.environ.update({"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": self.address, "RAY_USAGE_STATS_ENABLED": "0"})
         self.started = [self._spawn(head_command(self.address, f"{self.box.root}/r0", CPUS, GPUS), "node0")]
-        from orchestrator.control.cluster import wait_for_ray
+        from orchestrator.control.nodes.cluster import wait_for_ray
 
         wait_for_ray(self.address, limit_s=180)
         for number in range(1, nodes):

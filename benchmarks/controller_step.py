@@ -23,12 +23,12 @@ from record import ROOT, publish, table
 sys.path.insert(0, str(ROOT))
 from orchestrator.control.client import Client
 from orchestrator.control.controller import Controller
-from orchestrator.control.groups import GroupStatus, ScriptedGroups, done
-from orchestrator.control.replay import replay
+from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done
+from orchestrator.control.planning.replay import replay
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.control.serve import settle_memory
-from orchestrator.control.store import JobStore
 from orchestrator.job import EndReason, Job, JobResult, JobState, Progress
 from orchestrator.paths import Home
 from orchestrator.simulation.metrics import percentile

@@ -12,7 +12,7 @@ import time
 from record import publish, table
 
 from orchestrator.config import load_job_spec
-from orchestrator.control.store import JobStore
+from orchestrator.control.records.store import JobStore
 from orchestrator.job import Job, JobState, Progress
 
 from harness import Sandbox  # isort: skip  - `record` puts it on the path

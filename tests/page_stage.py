@@ -11,12 +11,12 @@ import time
 
 from orchestrator.control.api.server import ApiServer
 from orchestrator.control.client import CLUSTER
-from orchestrator.control.policy import ChosenPolicy, keep_policy
+from orchestrator.control.planning.policy import ChosenPolicy, keep_policy
 from orchestrator.control.pulse import Pulse
+from orchestrator.control.records.store import JobStore
+from orchestrator.control.records.users import Users
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node, Standing
-from orchestrator.control.store import JobStore
-from orchestrator.control.users import Users
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, Job, JobResult, JobState, Progress
 from orchestrator.paths import Home, JobKeys

@@ -107,7 +107,7 @@ class Box:
     def _join(self) -> None:
         import ray
 
-        from orchestrator.control.cluster import wait_for_ray  # imports Ray, which reads the environment
+        from orchestrator.control.nodes.cluster import wait_for_ray  # imports Ray, which reads the environment
 
         try:
             wait_for_ray(self.address, limit_s=60)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from orchestrator.cli.parser import parser_for
 from orchestrator.cli.screen import Screen, as_json, command, duration
 from orchestrator.control.client import Client
-from orchestrator.control.database import exists
+from orchestrator.control.records.database import exists
 from orchestrator.errors import UserError, nearest
 from orchestrator.paths import Home
 from orchestrator.spec import ClusterSpec

@@ -27,7 +27,7 @@ from orchestrator.spec import JobSpec, Precision, StorageSpec, to_dict
 if TYPE_CHECKING:
     from orchestrator.code.package import Package
     from orchestrator.control.client import Client
-    from orchestrator.control.policy import ChosenPolicy
+    from orchestrator.control.planning.policy import ChosenPolicy
     from orchestrator.storage import ObjectStore
 
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")

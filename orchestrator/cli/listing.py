@@ -6,8 +6,8 @@ import time
 
 from orchestrator.cli.parser import parser_for, verbs_of
 from orchestrator.cli.screen import as_json, command, duration, first_line, table
-from orchestrator.control.quick_list import quick_list
-from orchestrator.control.summary import JobSummary
+from orchestrator.control.reading.quick_list import quick_list
+from orchestrator.control.reading.summary import JobSummary
 from orchestrator.errors import UserError, nearest
 from orchestrator.job import JobState
 from orchestrator.paths import Home

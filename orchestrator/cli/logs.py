@@ -13,7 +13,7 @@ from orchestrator.cli.parser import client_for, parser_for
 from orchestrator.cli.screen import as_json, command
 from orchestrator.client.connection import Line, Verbs
 from orchestrator.client.reader import ServerReader
-from orchestrator.control.logs import LogLine, LogReader, follow
+from orchestrator.control.reading.logs import LogLine, LogReader, follow
 from orchestrator.errors import ClusterError, StorageUnavailable, UserError
 from orchestrator.job import Job
 from orchestrator.storage import open_store

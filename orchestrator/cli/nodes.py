@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.cli.parser import parser_for, verbs_of
 from orchestrator.cli.screen import as_json, table
 from orchestrator.client.connection import Verbs
-from orchestrator.control.reputation import Incident, scores, standing, weight
+from orchestrator.control.planning.reputation import Incident, scores, standing, weight
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.errors import UserError
 from orchestrator.paths import Home

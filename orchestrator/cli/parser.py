@@ -26,7 +26,7 @@ def parser_for(verb: str, about: str) -> Parser:
 def verbs_of(home: Home) -> Verbs | None:
     """What can be asked of the server of $ORCHESTRATOR_SERVER, else of the jobs of `home`; None: there were never any."""
     from orchestrator.client.connection import Local, connect, server  # with SQLAlchemy: a list does without
-    from orchestrator.control.database import exists
+    from orchestrator.control.records.database import exists
 
     if server():
         return connect(home, server())

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.cli.jobs import as_json
 from orchestrator.cli.parser import parser_for, verbs_of
 from orchestrator.client.connection import Local, Verbs
-from orchestrator.control.policy import DEFAULT, ChosenPolicy
+from orchestrator.control.planning.policy import DEFAULT, ChosenPolicy
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.paths import Home
 from orchestrator.spec import to_dict

@@ -8,7 +8,7 @@ from datetime import datetime
 from orchestrator.cli.jobs import as_json, client_for
 from orchestrator.cli.parser import parser_for, verbs_of
 from orchestrator.cli.screen import command, duration, table
-from orchestrator.control.questions import Explained, QueueRow
+from orchestrator.control.reading.questions import Explained, QueueRow
 from orchestrator.job import JobState
 from orchestrator.paths import Home
 

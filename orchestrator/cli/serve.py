@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from orchestrator.cli.jobs import as_json
 from orchestrator.cli.parser import Parser, parser_for
 from orchestrator.cli.screen import command, table
-from orchestrator.control import database
+from orchestrator.control.records import database
 from orchestrator.errors import UserError, nearest
 from orchestrator.paths import Home, write_private
 
 if TYPE_CHECKING:
-    from orchestrator.control.users import Users
+    from orchestrator.control.records.users import Users
 
 PORT = 8470
 
@@ -27,8 +27,8 @@ PORT = 8470
 def serve_(arguments: list[str]) -> int:
     """Becomes the service: does not return unless something is wrong."""
     from orchestrator.control.local import service_command
-    from orchestrator.control.store import JobStore
-    from orchestrator.control.users import Users
+    from orchestrator.control.records.store import JobStore
+    from orchestrator.control.records.users import Users
     from orchestrator.spec import ClusterSpec
 
     parser = parser_for("serve", "The control plane as a service: the controller and its HTTP API, until Ctrl-C or SIGTERM.")
@@ -139,9 +139,9 @@ def audit_(arguments: list[str]) -> int:
 
 def _users(home: Home) -> tuple[Users, Callable[[str, str, str], None]]:
     """(the users, how a change of them is written down)."""
-    from orchestrator.control.audit import AuditLog
-    from orchestrator.control.store import JobStore
-    from orchestrator.control.users import Users, local_user
+    from orchestrator.control.records.audit import AuditLog
+    from orchestrator.control.records.store import JobStore
+    from orchestrator.control.records.users import Users, local_user
 
     engine = JobStore(database.place_of(home)).engine
     log = AuditLog(engine)
@@ -167,7 +167,7 @@ def _time(time_s: float) -> str:
 
 
 def store_(arguments: list[str]) -> int:
-    from orchestrator.control.transfer import export_store, import_store
+    from orchestrator.control.records.transfer import export_store, import_store
 
     actions = {"export": export_store, "import": import_store}
     parser = parser_for("store", "The job store as a file of JSON lines, and back: to another schema, database or machine.")

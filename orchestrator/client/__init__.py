@@ -25,9 +25,9 @@ from orchestrator.job import Job
 from orchestrator.paths import Home
 
 if TYPE_CHECKING:
-    from orchestrator.control.reputation import Incident
+    from orchestrator.control.planning.reputation import Incident
+    from orchestrator.control.reading.summary import JobSummary
     from orchestrator.control.scheduler import ClusterView
-    from orchestrator.control.summary import JobSummary
     from orchestrator.spec import JobSpec
 
 __all__ = ["SERVER_VARIABLE", "Client", "Line", "Lines", "Verbs", "connect"]

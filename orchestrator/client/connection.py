@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.code.package import Package, keep_package
-from orchestrator.control.audit import Entry
 from orchestrator.control.client import Client as LocalClient
-from orchestrator.control.logs import LogLine
-from orchestrator.control.policy import ChosenPolicy
-from orchestrator.control.questions import Explained, QueueRow
-from orchestrator.control.reputation import Incident
+from orchestrator.control.planning.policy import ChosenPolicy
+from orchestrator.control.planning.reputation import Incident
+from orchestrator.control.reading.logs import LogLine
+from orchestrator.control.reading.questions import Explained, QueueRow
+from orchestrator.control.reading.summary import JobSummary
+from orchestrator.control.records.audit import Entry
 from orchestrator.control.scheduler import ClusterView
-from orchestrator.control.summary import JobSummary
 from orchestrator.errors import AuthenticationError, ConfigError
 from orchestrator.events import Event
 from orchestrator.job import Job, JobState

@@ -1,4 +1,4 @@
-"""The output of a job's ranks from a server, read as `orchestrator.control.logs.LogReader` reads it from the object store."""
+"""The output of a job's ranks from a server, read as `orchestrator.control.reading.logs.LogReader` reads it from the object store."""
 
 from __future__ import annotations
 

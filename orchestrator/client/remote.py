@@ -15,13 +15,13 @@ import httpx2
 from orchestrator import errors
 from orchestrator.client.connection import Line, Lines
 from orchestrator.code.package import Package, archive_of, keep_package
-from orchestrator.control.audit import Entry
-from orchestrator.control.policy import ChosenPolicy
-from orchestrator.control.questions import Explained, QueueRow
-from orchestrator.control.reputation import Incident
+from orchestrator.control.planning.policy import ChosenPolicy
+from orchestrator.control.planning.reputation import Incident
+from orchestrator.control.reading.questions import Explained, QueueRow
+from orchestrator.control.reading.summary import JobSummary
+from orchestrator.control.records.audit import Entry
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.submission import new_id
-from orchestrator.control.summary import JobSummary
 from orchestrator.errors import ClusterError, ConfigError, OrchestratorError
 from orchestrator.events import Event, EventKind, IncidentKind
 from orchestrator.job import Job, JobState, job_from_dict, progress_from_dict

@@ -13,21 +13,21 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from orchestrator.code.package import is_kept, keep_archive
-from orchestrator.control.audit import Entry
-from orchestrator.control.database import place_of
-from orchestrator.control.dependencies import check_after
-from orchestrator.control.overview import Window, overview
-from orchestrator.control.pages import LogPage, read_page
 from orchestrator.control.permissions import Permissions
-from orchestrator.control.policy import ChosenPolicy, chosen_policy, keep_policy
-from orchestrator.control.questions import Explained, QueueRow, explained, queue_rows
-from orchestrator.control.reputation import MEMORY_S, Incident
+from orchestrator.control.planning.dependencies import check_after
+from orchestrator.control.planning.policy import ChosenPolicy, chosen_policy, keep_policy
+from orchestrator.control.planning.reputation import MEMORY_S, Incident
+from orchestrator.control.reading.overview import Window, overview
+from orchestrator.control.reading.pages import LogPage, read_page
+from orchestrator.control.reading.questions import Explained, QueueRow, explained, queue_rows
+from orchestrator.control.reading.summary import JobSummary
+from orchestrator.control.records.audit import Entry
+from orchestrator.control.records.database import place_of
+from orchestrator.control.records.store import JobStore
+from orchestrator.control.records.users import Role, User, local_user
 from orchestrator.control.scheduler import ClusterView, Demand, feasible
 from orchestrator.control.scheduler.model import Tenant
-from orchestrator.control.store import JobStore
 from orchestrator.control.submission import carried_over, check_secrets, check_text, checked_id, new_id
-from orchestrator.control.summary import JobSummary
-from orchestrator.control.users import Role, User, local_user
 from orchestrator.errors import ConfigError, JobNotFound, StaleWrite, StateError, UserError, nearest
 from orchestrator.events import Event, EventKind
 from orchestrator.job import WAITS_FOR_CONTROLLER, Job, JobState
@@ -130,7 +130,7 @@ class Client:
         return self._object_store(job).get(JobKeys(job.id).artifact(name))
 
     def overview(self, window: Window) -> dict[str, Any]:
-        """The cluster and a part of each list of jobs. See `orchestrator.control.overview`."""
+        """The cluster and a part of each list of jobs. See `orchestrator.control.reading.overview`."""
         return overview(self._store, self.nodes()[0], window)
 
     def object_store(self, job: Job) -> ObjectStore:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from orchestrator.control.accounts import Stay
-from orchestrator.control.receipt import receipt
+from orchestrator.control.planning.accounts import Stay
+from orchestrator.control.planning.receipt import receipt
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import Demand
-from orchestrator.control.store import JobStore
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, Job, JobResult, JobState
 from orchestrator.service import Order, Service

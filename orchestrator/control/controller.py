@@ -13,19 +13,19 @@ from dataclasses import replace
 
 from orchestrator.control.client import CLUSTER
 from orchestrator.control.closing import ended, finish, over_limit
-from orchestrator.control.dependencies import standing
-from orchestrator.control.execution import Execution
-from orchestrator.control.groups import WorkerGroups
-from orchestrator.control.inputs import Facts
 from orchestrator.control.life import PROGRESS_INTERVAL_S, Life, Losses, Phase
-from orchestrator.control.live import LiveJobs
-from orchestrator.control.notices import Notices
-from orchestrator.control.planlog import PlanLog
-from orchestrator.control.provisioning import Provisioner, ScriptedAutoscaler
-from orchestrator.control.reputation import MEMORY_S, judged, scores
+from orchestrator.control.nodes.groups import WorkerGroups
+from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
+from orchestrator.control.planning.dependencies import standing
+from orchestrator.control.planning.execution import Execution
+from orchestrator.control.planning.inputs import Facts
+from orchestrator.control.planning.live import LiveJobs
+from orchestrator.control.planning.notices import Notices
+from orchestrator.control.planning.planlog import PlanLog
+from orchestrator.control.planning.reputation import MEMORY_S, judged, scores
+from orchestrator.control.planning.scheduling import Decide, Scheduling
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, plan_ahead
-from orchestrator.control.scheduling import Decide, Scheduling
-from orchestrator.control.store import JobStore
 from orchestrator.errors import StaleWrite
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, Job, JobResult, JobState

@@ -20,12 +20,12 @@ from typing import Any
 from zlib import crc32
 
 from orchestrator.control.closing import ended, finish, requeue, stopped
-from orchestrator.control.facts import heard, remembered
-from orchestrator.control.groups import GroupStatus, SupervisorGone, WorkerGroups
-from orchestrator.control.inputs import Facts
-from orchestrator.control.orders import Orders
-from orchestrator.control.receipt import receipt
-from orchestrator.control.store import JobStore
+from orchestrator.control.nodes.groups import GroupStatus, SupervisorGone, WorkerGroups
+from orchestrator.control.planning.facts import heard, remembered
+from orchestrator.control.planning.inputs import Facts
+from orchestrator.control.planning.orders import Orders
+from orchestrator.control.planning.receipt import receipt
+from orchestrator.control.records.store import JobStore
 from orchestrator.errors import StorageError, StorageUnavailable
 from orchestrator.events import Event
 from orchestrator.job import TRANSITIONS, EndReason, Job, JobResult, JobState

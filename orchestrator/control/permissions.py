@@ -6,9 +6,9 @@ import dataclasses
 
 import sqlalchemy as sa
 
-from orchestrator.control import audit
-from orchestrator.control.database import Also
-from orchestrator.control.users import Role, User
+from orchestrator.control.records import audit
+from orchestrator.control.records.database import Also
+from orchestrator.control.records.users import Role, User
 from orchestrator.errors import PermissionDenied
 from orchestrator.job import Job
 from orchestrator.spec import JobSpec

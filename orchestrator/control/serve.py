@@ -20,15 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.control.controller import Controller
-from orchestrator.control.database import place_of
 from orchestrator.control.environment import remote_environment
 from orchestrator.control.keeper import ClusterFile
-from orchestrator.control.lease import ControllerLease
 from orchestrator.control.lock import ControllerLock, cluster_lock, holder, if_free
+from orchestrator.control.nodes.provisioning import Provisioner
 from orchestrator.control.processes import CLUSTER_MARK
-from orchestrator.control.provisioning import Provisioner
 from orchestrator.control.pulse import Pulse
-from orchestrator.control.store import JobStore
+from orchestrator.control.records.database import place_of
+from orchestrator.control.records.lease import ControllerLease
+from orchestrator.control.records.store import JobStore
 from orchestrator.errors import ClusterError, OrchestratorError, StateError, StoreUnavailable
 from orchestrator.job import JobState
 from orchestrator.paths import Home
@@ -76,9 +76,9 @@ class Service:
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        from orchestrator.control.cluster import observe  # imports Ray, which reads the environment
-        from orchestrator.control.ray_autoscaler import RayAutoscaler
-        from orchestrator.control.ray_groups import RayGroups
+        from orchestrator.control.nodes.cluster import observe  # imports Ray, which reads the environment
+        from orchestrator.control.nodes.ray_autoscaler import RayAutoscaler
+        from orchestrator.control.nodes.ray_groups import RayGroups
 
         store = JobStore(place_of(self._home))
         pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ask")
@@ -211,7 +211,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 def _join(address: str, wait_s: float) -> str:
     """Become a driver of the Ray cluster. Returns where its dashboard is; empty: it has none. Raises ClusterError."""
-    from orchestrator.control.cluster import wait_for_ray
+    from orchestrator.control.nodes.cluster import wait_for_ray
 
     wait_for_ray(address, wait_s)
     import ray

@@ -14,10 +14,10 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 from orchestrator.control.api.app import create_app
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.pulse import Pulse
+from orchestrator.control.records.store import JobStore
+from orchestrator.control.records.users import Users
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
-from orchestrator.control.store import JobStore
-from orchestrator.control.users import Users
 from orchestrator.events import Event, EventKind
 from orchestrator.job import JobState, Progress
 from orchestrator.paths import Home, JobKeys

@@ -13,16 +13,16 @@ import pytest
 import sqlalchemy as sa
 from postgres import NEEDED, new_database, postgres, programs
 
-from orchestrator.control import tables
 from orchestrator.control.api.listing import Listing
-from orchestrator.control.audit import AuditLog
 from orchestrator.control.client import Client
-from orchestrator.control.lease import ControllerLease
-from orchestrator.control.overview import Window, overview
+from orchestrator.control.reading.overview import Window, overview
+from orchestrator.control.records import tables
+from orchestrator.control.records.audit import AuditLog
+from orchestrator.control.records.lease import ControllerLease
+from orchestrator.control.records.store import JobStore
+from orchestrator.control.records.transfer import export_store, import_store
+from orchestrator.control.records.users import Role, User, Users
 from orchestrator.control.scheduler import ClusterView
-from orchestrator.control.store import JobStore
-from orchestrator.control.transfer import export_store, import_store
-from orchestrator.control.users import Role, User, Users
 from orchestrator.errors import (
     AuthenticationError,
     ConfigError,

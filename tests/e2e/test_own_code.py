@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from harness import TESTS, TINY, Sandbox
 
-from orchestrator.control.logs import LogReader
+from orchestrator.control.reading.logs import LogReader
 from orchestrator.control.rehearsal import PREFIX
 from orchestrator.job import EndReason, JobState
 from orchestrator.paths import JobKeys

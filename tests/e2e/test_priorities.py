@@ -7,7 +7,7 @@ import json
 import pytest
 from harness import TINY, Sandbox, kill
 
-from orchestrator.control.replay import replay
+from orchestrator.control.planning.replay import replay
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
 from orchestrator.paths import JobKeys

@@ -8,10 +8,10 @@ import pytest
 
 from orchestrator.control.client import Client
 from orchestrator.control.controller import Controller
-from orchestrator.control.groups import GroupStatus, ScriptedGroups, done
+from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
-from orchestrator.control.store import JobStore
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, JobResult, JobState, Progress
 from orchestrator.paths import Home

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness import TINY, kill
 
-from orchestrator.control.logs import LogReader
+from orchestrator.control.reading.logs import LogReader
 from orchestrator.job import JobState
 
 COUNTING = (*TINY, "+workload.options.count=true", "+workload.options.sleep_s=0.02", "training.max_steps=60")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scheduling.properties import no_gpu_in_two_jobs, orders_are_possible
 from scheduling.strategies import Moment, moments
 
-from orchestrator.control.provisioning import NodeType, extended
+from orchestrator.control.nodes.provisioning import NodeType, extended
 from orchestrator.control.scheduler import plan_ahead
 from orchestrator.control.scheduler.model import CPU_UNITS
 

@@ -12,7 +12,7 @@ from orchestrator.control.api.follow import Watch
 from orchestrator.control.api.listing import Listing
 from orchestrator.control.client import Client
 from orchestrator.control.pulse import Pulse
-from orchestrator.control.users import Role, User, Users
+from orchestrator.control.records.users import Role, User, Users
 from orchestrator.errors import AuthenticationError
 
 _READS = ("GET", "HEAD")

@@ -14,11 +14,11 @@ from orchestrator.control.api.access import Shared
 from orchestrator.control.api.answers import tell_errors
 from orchestrator.control.api.follow import Watch
 from orchestrator.control.api.listing import Listing
-from orchestrator.control.audit import AuditLog
 from orchestrator.control.client import Client
 from orchestrator.control.pulse import Pulse
-from orchestrator.control.store import JobStore
-from orchestrator.control.users import Users
+from orchestrator.control.records.audit import AuditLog
+from orchestrator.control.records.store import JobStore
+from orchestrator.control.records.users import Users
 from orchestrator.paths import Home
 
 LARGEST_BODY_BYTES = 4 * 1024 * 1024

@@ -13,7 +13,7 @@ from orchestrator.control.api.access import Api, Asker
 from orchestrator.control.api.answers import PROBLEMS, answer
 from orchestrator.control.api.metrics import CONTENT_TYPE, exposition
 from orchestrator.control.api.shapes import Forgiven, Number, PolicyChoice
-from orchestrator.control.policy import ChosenPolicy
+from orchestrator.control.planning.policy import ChosenPolicy
 from orchestrator.control.scheduler.model import CPU_UNITS
 from orchestrator.errors import StoreUnavailable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from orchestrator.control.store import JobStore
+from orchestrator.control.records.store import JobStore
 
 _ROUND_S = 0.5
 """A change that came between a look and the wait for the next is seen after so long at most."""

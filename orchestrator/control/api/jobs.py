@@ -26,7 +26,7 @@ from orchestrator.control.api.shapes import (
     Wait,
 )
 from orchestrator.control.client import Client
-from orchestrator.control.logs import LogLine
+from orchestrator.control.reading.logs import LogLine
 from orchestrator.events import Event
 from orchestrator.job import Job, JobState, job_to_dict
 

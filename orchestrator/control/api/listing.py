@@ -10,9 +10,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from orchestrator.control import tables
 from orchestrator.control.api.answers import encoded
-from orchestrator.control.summary import JobSummary, summaries_where
+from orchestrator.control.reading.summary import JobSummary, summaries_where
+from orchestrator.control.records import tables
 from orchestrator.job import JobState
 
 _WATCHED = ("version", "reason", "position")

@@ -11,8 +11,8 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Met
 
 from orchestrator.control.client import Client
 from orchestrator.control.pulse import BOUNDS_S, Pulse
+from orchestrator.control.reading.summary import JobSummary
 from orchestrator.control.scheduler.model import CPU_UNITS
-from orchestrator.control.summary import JobSummary
 from orchestrator.job import JobState
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

@@ -11,7 +11,7 @@ import uvicorn
 
 from orchestrator.control.api.app import create_app
 from orchestrator.control.pulse import Pulse
-from orchestrator.control.store import JobStore
+from orchestrator.control.records.store import JobStore
 from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.paths import Home
 

@@ -13,10 +13,10 @@ from orchestrator.control.api.answers import PROBLEMS, encoded
 from orchestrator.control.api.etags import tagged
 from orchestrator.control.api.jobs import JobName
 from orchestrator.control.api.shapes import LogPage, Number, Rank
-from orchestrator.control.curve import Curves
-from orchestrator.control.job_page import job_page
-from orchestrator.control.logs import LogReader
-from orchestrator.control.overview import Window
+from orchestrator.control.reading.curve import Curves
+from orchestrator.control.reading.job_page import job_page
+from orchestrator.control.reading.logs import LogReader
+from orchestrator.control.reading.overview import Window
 
 router = APIRouter(tags=["views"], responses={**PROBLEMS, 304: {"description": "as the ETag says"}})
 _curves = Curves()

@@ -12,12 +12,12 @@ import sqlalchemy as sa
 
 from orchestrator.control.checkup.finding import Finding, Subject, ok, problem, warning
 from orchestrator.control.client import Client
-from orchestrator.control.database import exists, place_of, shown
 from orchestrator.control.environment import remote_environment
-from orchestrator.control.lease import living
 from orchestrator.control.lock import Holder, holder
+from orchestrator.control.records.database import exists, place_of, shown
+from orchestrator.control.records.lease import living
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import Standing
-from orchestrator.control.store import JobStore
 from orchestrator.errors import ClusterError, StateError
 from orchestrator.job import JobState
 from orchestrator.paths import Home
@@ -78,7 +78,7 @@ def check_cluster(subject: Subject, limit_s: float = ANSWER_LIMIT_S) -> Iterator
         yield ok("none runs, and none is needed: the first job starts one")
         return
     os.environ.update(remote_environment(subject.home, address))  # before Ray is imported
-    from orchestrator.control.cluster import wait_for_ray
+    from orchestrator.control.nodes.cluster import wait_for_ray
 
     try:
         wait_for_ray(address, limit_s)

@@ -18,7 +18,7 @@ from orchestrator.control.keeper import ClusterFile
 from orchestrator.control.local import controller_alive, ensure_cluster, stop_cluster
 from orchestrator.control.lock import holder
 from orchestrator.control.processes import is_same, marked, start_time, wait_until
-from orchestrator.control.store import JobStore
+from orchestrator.control.records.store import JobStore
 from orchestrator.errors import ClusterError
 from orchestrator.paths import Home
 from orchestrator.spec import ClusterSpec

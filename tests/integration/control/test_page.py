@@ -139,7 +139,7 @@ def test_no_text_of_a_user_becomes_markup(stage, tab):
 
 
 def test_a_queue_of_ten_thousand_is_turned_over_page_by_page(stage, tab):
-    from orchestrator.control import tables
+    from orchestrator.control.records import tables
 
     spec, queued_s = stage.spec("m"), stage.now - 60
     job = job_to_dict(stage.put("j00000", spec, position=1, queued_s=queued_s))

@@ -17,7 +17,7 @@ from stored import FROZEN, KEYS, begin, names, save, steps, weights
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.cli import main
-from orchestrator.control.store import JobStore
+from orchestrator.control.records.store import JobStore
 from orchestrator.job import Job
 from orchestrator.paths import Home, manifest_key
 from orchestrator.spec import CheckpointSpec, DataSpec, JobSpec, ModelSpec, StorageSpec, TrainingSpec, WorkloadSpec, to_dict

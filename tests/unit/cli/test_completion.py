@@ -10,7 +10,7 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.cli.completion import complete
 from orchestrator.config import groups
-from orchestrator.control.store import JobStore
+from orchestrator.control.records.store import JobStore
 from orchestrator.job import Job
 from orchestrator.paths import Home
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.cli.screen import command
-from orchestrator.control.store import JobStore
+from orchestrator.control.records.store import JobStore
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, Job, JobResult, JobState, Progress, job_from_dict
 from orchestrator.paths import Home, JobKeys

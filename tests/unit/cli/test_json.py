@@ -11,7 +11,7 @@ import pytest
 from orchestrator.cli import _verbs, main
 from orchestrator.cli.checkpoint import VERBS as CHECKPOINT_VERBS
 from orchestrator.cli.jobspec import Switches
-from orchestrator.control.store import JobStore
+from orchestrator.control.records.store import JobStore
 from orchestrator.errors import UserError
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobState

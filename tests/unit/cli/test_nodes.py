@@ -9,9 +9,9 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.control.client import CLUSTER
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, Standing
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
-from orchestrator.control.store import JobStore
 from orchestrator.events import Event, EventKind
 from orchestrator.paths import Home
 

@@ -10,10 +10,10 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.controller import Controller
-from orchestrator.control.groups import ScriptedGroups, done
+from orchestrator.control.nodes.groups import ScriptedGroups, done
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
-from orchestrator.control.store import JobStore
 from orchestrator.paths import Home
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, SchedulingSpec, TrainingSpec, WorkloadSpec
 

@@ -14,8 +14,8 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.control.client import CLUSTER
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler.model import CPU_UNITS, ClusterView, Node
-from orchestrator.control.store import JobStore
 from orchestrator.job import Job, JobState
 from orchestrator.paths import Home
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, TrainingSpec, WorkloadSpec

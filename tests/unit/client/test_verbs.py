@@ -17,10 +17,10 @@ from orchestrator.code.package import archive_of, is_kept, read_package, unpack
 from orchestrator.control.api.server import ApiServer
 from orchestrator.control.client import CLUSTER
 from orchestrator.control.pulse import Pulse
+from orchestrator.control.records.store import JobStore
+from orchestrator.control.records.users import Users
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
-from orchestrator.control.store import JobStore
-from orchestrator.control.users import Users
 from orchestrator.errors import AuthenticationError, ClusterError, ConfigError, JobNotFound, LayoutError, StateError, UserError
 from orchestrator.events import Event, EventKind
 from orchestrator.job import JobState, Progress

@@ -13,10 +13,10 @@ from orchestrator.control.api.app import LARGEST_BODY_BYTES, create_app
 from orchestrator.control.api.server import ApiServer
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.pulse import START_S, Pulse
+from orchestrator.control.records.store import JobStore
+from orchestrator.control.records.users import Users
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
-from orchestrator.control.store import JobStore
-from orchestrator.control.users import Users
 from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.events import Event, EventKind
 from orchestrator.job import JobState, Progress

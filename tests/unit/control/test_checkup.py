@@ -19,11 +19,11 @@ from orchestrator.control.checkup.server import SERVER_VARIABLE
 from orchestrator.control.checkup.versions import compare
 from orchestrator.control.client import CLUSTER
 from orchestrator.control.environment import remote_environment
-from orchestrator.control.lease import ControllerLease
 from orchestrator.control.lock import ControllerLock, Holder
+from orchestrator.control.records.lease import ControllerLease
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, Standing
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
-from orchestrator.control.store import JobStore
 from orchestrator.errors import StorageDenied
 from orchestrator.job import Job
 from orchestrator.paths import Home, write_private

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from orchestrator.control.client import CLUSTER, Client
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
-from orchestrator.control.store import JobStore
 from orchestrator.errors import ConfigError, JobNotFound, StateError
 from orchestrator.events import EventKind
 from orchestrator.job import EndReason, JobResult, JobState, Progress

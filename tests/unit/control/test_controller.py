@@ -7,10 +7,10 @@ import pytest
 from orchestrator.control import life
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.controller import SETTLE_S, Controller
-from orchestrator.control.groups import GroupStatus, ScriptedGroups, done, failed
+from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done, failed
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, plan
 from orchestrator.control.scheduler.model import CPU_UNITS, Node, Preempt
-from orchestrator.control.store import JobStore
 from orchestrator.errors import ClusterError, ConfigError, StaleWrite, StorageDenied, StorageUnavailable, UserError
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, JobResult, JobState, Progress

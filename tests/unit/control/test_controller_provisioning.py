@@ -7,11 +7,11 @@ import yaml
 
 from orchestrator.control.client import Client
 from orchestrator.control.controller import SETTLE_S, Controller
-from orchestrator.control.groups import ScriptedGroups, done
-from orchestrator.control.provisioning import Launches, Provisioner, ScriptedAutoscaler
+from orchestrator.control.nodes.groups import ScriptedGroups, done
+from orchestrator.control.nodes.provisioning import Launches, Provisioner, ScriptedAutoscaler
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
-from orchestrator.control.store import JobStore
 from orchestrator.errors import ConfigError
 from orchestrator.events import EventKind
 from orchestrator.job import JobState

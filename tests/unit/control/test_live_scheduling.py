@@ -6,16 +6,16 @@ import dataclasses
 
 import pytest
 
-from orchestrator.control.accounts import Accounts, Stay
 from orchestrator.control.client import Client
 from orchestrator.control.controller import Controller
-from orchestrator.control.groups import GroupStatus, ScriptedGroups, done
-from orchestrator.control.policy import DEFAULT
-from orchestrator.control.replay import replay
+from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done
+from orchestrator.control.planning.accounts import Accounts, Stay
+from orchestrator.control.planning.policy import DEFAULT
+from orchestrator.control.planning.replay import replay
+from orchestrator.control.records.store import JobStore
+from orchestrator.control.records.users import Role, User
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
-from orchestrator.control.store import JobStore
-from orchestrator.control.users import Role, User
 from orchestrator.errors import ConfigError, JobNotFound, StateError
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, JobResult, JobState, Progress

@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from orchestrator.control.logs import LONGEST_LINE_BYTES, LogLine, LogReader, follow
+from orchestrator.control.reading.logs import LONGEST_LINE_BYTES, LogLine, LogReader, follow
 from orchestrator.errors import StorageUnavailable, UserError
 from orchestrator.paths import JobKeys
 from orchestrator.storage import MemoryStore, ObjectStore

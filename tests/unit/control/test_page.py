@@ -12,10 +12,10 @@ from starlette.testclient import TestClient
 
 from orchestrator.control.api.app import create_app
 from orchestrator.control.api.page import FOLDER, PAGES, TYPES
-from orchestrator.control.curve import Curves, Record, points, thinned
-from orchestrator.control.job_page import web_address
 from orchestrator.control.pulse import Pulse
-from orchestrator.control.store import JobStore
+from orchestrator.control.reading.curve import Curves, Record, points, thinned
+from orchestrator.control.reading.job_page import web_address
+from orchestrator.control.records.store import JobStore
 from orchestrator.errors import CorruptObject
 from orchestrator.job import JobState
 from orchestrator.paths import Home, JobKeys

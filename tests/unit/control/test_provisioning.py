@@ -5,8 +5,8 @@ import os
 import pytest
 import yaml
 
-from orchestrator.control.groups import failed
-from orchestrator.control.provisioning import (
+from orchestrator.control.nodes.groups import failed
+from orchestrator.control.nodes.provisioning import (
     LOOK_S,
     PATIENCE_S,
     PAUSE_S,

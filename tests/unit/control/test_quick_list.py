@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.client import SERVER_VARIABLE
-from orchestrator.control.database import DATABASE_VARIABLE, choose
-from orchestrator.control.quick_list import ELSEWHERE, quick_list
-from orchestrator.control.store import JobStore
+from orchestrator.control.reading.quick_list import ELSEWHERE, quick_list
+from orchestrator.control.records.database import DATABASE_VARIABLE, choose
+from orchestrator.control.records.store import JobStore
 from orchestrator.job import Job, JobState, Progress
 from orchestrator.paths import Home
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, TrainingSpec, WorkloadSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.control.reputation import HALF_LIFE_S, MEMORY_S, Incident, judged, scores, standing
+from orchestrator.control.planning.reputation import HALF_LIFE_S, MEMORY_S, Incident, judged, scores, standing
 from orchestrator.control.scheduler import ClusterView, Standing
 from orchestrator.control.scheduler.model import Node
 from orchestrator.events import IncidentKind

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.control.provisioning import NodeType, extended
+from orchestrator.control.nodes.provisioning import NodeType, extended
 from orchestrator.control.scheduler import ClusterView, Demand, Job, Policy, Run, Standing, Usage, explain, feasible, plan, plan_ahead
 from orchestrator.control.scheduler.model import CPU_UNITS, Node, Tenant
 

@@ -5,8 +5,8 @@ import sqlite3
 
 import pytest
 
-from orchestrator.control.reputation import Incident
-from orchestrator.control.store import JobStore
+from orchestrator.control.planning.reputation import Incident
+from orchestrator.control.records.store import JobStore
 from orchestrator.errors import IllegalTransition, JobNotFound, StaleWrite, StateError
 from orchestrator.events import Event, EventKind, IncidentKind
 from orchestrator.job import EndReason, Job, JobResult, JobState, Progress

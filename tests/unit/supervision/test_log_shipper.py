@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.control.logs import LogReader
+from orchestrator.control.reading.logs import LogReader
 from orchestrator.errors import StorageUnavailable
 from orchestrator.paths import JobKeys
 from orchestrator.storage import MemoryStore

@@ -17,9 +17,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from orchestrator.control.database import Json, create_tables, lock_key, writing
 from orchestrator.control.processes import is_same, start_time
-from orchestrator.control.tables import metadata
+from orchestrator.control.records.database import Json, create_tables, lock_key, writing
+from orchestrator.control.records.tables import metadata
 from orchestrator.errors import StateError, StoreUnavailable
 
 DURATION_S = 15.0

@@ -11,7 +11,7 @@ from ray.autoscaler.v2.schema import LaunchRequest
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 
-from orchestrator.control.provisioning import Bundle, Launches
+from orchestrator.control.nodes.provisioning import Bundle, Launches
 from orchestrator.errors import ClusterError
 
 CALL_LIMIT_S = 10

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator.control.inputs import Inputs
+from orchestrator.control.planning.inputs import Inputs
 from orchestrator.control.scheduler import ClusterView, Demand, Job, Plan, Run, Usage
 from orchestrator.control.scheduler.settings import policy_of
 from orchestrator.spec import to_dict

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from orchestrator.control.inputs import Facts
-from orchestrator.control.store import JobStore
+from orchestrator.control.planning.inputs import Facts
+from orchestrator.control.records.store import JobStore
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job
 

@@ -11,8 +11,8 @@ import sqlite3
 from collections.abc import Collection
 from typing import Any
 
-from orchestrator.control.schema import SCHEMA_VERSION
-from orchestrator.control.summary import PLAIN, TERMINAL, JobSummary, summary_of
+from orchestrator.control.reading.summary import PLAIN, TERMINAL, JobSummary, summary_of
+from orchestrator.control.records.schema import SCHEMA_VERSION
 from orchestrator.job import JobState
 from orchestrator.paths import Home
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import Policy
 from orchestrator.control.scheduler.settings import policy_of
-from orchestrator.control.store import JobStore
 from orchestrator.spec import to_dict
 
 KEY = "policy"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.control import scheduler
-from orchestrator.control.inputs import Inputs
+from orchestrator.control.planning.inputs import Inputs
 from orchestrator.control.scheduler import Demand, Plan, Run
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.place import Place

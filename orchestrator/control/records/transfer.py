@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import sqlalchemy as sa
 
-from orchestrator.control import audit, database, lease, tables, users
+from orchestrator.control.records import audit, database, lease, tables, users
 from orchestrator.errors import StateError, UserError
 from orchestrator.job import Job, job_to_dict
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec

@@ -8,9 +8,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from orchestrator.control.database import Words, create_tables, writing
-from orchestrator.control.tables import metadata
-from orchestrator.control.users import User
+from orchestrator.control.records.database import Words, create_tables, writing
+from orchestrator.control.records.tables import metadata
+from orchestrator.control.records.users import User
 
 TABLE = sa.Table(
     "audit",

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from orchestrator.control.database import create_tables, writing
-from orchestrator.control.tables import metadata
+from orchestrator.control.records.database import create_tables, writing
+from orchestrator.control.records.tables import metadata
 from orchestrator.errors import AuthenticationError, ConfigError, UserError, nearest
 from orchestrator.paths import safe_name
 from orchestrator.spec import SchedulingSpec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.control.store import JobStore
+from orchestrator.control.records.store import JobStore
 from orchestrator.job import Job, JobState
 
 

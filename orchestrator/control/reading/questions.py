@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from orchestrator.control.accounts import Accounts
-from orchestrator.control.dependencies import standing
-from orchestrator.control.facts import remembered
-from orchestrator.control.inputs import Inputs, running, waiting
-from orchestrator.control.policy import chosen_policy
+from orchestrator.control.planning.accounts import Accounts
+from orchestrator.control.planning.dependencies import standing
+from orchestrator.control.planning.facts import remembered
+from orchestrator.control.planning.inputs import Inputs, running, waiting
+from orchestrator.control.planning.policy import chosen_policy
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, explain
-from orchestrator.control.store import JobStore
 from orchestrator.job import Job, JobState
 
 

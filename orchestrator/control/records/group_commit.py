@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from orchestrator.control.database import writing
+from orchestrator.control.records.database import writing
 
 
 @dataclass(eq=False)

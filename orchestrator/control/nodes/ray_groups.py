@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError
 
-from orchestrator.control.groups import GroupStatus, SupervisorGone
+from orchestrator.control.nodes.groups import GroupStatus, SupervisorGone
 from orchestrator.errors import ObjectNotFound
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobResult, JobState, progress_from_dict, result_from_dict

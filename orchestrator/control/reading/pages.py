@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.control.logs import LogLine, LogReader
+from orchestrator.control.reading.logs import LogLine, LogReader
 from orchestrator.job import Job
 from orchestrator.storage import ObjectStore
 

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from orchestrator.control.forecast import MAX_JOBS, predicted_starts
-from orchestrator.control.inputs import Inputs
-from orchestrator.control.live import LiveJobs
-from orchestrator.control.provisioning import asked_since
+from orchestrator.control.nodes.provisioning import asked_since
+from orchestrator.control.planning.forecast import MAX_JOBS, predicted_starts
+from orchestrator.control.planning.inputs import Inputs
+from orchestrator.control.planning.live import LiveJobs
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import Plan
-from orchestrator.control.store import JobStore
 from orchestrator.events import Event, EventKind
 from orchestrator.job import WAITS_FOR_CONTROLLER, Job
 

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.control import scheduler
-from orchestrator.control.accounts import Accounts
-from orchestrator.control.inputs import Facts, Inputs, running, waiting
-from orchestrator.control.planlog import PlanLog
-from orchestrator.control.policy import ChosenPolicy, chosen_policy
+from orchestrator.control.planning.accounts import Accounts
+from orchestrator.control.planning.inputs import Facts, Inputs, running, waiting
+from orchestrator.control.planning.planlog import PlanLog
+from orchestrator.control.planning.policy import ChosenPolicy, chosen_policy
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, Plan, Policy, Run, Usage
-from orchestrator.control.store import JobStore
 from orchestrator.job import Job
 
 Decide = Callable[[ClusterView, tuple[scheduler.Job, ...], tuple[Run, ...], Usage, float, Policy], Plan]

@@ -1,7 +1,7 @@
 """The job store: one row per job, guarded by a version, the log of its events, what of them speaks against machines, and the stays.
 
 What `put` or `update` returned from survives a power cut. Many processes may read and write at once; each write is one short transaction.
-The databases that it may lie in: `orchestrator.control.database`.
+The databases that it may lie in: `orchestrator.control.records.database`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from orchestrator.control import database, tables
-from orchestrator.control.accounts import MAX_STAYS, Stay
-from orchestrator.control.group_commit import GroupCommit
-from orchestrator.control.reputation import Incident
-from orchestrator.control.summary import JobSummary, read_summaries
+from orchestrator.control.planning.accounts import MAX_STAYS, Stay
+from orchestrator.control.planning.reputation import Incident
+from orchestrator.control.reading.summary import JobSummary, read_summaries
+from orchestrator.control.records import database, tables
+from orchestrator.control.records.group_commit import GroupCommit
 from orchestrator.errors import JobNotFound, StaleWrite, StateError, nearest
 from orchestrator.events import Event, EventKind, IncidentKind
 from orchestrator.job import Job, JobState, check_transition, fields_to_dict, job_from_dict, job_to_dict

@@ -12,12 +12,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from orchestrator.control import tables
-from orchestrator.control.policy import chosen_policy
+from orchestrator.control.planning.policy import chosen_policy
+from orchestrator.control.reading.summary import JobSummary, summaries_where
+from orchestrator.control.records import tables
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
-from orchestrator.control.store import JobStore
-from orchestrator.control.summary import JobSummary, summaries_where
 from orchestrator.job import JobState
 
 MAX_NODES = 1000

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from orchestrator.control.groups import WorkerGroups
-from orchestrator.control.live import LiveJobs
-from orchestrator.control.receipt import opened
+from orchestrator.control.nodes.groups import WorkerGroups
+from orchestrator.control.planning.live import LiveJobs
+from orchestrator.control.planning.receipt import opened
+from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, Demand, Plan
 from orchestrator.control.scheduler.model import Placement, Preempt, Resize
 from orchestrator.control.scheduler.place import Grid
-from orchestrator.control.store import JobStore
 from orchestrator.errors import StaleWrite
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobState

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from orchestrator.control.database import Json, Words
-from orchestrator.control.schema import SCHEMA_VERSION
+from orchestrator.control.records.database import Json, Words
+from orchestrator.control.records.schema import SCHEMA_VERSION
 from orchestrator.errors import StateError
 
 metadata = sa.MetaData()

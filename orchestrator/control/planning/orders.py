@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.control.groups import WorkerGroups
+from orchestrator.control.nodes.groups import WorkerGroups
 from orchestrator.job import Job
 
 log = logging.getLogger("controller")

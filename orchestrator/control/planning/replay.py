@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.control.planlog import decision_of, read_log
+from orchestrator.control.planning.planlog import decision_of, read_log
 from orchestrator.control.scheduler import Plan, plan_ahead
 
 

@@ -1,0 +1,1 @@
+"""What the control plane remembers: the job store, its tables, users, audit log and lease."""

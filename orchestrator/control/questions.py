@@ -89,8 +89,8 @@ def explained(store: JobStore, job: Job, cluster: ClusterView, now: float) -> Ex
     inputs = _inputs(store, [one for one in live if one.id not in blocked], cluster, now)
     found = explain(job.id, inputs.cluster, inputs.queue, inputs.running, inputs.usage, now, inputs.policy)
     return replace(
-        plain, reason=job.reason if cluster.coming else found.reason, position=found.position, holders=found.holders, start_s=found.start_s, reserved=found.reserved,
-        with_workers=found.with_workers, at_priority=found.at_priority,
+        plain, reason=job.reason if cluster.coming else found.reason, position=found.position, holders=found.holders,
+        start_s=found.start_s, reserved=found.reserved, with_workers=found.with_workers, at_priority=found.at_priority,
     )  # fmt: skip
 
 

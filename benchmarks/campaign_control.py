@@ -229,7 +229,8 @@ def main() -> int:
     figures |= {"jobs": len(done["ids"]), "kills": done["killed"], "nodes": asked.nodes, "seconds": round(done["seconds"])}
     print(dict(wrong), figures)
     return publish(
-        "campaign_control", "Jobs of four tenants all run to the end, once, whatever becomes of the controller",
+        "campaign_control" if asked.nodes == NODES else f"campaign_control_{asked.nodes}_nodes",
+        "Jobs of four tenants all run to the end, once, whatever becomes of the controller",
         ours=sum(wrong.values()), bar=0, holds=not wrong and figures["jobs"] == asked.n, unit="findings", seed=asked.seed, **figures,
         rows=table(("", ""), [*((name, value) for name, value in figures.items()), *((name, value) for name, value in wrong.items())]),
     )  # fmt: skip

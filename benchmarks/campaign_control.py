@@ -167,7 +167,7 @@ def run(cluster: Cluster, n: int, kills: int, seed: int, limit_s: float) -> dict
         ended = sum(job.state.terminal for job in client.jobs())
         if killed < kills and time.monotonic() > next_kill:
             cluster.kill_controller()
-            killed, next_kill = killed + 1, time.monotonic() + rng.uniform(2, 20)
+            killed, next_kill = killed + 1, time.monotonic() + rng.uniform(5, 25)
         cluster.look_after_controller()
         print(f"{time.monotonic() - began:6.0f} s: {len(ids)} submitted, {ended} ended, {killed} kills", flush=True)
         if len(ids) == n and ended == n and killed == kills:
@@ -190,7 +190,9 @@ def findings(cluster: Cluster, ids: list[str]) -> tuple[Counter[str], dict[str, 
     count = 0
     for recorded in read_log(cluster.home.plans):
         inputs, count = recorded.inputs, count + 1
-        moment = Moment(inputs.cluster, inputs.queue, inputs.running, inputs.usage, recorded.now, inputs.policy)
+        moment = Moment(
+            cluster=inputs.cluster, queue=inputs.queue, running=inputs.running, usage=inputs.usage, now=recorded.now, policy=inputs.policy
+        )  # fmt: skip
         decided = plan(inputs.cluster, inputs.queue, inputs.running, inputs.usage, recorded.now, inputs.policy)
         for check in PROPERTIES:
             for amiss in check(moment, decided):
@@ -227,7 +229,8 @@ def main() -> int:
     figures |= {"jobs": len(done["ids"]), "kills": done["killed"], "nodes": asked.nodes, "seconds": round(done["seconds"])}
     print(dict(wrong), figures)
     return publish(
-        "campaign_control", "Jobs of four tenants all run to the end, once, whatever becomes of the controller",
+        "campaign_control" if asked.nodes == NODES else f"campaign_control_{asked.nodes}_nodes",
+        "Jobs of four tenants all run to the end, once, whatever becomes of the controller",
         ours=sum(wrong.values()), bar=0, holds=not wrong and figures["jobs"] == asked.n, unit="findings", seed=asked.seed, **figures,
         rows=table(("", ""), [*((name, value) for name, value in figures.items()), *((name, value) for name, value in wrong.items())]),
     )  # fmt: skip

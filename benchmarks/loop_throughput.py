@@ -56,7 +56,7 @@ class NoSaves:
 class Loops:
     """The three loops of one rank. Each method trains one block and returns its seconds."""
 
-    def __init__(self, rank: int, world: int, folder: Path) -> None:
+    def __init__(self, rank: int, world: int, folder: Path, *overrides: str) -> None:
         import torch
 
         from orchestrator.config import load_job_spec
@@ -70,7 +70,7 @@ class Loops:
 
         torch.set_num_threads(1)
         quiet = ("training.eval_samples=2", "training.eval_interval_steps=0")
-        self.spec = load_job_spec(["workload=gpt", f"resources.num_workers={world}", *quiet])
+        self.spec = load_job_spec(["workload=gpt", f"resources.num_workers={world}", *quiet, *overrides])
         self.layout = layout_for(self.spec)
         self.rank, self.world = rank, world
         self.device = choose_device(0, rank)
@@ -209,10 +209,7 @@ class Loops:
 
 
 def rank_main(rank: int, world: int, folder: str, blocks: int, port: int, results: Any) -> None:
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-    }  # fmt: skip
+    be_rank(rank, world, port)
     loops = Loops(rank, world, Path(folder))
     arms: dict[str, Callable[[], float]] = {"ours": loops.ours, "deepspeed": loops.deepspeed, "plain": loops.plain}
     for _ in range(2):
@@ -228,26 +225,38 @@ def rank_main(rank: int, world: int, folder: str, blocks: int, port: int, result
             print(number + 1, {name: f"{seconds / STEPS * 1000:.0f} ms" for name, seconds in row.items()}, flush=True)
 
 
-def main() -> int:
+def be_rank(rank: int, world: int, port: int) -> None:
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+    }  # fmt: skip
+
+
+def rows_of(main_of_rank: Callable[..., None], world: int, blocks: int) -> list[dict[str, float]]:
+    """What rank 0 put in, a row a block. `main_of_rank(rank, world, folder, blocks, port, results)` runs in a process for each rank."""
     import torch
 
     from orchestrator.control.keeper import free_port
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--world", type=int, default=1, choices=(1, 2))
-    parser.add_argument("--blocks", type=int, default=20)
-    asked = parser.parse_args()
     context = torch.multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
-        ranks = [context.Process(target=rank_main, args=(r, asked.world, folder, asked.blocks, port, results)) for r in range(asked.world)]
+        ranks = [context.Process(target=main_of_rank, args=(rank, world, folder, blocks, port, results)) for rank in range(world)]
         for process in ranks:
             process.start()
         for process in ranks:
             process.join()
     assert all(process.exitcode == 0 for process in ranks), [process.exitcode for process in ranks]
-    rows = [results.get() for _ in range(asked.blocks)]
+    return [results.get() for _ in range(blocks)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--world", type=int, default=1, choices=(1, 2))
+    parser.add_argument("--blocks", type=int, default=20)
+    asked = parser.parse_args()
+    rows = rows_of(rank_main, asked.world, asked.blocks)
     ratios = {f"ours / {other}": sorted(row[other] / row["ours"] for row in rows) for other in ("deepspeed", "plain")}
     medians, bars = {name: statistics.median(values) for name, values in ratios.items()}, BARS[asked.world]
     per_step = {name: statistics.median(row[name] for row in rows) / STEPS * 1000 for name in rows[0]}

@@ -32,6 +32,7 @@ class Kind(enum.Enum):
     HOLD_GIL = "hold_gil"
     SLOW_RANK = "slow_rank"
     DROP_CONNECTION = "drop_connection"
+    FLIP_BIT = "flip_bit"
     KILL_AGENT = "kill_agent"
     KILL_UPLOADER = "kill_uploader"
     KILL_WARM = "kill_warm"
@@ -89,6 +90,8 @@ def _draw(spec: JobSpec, kind: Kind, number: int, world_size: int) -> Fault:
     rng = random.Random(f"{spec.chaos.seed} {kind.value} {number}")
     step = rng.randint(spec.chaos.first_step, spec.chaos.last_step or spec.training.max_steps)
     phase = rng.choice(SUPERVISOR_PHASES if kind.by_supervisor else PHASES)
+    if kind is Kind.FLIP_BIT:
+        phase = "optimizer"  # when no save still copies: one that took the bit along would be as good as what it was taken from
     fault = Fault(name=f"{kind.value}-{number}", kind=kind, step=step, phase=phase)
     if kind is Kind.FAIL_STORE_CALL:
         return dataclasses.replace(fault, answer=rng.choice(ANSWERS), call=rng.randint(1, MAX_CALLS), times=rng.randint(1, MAX_TIMES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,8 +82,6 @@ def _told(job: Job, shown: list[Proof], spec: JobSpec, screen: Screen) -> Rehear
 
 def _remove(job: Job, secrets: Mapping[str, str], screen: Screen) -> None:
     """What it has kept in the object store, and its run."""
-    import os
-
     try:
         store = open_store(job.spec.storage, {**os.environ, **secrets})
         for info in list(store.list(JobKeys(job.id).root)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from orchestrator.control.policy import ChosenPolicy
 from orchestrator.control.questions import Explained, QueueRow
 from orchestrator.control.reputation import Incident
 from orchestrator.control.scheduler import ClusterView
+from orchestrator.control.submission import new_id
 from orchestrator.control.summary import JobSummary
 from orchestrator.errors import ClusterError, ConfigError, OrchestratorError
 from orchestrator.events import Event, EventKind, IncidentKind
@@ -29,6 +31,8 @@ from orchestrator.storage import open_store
 
 ANSWER_S = 30.0
 """That a server may take, on top of what it was asked to wait."""
+PAUSES_S = (0.2, 1.0)
+"""Between the tries of a submission."""
 _PAGE = 10_000
 _ERRORS = {name: cls for name, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, OrchestratorError)}
 _SUMMARY = {field.name for field in dataclasses.fields(JobSummary)}
@@ -49,7 +53,14 @@ class Remote:
         self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=ANSWER_S, transport=transport)
 
     def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job:
-        return job_from_dict(self._ask("POST", "/v1/jobs", {"spec": to_dict(spec), "secrets": dict(secrets)}))
+        """Again with the same id after a lost connection, so that it makes one job."""
+        asked = {"spec": to_dict(spec), "secrets": dict(secrets), "id": new_id(spec)}
+        for pause_s in PAUSES_S:
+            try:
+                return job_from_dict(self._ask("POST", "/v1/jobs", asked))
+            except ClusterError:
+                time.sleep(pause_s)
+        return job_from_dict(self._ask("POST", "/v1/jobs", asked))
 
     def keep_code(self, package: Package, storage: StorageSpec, secrets: Mapping[str, str]) -> bool:
         """In a store that is named, from here; else the server keeps it in its own."""

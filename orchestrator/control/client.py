@@ -24,10 +24,10 @@ from orchestrator.control.reputation import MEMORY_S, Incident
 from orchestrator.control.scheduler import ClusterView, Demand, feasible
 from orchestrator.control.scheduler.model import Tenant
 from orchestrator.control.store import JobStore
-from orchestrator.control.submission import carried_over, check_secrets, check_text, new_id
+from orchestrator.control.submission import carried_over, check_secrets, check_text, checked_id, new_id
 from orchestrator.control.summary import JobSummary
 from orchestrator.control.users import Role, User, local_user
-from orchestrator.errors import ConfigError, StaleWrite, StateError, UserError, nearest
+from orchestrator.errors import ConfigError, JobNotFound, StaleWrite, StateError, UserError, nearest
 from orchestrator.events import Event, EventKind
 from orchestrator.job import WAITS_FOR_CONTROLLER, Job, JobState
 from orchestrator.layout import legal_world_sizes
@@ -59,10 +59,11 @@ class Client:
         """The same jobs, for another user."""
         return Client(self.home, self._store, user, self._clock)
 
-    def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job:
+    def submit(self, spec: JobSpec, secrets: Mapping[str, str], job_id: str = "") -> Job:
         """Add a job to the queue; on return it is durable.
 
         `secrets` are environment variables of its processes (S3 keys); they are kept beside the queue, readable by the owner only.
+        `job_id`: what it is to be named by whoever may have to ask twice; the second time the job is returned that the first one made.
         Raises LayoutError, ConfigError if the cluster, or its tenant's quota, can never hold it, JobNotFound for an unknown job in
         `scheduling.after`.
         """
@@ -70,16 +71,28 @@ class Client:
         check_secrets(secrets)
         check_text(spec)
         spec = self._completed(self._may.owned(spec))
+        if job_id and (there := self._made_before(job_id, spec)) is not None:
+            return there
         self._check_feasible(spec)
         now = self._clock()
         job = Job(
-            id=new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason=WAITS_FOR_CONTROLLER, user=self.user.name,
+            id=job_id or new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason=WAITS_FOR_CONTROLLER, user=self.user.name,
             tenant=spec.scheduling.tenant,
         )  # fmt: skip
         self._write_secrets(job.id, secrets)
         submitted = _event(EventKind.SUBMITTED, job.id, now, f"{spec.resources.num_workers} workers")
         self._store.put(job, [submitted], also=[self._may.entry("submit", job.id)])
         return job
+
+    def _made_before(self, job_id: str, spec: JobSpec) -> Job | None:
+        """The job of that name, if the same user has asked for the same. Raises StateError if it is another one."""
+        try:
+            there = self._store.get(checked_id(job_id))
+        except JobNotFound:
+            return None
+        if (there.user, there.spec) != (self.user.name, spec):
+            raise StateError(f"there is already a job named {job_id}")
+        return there
 
     def has_code(self, content_hash: str) -> bool:
         """Whether the home's own store holds that package."""
@@ -88,10 +101,8 @@ class Client:
     def keep_archive(self, content_hash: str, archive: bytes) -> bool:
         """Put a packaged working directory into the home's own store. Raises ConfigError for what is no package of that hash."""
         self._may.require(Role.USER, "keep code", content_hash)
-        put = keep_archive(self._own_store(), content_hash, archive)
-        if put:
-            self._may.note("keep code", content_hash, f"{len(archive)} bytes")
-        return put
+        self._may.note("keep code", content_hash, f"{len(archive)} bytes")
+        return keep_archive(self._own_store(), content_hash, archive)
 
     def jobs(self) -> list[Job]:
         """All jobs in the order of their submission."""
@@ -144,7 +155,6 @@ class Client:
         `spec`: what is asked for now; None: as before. A job that has not ended needs nothing: the controller puts it back to the
         queue if its cluster is gone. It is returned as it is. Raises StateError if it is about to stop, or for another `spec`.
         """
-
         check_secrets(secrets)
 
         def change(job: Job) -> Job:

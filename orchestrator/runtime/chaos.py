@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from orchestrator.chaos import acts
 from orchestrator.chaos.claims import Claims
 from orchestrator.chaos.plan import Fault, Kind
@@ -40,7 +42,9 @@ class StrikingClock(ProgressClock):
         self._claims = claims
         self._link = link
         self._rank = rank
-        self._acts = {**acts, Kind.SLOW_RANK: self._begin_slow}
+        self._acts: Acts = {**acts, Kind.SLOW_RANK: self._begin_slow, Kind.FLIP_BIT: lambda: flip_bit(self.replicated())}
+        self.replicated: Callable[[], Sequence[torch.Tensor]] = tuple
+        """What this rank holds a copy of, as soon as it has built it."""
         self._slow_s = slow_s
         self._slow_steps = range(0)
         self._pending = [fault for fault in faults if fault.kind in self._acts]
@@ -58,6 +62,13 @@ class StrikingClock(ProgressClock):
 
     def _begin_slow(self) -> None:
         self._slow_steps = range(self._step + 1, self._step + 1 + SLOW_STEPS)
+
+
+def flip_bit(tensors: Sequence[torch.Tensor]) -> None:
+    """In the middle of the largest of them; no bit of an exponent, so that all stays finite."""
+    words = max(tensors, key=lambda tensor: tensor.numel()).detach().view(-1).view(torch.uint8)
+    middle = words.numel() // 2 & ~7
+    words[middle] ^= 1 << 6
 
 
 def acts_of(agent: int) -> Acts:

@@ -134,10 +134,12 @@ class Engine:
         return module
 
     def replicated(self) -> list[torch.Tensor]:
-        """What every rank holds a whole copy of: at ZeRO 0 all state, at ZeRO 1 and 2 the weights that it computes with."""
-        if self.layout.zero_stage == 0:
-            return [piece.data for piece in self.state.wanted_pieces()]
-        return list(self.module.parameters())
+        """What every rank holds the same copy of: the weights that it computes with and, at ZeRO 0, the optimizer's state.
+
+        Not the buffers: the ranks' own batches move running means apart.
+        """
+        weights = list(self.module.parameters())
+        return weights + [piece.data for piece in self.state.trained_pieces()] if self.layout.zero_stage == 0 else weights
 
     def sent_bytes(self, spec: JobSpec, tokens_per_sample: int) -> dict[str, float]:
         """What this rank sends per step, by kind of collective."""

@@ -24,7 +24,7 @@ from orchestrator.layout import Layout, legal
 from orchestrator.runtime.accelerator import choose_device, gpu_identity
 from orchestrator.runtime.artifacts import write_final
 from orchestrator.runtime.cadence import Cadence
-from orchestrator.runtime.chaos import progress_clock
+from orchestrator.runtime.chaos import StrikingClock, progress_clock
 from orchestrator.runtime.collective import broadcast_text
 from orchestrator.runtime.disk import own_folder
 from orchestrator.runtime.engine import Engine, disable_shared_memory_op
@@ -94,7 +94,11 @@ def _live(task: RankTask, spec: JobSpec, link: AgentLink) -> None:
         near = NearStore(store, Path(task.slab_folder), task.slab_stem)
         cadence = Cadence(spec.checkpoint, nodes=-(-task.world_size // task.local_world_size))
         guard = Guard(spec.guard, engine.precision)
-        run = Training(task, spec, layout, workload, near, dataset, engine, link, clock, meter, selection_of(spec), staging, cadence, guard)
+        run = Training(
+            task, spec, layout, workload, near, dataset, engine, link, clock, meter, selection_of(spec), staging, cadence, guard
+        )
+        if isinstance(clock, StrikingClock):
+            clock.replicated = engine.replicated
         restore_newest(run)
         run.store = store  # the slabs are to be written again
         staging.prepare(engine.state.owned_pieces())

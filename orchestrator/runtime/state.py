@@ -63,8 +63,12 @@ class EngineState:
         beside = [(piece, target) for piece, target, *_ in self._frozen_parameters()]
         beside += [(piece, target) for piece, target, _ in self._persistent_buffers()]
         self._incoming = [(piece, target) for piece, target in beside if piece.data.numel()]
+        return self.trained_pieces() + [piece for piece, _ in self._incoming]
+
+    def trained_pieces(self) -> list[StatePiece]:
+        """Of the trained parameters and the optimizer's state, what this rank holds."""
         held = [piece for flat in self._flats() for piece, _ in self._pieces(flat)]
-        return [piece for piece in held if piece.data.numel()] + [piece for piece, _ in self._incoming]
+        return [piece for piece in held if piece.data.numel()]
 
     def masters(self) -> dict[int, torch.Tensor]:
         """The fp32 weights that this rank holds, flat and with their padding, by the id of what the optimizer keeps their state under."""

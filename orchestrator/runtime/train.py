@@ -93,10 +93,17 @@ def _tick(run: Training, compute: ComputeTime, step: int, phase: Phase) -> None:
 def _look(run: Training, report: StepReport) -> None:
     """At what the step has made. Raises ReplicaDrift on all ranks."""
     run.guard.watch(report.loss, report.grad_norm)
-    every = run.spec.guard.replica_check_steps
-    if every and (run.step % every == 0 or run.cadence.is_step(run.step)):  # a save would keep one of the copies
+    every = run.spec.replica_check_steps
+    if every and run.step % every == 0:
+        _compare(run)
+
+
+def _compare(run: Training) -> None:
+    """The copies that all ranks hold, unless it was done. Raises ReplicaDrift on all ranks."""
+    if run.spec.replica_check_steps and run.compared_step != run.step:
         run.tick(run.step, Phase.COLLECTIVE)
         check_replicas(run.step, run.engine.replicated())
+        run.compared_step = run.step
 
 
 def _vote(run: Training, ballot: Ballot, compute: ComputeTime, loss: float | None) -> tuple[float, bool, bool]:
@@ -177,6 +184,7 @@ def save(run: Training) -> None:
     """Stage this step's checkpoint, unless that was done. The supervisor commits it when the uploaders have said `saved` for all ranks."""
     if run.saved_step == run.step:
         return
+    _compare(run)  # a save keeps one of the copies
     tick, began = partial(run.tick, run.step, Phase.CHECKPOINT), time.monotonic()
     tick()
     state = run.engine.state

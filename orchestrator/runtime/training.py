@@ -45,6 +45,8 @@ class Training:
     position: int = 0
     saved_step: int = 0
     """Newest step that is in the store or on its way there: the one restored from, or staged since."""
+    compared_step: int = 0
+    """Newest step whose replicas were compared."""
     restored_commit: str = ""
     """Key of the commit restored from; empty once a step was made from it, or if there was none."""
     evaluation_before: Mapping[str, Any] | None = None

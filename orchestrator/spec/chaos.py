@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _NO_COUNTS = ("seed", "first_step", "last_step", "slow_s", "hide_s")
 _NEED_WATCH = ("stop_rank", "hold_gil")
-_RESTART = ("kill_rank", "stop_rank", "hold_gil", "drop_connection", "kill_agent", "kill_warm", "kill_supervisor")
+_RESTART = ("kill_rank", "stop_rank", "hold_gil", "drop_connection", "kill_agent", "kill_warm", "kill_supervisor", "flip_bit")
 """Faults that cost a restart each."""
 
 
@@ -38,6 +38,8 @@ class ChaosSpec:
     slow_s: float = 0.1
     drop_connection: int = 0
     """All TCP connections of a rank are shut down: to other ranks and to the store."""
+    flip_bit: int = 0
+    """A bit of a rank's own copy of the weights flips. Only at ZeRO 0: there the copy is what the next step goes on from."""
     kill_agent: int = 0
     """The agent of a rank's node gets SIGKILL."""
     kill_uploader: int = 0
@@ -82,6 +84,10 @@ def check_chaos(spec: JobSpec) -> None:
     for name in _NEED_WATCH:
         count, watched = getattr(chaos, name), spec.recovery.hang_timeout_s > 0
         require(watched or not count, f"chaos.{name}", count, "0 at recovery.hang_timeout_s=0, where nobody would find it")
+    stage, kept = spec.parallelism.zero_stage, spec.parallelism.zero_stage == 0 and spec.replica_check_steps > 0
+    allowed = f"0 at parallelism.zero_stage={stage}, guard.replica_check_steps={spec.guard.replica_check_steps} and " \
+        f"resources.num_workers={spec.resources.num_workers}, where nobody would find it: it needs copies that are compared"
+    require(kept or not chaos.flip_bit, "chaos.flip_bit", chaos.flip_bit, allowed)
     tracked = spec.tracking.enabled or not chaos.hide_tracking
     require(tracked, "chaos.hide_tracking", chaos.hide_tracking, "0 at tracking.enabled=false: there is nothing to hide")
     address = spec.cluster.address

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from orchestrator.spec.checks import at_least, require
 
+REPLICA_CHECK_STEPS = 50
+"""Steps between two looks at the replicas where the user names no number."""
+
 
 class OnBadNumbers(enum.Enum):
     """What follows a loss or a gradient that is not finite, and a loss that jumps."""
@@ -25,9 +28,11 @@ class GuardSpec:
     """Windows of samples that a job may pass over with `skip`; then it fails."""
     spike_factor: float = 0
     """A loss that lies so many robust standard deviations above the median of the last 100 log steps is a jump; 0: none is. 10 is far."""
-    replica_check_steps: int = 0
-    """Every so many steps, and before each save, the ranks compare the bits of what each of them holds a whole copy of; 0: never."""
+    replica_check_steps: int = -1
+    """Every so many steps, and before each save, the ranks compare the bits of what each of them holds a whole copy of; 0: never; -1:
+    `REPLICA_CHECK_STEPS` where there is such a copy, else never."""
 
     def __post_init__(self) -> None:
-        at_least(0, "guard", self, "max_skips", "replica_check_steps")
+        at_least(0, "guard", self, "max_skips")
+        at_least(-1, "guard", self, "replica_check_steps")
         require(0 <= self.spike_factor < math.inf, "guard.spike_factor", self.spike_factor, "0 (never) or more")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from orchestrator.spec.chaos import ChaosSpec, check_chaos
 from orchestrator.spec.checks import Options, require
 from orchestrator.spec.environment import EnvironmentSpec
-from orchestrator.spec.guard import GuardSpec
+from orchestrator.spec.guard import REPLICA_CHECK_STEPS, GuardSpec
 from orchestrator.spec.operations import CheckpointSpec, ClusterSpec, RecoverySpec, ResourcesSpec, StorageSpec, TrackingSpec
 from orchestrator.spec.parallelism import SIZES, Offload, ParallelismSpec
 from orchestrator.spec.scheduling import SchedulingSpec
@@ -112,12 +112,24 @@ class JobSpec:
         allowed = f"[] at parallelism.pipeline_parallel_size={stages}, whose schedule has a fixed number of micro batches"
         require(stages == 1 or not growing, "training.batch_size_warmup", growing, allowed)
 
+    @property
+    def replica_check_steps(self) -> int:
+        """`guard.replica_check_steps` as it is for this layout: 0 is never."""
+        asked = self.guard.replica_check_steps
+        if asked >= 0:
+            return asked
+        return REPLICA_CHECK_STEPS if self.resources.num_workers > 1 and not self._divided() else 0
+
     def _check_replicas(self) -> None:
-        sizes = {"zero_stage": 2, **dict.fromkeys(SIZES, 1)}
-        for name, most in sizes.items():
+        for name in self._divided():
             found, asked = getattr(self.parallelism, name), self.guard.replica_check_steps
-            allowed = f"0 at parallelism.{name}={found}, where no rank holds a whole copy"
-            require(found <= most or asked == 0, "guard.replica_check_steps", asked, allowed)
+            allowed = f"0 or -1 at parallelism.{name}={found}, where no rank holds a whole copy"
+            require(asked <= 0, "guard.replica_check_steps", asked, allowed)
+
+    def _divided(self) -> list[str]:
+        """Settings of `parallelism` by which no rank holds a whole copy."""
+        sizes = {"zero_stage": 2, **dict.fromkeys(SIZES, 1)}
+        return [name for name, most in sizes.items() if getattr(self.parallelism, name) > most]
 
     def _check_float8(self) -> None:
         asked, precision, on_gpu = self.training.float8, self.training.precision, self.resources.gpus_per_worker > 0

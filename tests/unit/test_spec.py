@@ -128,7 +128,7 @@ LIMITS: dict[str, tuple[list[Any], list[Any], str]] = {
     "recovery.shrink_after_s": ([0.0, 60.0], [-1.0], "0 or more"),
     "recovery.grow_interval_s": ([0.0, 60.0], [-1.0], "0 or more"),
     "guard.max_skips": ([0, 1], [-1], "0 or more"),
-    "guard.replica_check_steps": ([0, 50], [-1], "0 or more"),
+    "guard.replica_check_steps": ([-1, 0, 50], [-2], "at least -1"),
     "guard.spike_factor": ([0, 10.0], [-1.0, float("nan"), float("inf")], "0 (never) or more"),
     "workload.entrypoint": (
         ["m:C", "a.b.c:My_2", "_m:_C"], ["", "m", "m:", ":C", "m.C", "m:C.D", "1m:C", "m:1C", "a/b:C", "m.py:C:D", "m:C "],
@@ -505,8 +505,16 @@ def test_a_missing_key_is_named(flag: str) -> None:
 def test_copies_are_compared_only_where_ranks_hold_whole_ones(layout: dict[str, int]) -> None:
     values = {**smallest(), "parallelism": layout, "guard": {"replica_check_steps": 50}}
     name, size = next(iter(layout.items()))
-    with pytest.raises(ConfigError, match=rf"^guard.replica_check_steps=50 .* 0 at parallelism.{name}={size}"):
+    with pytest.raises(ConfigError, match=rf"^guard.replica_check_steps=50 .* 0 or -1 at parallelism.{name}={size}"):
         from_dict(JobSpec, values)
+    assert from_dict(JobSpec, {**values, "guard": {}}).replica_check_steps == 0
+
+
+def test_copies_are_compared_where_there_are_two() -> None:
+    def every(workers: int, **guard: int) -> int:
+        return from_dict(JobSpec, {**smallest(), "resources": {"num_workers": workers}, "guard": guard}).replica_check_steps
+
+    assert (every(1), every(2), every(2, replica_check_steps=0), every(1, replica_check_steps=4)) == (0, 50, 0, 4)
 
 
 # round trip

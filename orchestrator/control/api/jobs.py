@@ -43,7 +43,7 @@ JobName = Annotated[str, Path(description="Its id, or the beginning of it")]
 @router.post("", status_code=201, response_model=JobView)
 def submit(asker: Asker, asked: Submission) -> Response:
     """Queue a job. When the answer comes it is durable."""
-    return answer(job_to_dict(asker.submit(asked.spec, asked.secrets)), 201)
+    return answer(job_to_dict(asker.submit(asked.spec, asked.secrets, asked.id)), 201)
 
 
 @router.get("", response_model=JobPage)

@@ -36,6 +36,7 @@ GIVEN = "cluster.address=head:6379"
         ),
         (["chaos.kill_raylet=1"], "chaos.kill_raylet=1 is not possible: allowed is 0 without cluster.address"),
         (["chaos.kill_controller=1", GIVEN], "chaos.kill_controller=1 is not possible: allowed is 0 at cluster.address=head:6379"),
+        (["chaos.flip_bit=1"], "chaos.flip_bit=1 is not possible: allowed is 0 at parallelism.zero_stage=1, "),
         (["chaos.kill_rank=60", "chaos.kill_agent=41"], "recovery.max_restarts=100 is not possible: allowed is 101 or more"),
     ],
 )
@@ -51,4 +52,6 @@ def test_all_kinds_are_taken_where_they_can_be_and_nothing_is_on_by_default() ->
     found = load_job_spec([*GPT, *(f"chaos.{name}=2" for name in local), "chaos.seed=42", "chaos.first_step=100"]).chaos
     assert found.counts == dict.fromkeys(local, 2) and found.on
     assert load_job_spec([*GPT, "chaos.kill_raylet=1", GIVEN]).chaos.counts == {"kill_raylet": 1}
+    copies = ["chaos.flip_bit=1", "parallelism.zero_stage=0", "resources.num_workers=2"]
+    assert load_job_spec([*GPT, *copies]).chaos.counts == {"flip_bit": 1}
     assert load_job_spec([*GPT, "chaos.last_step=101"]).chaos.last_step == 101, "nothing falls there"

@@ -191,6 +191,32 @@ def test_a_server_that_is_not_there_or_is_another_is_told(tmp_path):
         remote.job("y")
 
 
+class LosingAnswers(httpx2.BaseTransport):
+    """The server gets the first requests, but nobody hears what it says."""
+
+    def __init__(self, count: int) -> None:
+        self._left, self._wire = count, httpx2.HTTPTransport()
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        response = self._wire.handle_request(request)
+        if self._left:
+            self._left -= 1
+            raise httpx2.ReadError("cut off")
+        return response
+
+
+def test_a_submission_whose_answer_is_lost_makes_one_job(place, store):
+    spec = dataclasses.replace(SPEC, name="once")
+    job = Remote(place[0], place[2], place[3], LosingAnswers(2)).submit(spec, {})
+    assert [found.id for found in store.all() if found.id.startswith("once-")] == [job.id]
+    assert [entry.action for entry in Local(place[0]).audit(limit=10_000) if entry.subject == job.id] == ["submit"]
+    with pytest.raises(StateError, match="already a job named"):
+        Local(place[0]).submit(dataclasses.replace(spec, name="twice"), {"KEY": "another's"}, job.id)
+    assert not place[0].secrets(job.id).exists()
+    with pytest.raises(ConfigError, match=r"id=\.\./x is not possible"):
+        Local(place[0]).submit(spec, {}, "../x")
+
+
 def test_tokens_come_from_the_environment_or_a_private_file(tmp_path, monkeypatch):
     home = Home(tmp_path)
     for name in ("ORCHESTRATOR_TOKEN", "ORCHESTRATOR_TOKEN_FILE"):

@@ -75,6 +75,8 @@ class Turns:
         self.next_starves: tuple[float, str] = math.inf, ""
         """(when, who of those that are not yet)."""
         parts: dict[Key, list[list[Job]]] = {}
+        self.others = [job for job in queue if not job.alike]
+        """Those that are like no other, in no order."""
         for members in _groups(queue):
             if patient := self._patient(members):
                 parts.setdefault(key(patient[0], False, policy, tenant_ranks, estimates)[:-2], []).append(patient)

@@ -146,12 +146,12 @@ class Planner:
             total = sum(node.gpus for node in self._cluster.usable)
             self._shares = shares(self._policy, total, wanted)
         widest = len(self.room.grid.buckets) - 1
-        jobs: Sequence[Job] = queue
+        jobs = others = queue
         if self.turns is None:
             self.turns = Turns(queue, self._now, self._policy, self._ranks, self._estimates, widest)
-            jobs = self.turns.jobs
+            jobs, others = self.turns.jobs, self.turns.others
         self._starved = self.turns.starved
-        for job in sorted((job for job in jobs if job.cleared), key=lambda job: (job.reserved_s or 0.0, job.queued_s, job.id)):
+        for job in sorted((job for job in others if job.cleared), key=lambda job: (job.reserved_s or 0.0, job.queued_s, job.id)):
             self._keep(job)
         return list(jobs)
 
@@ -169,10 +169,12 @@ class Planner:
     # one job
 
     def _try_all(self, jobs: Iterable[Job]) -> None:
-        in_vain, wait = self._in_vain, self._waiting.append
+        in_vain, wait, now, after_s, first_s = self._in_vain, self._waiting.append, self._now, self._policy.reserve_after_s, math.inf
         for job in jobs:
-            if job.alike in in_vain and (self._reserved_all or not self._may_reserve(job)):
+            if job.alike in in_vain and (self._reserved_all or now < job.queued_s + after_s):
                 wait(job)
+                if job.queued_s < first_s and not self._reserved_all:
+                    first_s = job.queued_s
             elif job.cleared and job.id in self._promised:
                 if self._again or not self._is_redeemed(job, elsewhere=True):
                     self._waiting.append(job)
@@ -180,6 +182,7 @@ class Planner:
                     self._promise(job, *self._promised[job.id])
             else:
                 self._try(job)
+        self._changes.append(first_s + after_s)
 
     def _is_redeemed(self, job: Job, elsewhere: bool = False) -> bool:
         """A job that was promised a place starts there, before all others, if it is free; when its turn comes, also `elsewhere`."""

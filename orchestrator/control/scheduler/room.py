@@ -283,10 +283,7 @@ class Room:
             for victim in self.victims:
                 at = evictable_from(claim, victim, self._policy, tenants.get(victim.run.job.tenant, ALONE))
                 free_from[victim.run.job.id] = max(self._now, at)
-        return [
-            (min(self.ends_s(run), free_from.get(run.job.id, math.inf)), run.job.demand, held)
-            for run, held in self.staying()
-        ]
+        return [(min(self.ends_s(run), free_from.get(run.job.id, math.inf)), run.job.demand, held) for run, held in self.staying()]
 
     releases: Sequence[Release] = ()
     """Of the newest reservation."""

@@ -90,8 +90,7 @@ def explained(store: JobStore, job: Job, cluster: ClusterView, now: float) -> Ex
     found = explain(job.id, inputs.cluster, inputs.queue, inputs.running, inputs.usage, now, inputs.policy)
     return replace(
         plain, reason=job.reason if cluster.coming else found.reason, position=found.position, holders=found.holders,
-        start_s=found.start_s, reserved=found.reserved, with_workers=found.with_workers,
-        at_priority=found.at_priority,
+        start_s=found.start_s, reserved=found.reserved, with_workers=found.with_workers, at_priority=found.at_priority,
     )  # fmt: skip
 
 

@@ -165,9 +165,13 @@ class JobKeys:
     def log_pieces(self, epoch: int, rank: int) -> str:
         return f"{self.logs}{epoch:08d}/{rank:05d}/"
 
+    def log_pieces_from(self, epoch: int, rank: int, offset: int) -> str:
+        """Prefix of the pieces that begin there."""
+        return f"{self.log_pieces(epoch, rank)}{offset:012d}"
+
     def log_piece(self, epoch: int, rank: int, offset: int, time_s: float) -> str:
         """`offset`: of its first byte; `time_s`: seconds since 1970."""
-        return f"{self.log_pieces(epoch, rank)}{offset:012d}-{round(time_s * 1000):013d}"
+        return f"{self.log_pieces_from(epoch, rank, offset)}-{round(time_s * 1000):013d}"
 
     @property
     def artifacts(self) -> str:
@@ -187,6 +191,11 @@ def commit_of(key: str) -> tuple[int, int]:
     """(epoch, step) in the name of a commit, pin or suspect mark."""
     epoch, step = key.rsplit("/", 1)[1].removesuffix(".json").split("-")
     return int(epoch), int(step)
+
+
+def lease_of(key: str) -> int:
+    """The epoch in the name of a lease."""
+    return int(key.rsplit("/", 1)[1].removesuffix(".json"))
 
 
 def log_piece_of(key: str) -> tuple[int, int, int, float]:

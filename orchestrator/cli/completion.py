@@ -89,8 +89,12 @@ def _settings(verb: str, words: list[str]) -> list[str]:
 
 
 def _jobs() -> list[str]:
+    from orchestrator.control.quick_list import quick_list
+
+    home = Home.find()
+    if (quick := quick_list(home, None, 0)) is not None:
+        return [summary.id for summary in quick[0]]
     from orchestrator.control.client import Client
     from orchestrator.control.database import exists
 
-    home = Home.find()
     return [summary.id for summary in Client(home).summaries()[0]] if exists(home) else []

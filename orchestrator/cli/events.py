@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.cli.parser import client_for, parser_for
 from orchestrator.cli.screen import as_json, command, first_line
-from orchestrator.control.client import Client
+from orchestrator.client.connection import Verbs
 from orchestrator.control.local import controller_alive
 from orchestrator.errors import UserError
 from orchestrator.events import Event
@@ -75,7 +75,7 @@ def wait_(arguments: list[str]) -> int:
     return 0 if all(job.state is JobState.SUCCEEDED for job in jobs) else 1
 
 
-def _until_ended(client: Client, ids: Sequence[str], timeout_s: float | None) -> list[Job]:
+def _until_ended(client: Verbs, ids: Sequence[str], timeout_s: float | None) -> list[Job]:
     """The jobs as they ended, or as they are when the time is up."""
     limit, warned = None if timeout_s is None else time.monotonic() + timeout_s, False
     done: dict[str, Job] = {}
@@ -84,7 +84,7 @@ def _until_ended(client: Client, ids: Sequence[str], timeout_s: float | None) ->
         left_s = LOOK_S if limit is None else min(LOOK_S, limit - time.monotonic())
         if left_s <= 0 or all(job.state.terminal for job in done.values()):
             return [done[job_id] for job_id in ids]
-        if not warned and not controller_alive(client.home):
+        if not warned and not client.remote and not controller_alive(client.home):
             print(f"no control plane runs in {client.home.root}: {command('up', client.home)} starts it", file=sys.stderr, flush=True)
             warned = True
         time.sleep(left_s)
@@ -95,7 +95,7 @@ def _told(job: Job) -> dict[str, Any]:
     return {"id": job.id, "state": job.state.value, "end_reason": end, "message": job.reason, "step": job.progress.step}
 
 
-def _say(client: Client, jobs: Sequence[Job]) -> None:
+def _say(client: Verbs, jobs: Sequence[Job]) -> None:
     for job in jobs:
         print(f"{job.id}  {job.state.value}  {first_line(job.reason)}".rstrip())
     worst = next((job for job in jobs if job.state is JobState.FAILED), jobs[-1])

@@ -8,19 +8,18 @@ import time
 from typing import Any
 
 from orchestrator.cli.screen import Screen, best_line, command, state_line
-from orchestrator.control.client import Client
+from orchestrator.client.connection import Verbs
 from orchestrator.control.local import LocalCluster, controller_alive, ensure_cluster, stop_cluster
 from orchestrator.errors import ObjectNotFound, StorageError
 from orchestrator.job import EndReason, Job, JobState
 from orchestrator.paths import Home, JobKeys
-from orchestrator.storage import open_store
 
 _POLL_S = 0.1
 _CONTROLLER_INTERVAL_S = 2.0
 INTERRUPTED = 130
 
 
-def follow(client: Client, job_id: str, cluster: LocalCluster, screen: Screen) -> int:
+def follow(client: Verbs, job_id: str, cluster: LocalCluster, screen: Screen) -> int:
     """Until the job has ended; returns the exit status. Ctrl-C stops the job if this command started the cluster, else detaches."""
     interrupts = 0
     while True:
@@ -32,13 +31,13 @@ def follow(client: Client, job_id: str, cluster: LocalCluster, screen: Screen) -
                 return _detach(job_id, screen, client.home)
             interrupts += 1
             _ask_to_stop(client, job_id, interrupts, screen)
-    status = report(job, screen, client.home)
+    status = report(client, job, screen)
     if cluster.started:
         _stop_if_idle(client, screen)
     return INTERRUPTED if interrupts else status
 
 
-def _watch(client: Client, job_id: str, screen: Screen) -> Job:
+def _watch(client: Verbs, job_id: str, screen: Screen) -> Job:
     check_s = time.monotonic() + _CONTROLLER_INTERVAL_S
     while True:
         job = client.job(job_id)
@@ -46,13 +45,13 @@ def _watch(client: Client, job_id: str, screen: Screen) -> Job:
             return job
         screen.line(state_line(job))
         if time.monotonic() >= check_s:
-            if not controller_alive(client.home):
+            if not client.remote and not controller_alive(client.home):
                 ensure_cluster(client.home, job.spec.cluster, screen.say)
             check_s = time.monotonic() + _CONTROLLER_INTERVAL_S
         time.sleep(_POLL_S)
 
 
-def _ask_to_stop(client: Client, job_id: str, interrupts: int, screen: Screen) -> None:
+def _ask_to_stop(client: Verbs, job_id: str, interrupts: int, screen: Screen) -> None:
     if interrupts == 1:
         screen.say("\nsaving a checkpoint, then stopping; Ctrl-C again stops at once")
         client.request_stop(job_id, "drain")
@@ -68,7 +67,7 @@ def _detach(job_id: str, screen: Screen, home: Home) -> int:
     return INTERRUPTED
 
 
-def _stop_if_idle(client: Client, screen: Screen) -> None:
+def _stop_if_idle(client: Verbs, screen: Screen) -> None:
     others = [job.id for job in client.jobs() if not job.state.terminal]
     if others:
         screen.say(f"the local cluster stays up for {', '.join(others)}")
@@ -78,13 +77,14 @@ def _stop_if_idle(client: Client, screen: Screen) -> None:
         screen.say("the local cluster is stopped")
 
 
-def report(job: Job, screen: Screen, home: Home) -> int:
+def report(client: Verbs, job: Job, screen: Screen) -> int:
     """What came of a job that has ended; returns the exit status."""
+    home = client.home
     if job.state is JobState.FAILED:
         return _report_failure(job, screen, home)
     screen.say(f"{job.id} {job.state.value} at step {job.progress.step}: {job.reason}")
     try:
-        _report_evaluation(job, screen)
+        _report_evaluation(client, job, screen)
     except StorageError as error:
         screen.say(f"its artifacts cannot be read: {error}")
     if job.result and job.result.mlflow_run_id:
@@ -114,8 +114,8 @@ def _report_failure(job: Job, screen: Screen, home: Home) -> int:
     return 2 if reason.users else 1
 
 
-def _report_evaluation(job: Job, screen: Screen) -> None:
-    found = _artifact(job, "evaluation.json")
+def _report_evaluation(client: Verbs, job: Job, screen: Screen) -> None:
+    found = _artifact(client, job, "evaluation.json")
     if found is not None:
         values = json.loads(found)
         for name, now in values["after"].items():
@@ -125,7 +125,7 @@ def _report_evaluation(job: Job, screen: Screen) -> None:
         loss = values["after"].get("loss")
         if loss is not None and "perplexity" not in values["after"] and "accuracy" not in values["after"]:
             screen.say(f"{'perplexity':<22} {_figure(math.exp(min(loss, 700)))}")
-    sample = _artifact(job, "sample.txt")
+    sample = _artifact(client, job, "sample.txt")
     if sample is not None:
         screen.say("sample\n" + "\n".join(f"  | {line}" for line in sample.decode(errors="replace").splitlines()))
 
@@ -134,8 +134,8 @@ def _figure(value: Any) -> str:
     return f"{value:.4g}"
 
 
-def _artifact(job: Job, name: str) -> bytes | None:
+def _artifact(client: Verbs, job: Job, name: str) -> bytes | None:
     try:
-        return open_store(job.spec.storage).get(JobKeys(job.id).artifact(name))
+        return client.artifact(job, name)
     except ObjectNotFound:
         return None

@@ -76,6 +76,10 @@ def resume_(arguments: list[str]) -> int:
     spec = apply_overrides(job.spec, asked.overrides) if asked.overrides else None
     wanted = spec or job.spec
     screen = Screen(beside_json=asked.json)
+    if client.remote:
+        from orchestrator.cli.remote import resume_there
+
+        return resume_there(client, job, spec, screen, watch=not asked.detach, json=asked.json)
     screen.say(f"resuming {job.id} from step {job.progress.committed_step or 0}")
     secrets = secrets_for(wanted.storage)
     check_storage(wanted, client.home, secrets)

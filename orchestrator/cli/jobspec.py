@@ -25,6 +25,7 @@ from orchestrator.paths import Home
 from orchestrator.spec import JobSpec, Precision, StorageSpec, to_dict
 
 if TYPE_CHECKING:
+    from orchestrator.code.package import Package
     from orchestrator.control.client import Client
     from orchestrator.control.policy import ChosenPolicy
     from orchestrator.storage import ObjectStore
@@ -148,9 +149,13 @@ def _with_policy(chosen: ChosenPolicy, act: Act, spec: JobSpec, switches: Switch
 
 def _train(spec: JobSpec, switches: Switches) -> int:
     from orchestrator.cli.follow import follow
-    from orchestrator.control.client import Client
+    from orchestrator.client.connection import Local, server
     from orchestrator.control.local import ensure_cluster, stop_cluster
 
+    if server():
+        from orchestrator.cli.remote import submit_there
+
+        return submit_there(spec, json=switches.json, rehearse=switches.rehearse, watch=True)
     screen = Screen(beside_json=switches.json)
     home = Home.find(spec.cluster.home)
     screen.say(f"{spec.workload.name}: {spec.training.max_steps} steps on {spec.resources.num_workers} workers; state in {home.root}")
@@ -158,7 +163,7 @@ def _train(spec: JobSpec, switches: Switches) -> int:
     check_storage(spec, home, secrets)
     spec = with_package(spec, home, secrets, screen.say)
     cluster = ensure_cluster(home, spec.cluster, screen.say)
-    client = Client(home)
+    client = Local(home)
     try:
         status = _rehearse(client, spec, secrets, switches, screen)
         job = client.submit(spec, secrets) if status == 0 else None
@@ -178,16 +183,20 @@ def _train(spec: JobSpec, switches: Switches) -> int:
 
 
 def _submit(spec: JobSpec, switches: Switches) -> int:
-    from orchestrator.control.client import Client
+    from orchestrator.client.connection import Local, server
     from orchestrator.control.local import ensure_cluster
 
+    if server():
+        from orchestrator.cli.remote import submit_there
+
+        return submit_there(spec, json=switches.json, rehearse=switches.rehearse, watch=False)
     home = Home.find(spec.cluster.home)
     secrets = secrets_for(spec.storage)
     check_storage(spec, home, secrets)
     screen = Screen(beside_json=switches.json)
     spec = with_package(spec, home, secrets, screen.say)
     ensure_cluster(home, spec.cluster, screen.say)
-    client = Client(home)
+    client = Local(home)
     if status := _rehearse(client, spec, secrets, switches, screen):
         return status
     job = client.submit(spec, secrets)
@@ -219,20 +228,14 @@ def secrets_for(storage: StorageSpec) -> dict[str, str]:
 
 
 def with_package(spec: JobSpec, home: Home, secrets: dict[str, str], say: Callable[[str], None]) -> JobSpec:
-    """The spec with the submitter's working directory kept in the job's store, if the workload stands in it.
+    """See `code.submission.packaged`."""
+    from orchestrator.code.package import keep_package
+    from orchestrator.code.submission import packaged
 
-    Raises ConfigError, StorageError.
-    """
-    from orchestrator.code.origin import Origin, origin_of
-    from orchestrator.code.package import keep_package, read_package
+    def told(package: Package) -> None:
+        say(f"packaged {len(package.files)} files of {spec.workload.code_dir}, {size(package.num_bytes)}")
 
-    code = spec.workload
-    if origin_of(code.entrypoint, code.code_dir) is not Origin.FOLDER:
-        return dataclasses.replace(spec, workload=dataclasses.replace(code, package=""))
-    package = read_package(Path(code.code_dir), 1e6 * spec.environment.max_package_mb)
-    if package.content_hash != code.package and keep_package(store_of(spec, home, secrets), package):
-        say(f"packaged {len(package.files)} files of {code.code_dir}, {size(package.num_bytes)}")
-    return dataclasses.replace(spec, workload=dataclasses.replace(code, package=package.content_hash))
+    return packaged(spec, lambda package: keep_package(store_of(spec, home, secrets), package), told)
 
 
 def check_storage(spec: JobSpec, home: Home, secrets: dict[str, str]) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 
-from orchestrator.cli.parser import parser_for
+from orchestrator.cli.parser import parser_for, verbs_of
 from orchestrator.cli.screen import as_json, command, duration, first_line, table
-from orchestrator.control.client import Client
-from orchestrator.control.database import exists
+from orchestrator.control.quick_list import quick_list
 from orchestrator.control.summary import JobSummary
 from orchestrator.errors import UserError, nearest
 from orchestrator.job import JobState
@@ -27,18 +26,25 @@ def list_(arguments: list[str]) -> int:
         raise UserError(f"--limit {asked.limit} is not possible: allowed is 0 (all) or more.")
     states = _states(asked.state)
     home = Home.find(asked.home)
-    found, total = Client(home).summaries(states, asked.limit) if exists(home) else ([], 0)
+    quick = quick_list(home, states, asked.limit)
+    found, total = quick if quick is not None else _asked(home, states, asked.limit)
     now = time.time()
     if asked.json:
         print(as_json([summary.to_dict(now) for summary in found]))
     elif found:
         print(table(_HEAD, [_row(summary, now) for summary in found]))
         _say_next(found, total, home)
-    elif asked.state and exists(home):
+    elif states is not None and (total or _asked(home, None, 1)[1]):
         print(f"no job is {' or '.join(state.value for state in states or ())}; {command('list', home)} shows all")
     else:
         print(f"no jobs in {home.root}; `orchestrator train` starts one")
     return 0
+
+
+def _asked(home: Home, states: list[JobState] | None, limit: int) -> tuple[list[JobSummary], int]:
+    """A server, or the job store by SQLAlchemy."""
+    verbs = verbs_of(home)
+    return verbs.summaries(states, limit) if verbs else ([], 0)
 
 
 def _states(text: str) -> list[JobState] | None:

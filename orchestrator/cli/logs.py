@@ -11,9 +11,11 @@ from datetime import datetime
 
 from orchestrator.cli.parser import client_for, parser_for
 from orchestrator.cli.screen import as_json, command
-from orchestrator.control.client import Client
+from orchestrator.client.connection import Line, Verbs
+from orchestrator.client.reader import ServerReader
 from orchestrator.control.logs import LogLine, LogReader, follow
-from orchestrator.errors import StorageUnavailable, UserError
+from orchestrator.errors import ClusterError, StorageUnavailable, UserError
+from orchestrator.job import Job
 from orchestrator.storage import open_store
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -24,7 +26,7 @@ def logs_(arguments: list[str]) -> int:
     since_s = _since(asked.since, time.time()) if asked.since else None
     client = client_for(asked.home, asked.job)
     job = client.job(asked.job)
-    reader = LogReader(open_store(job.spec.storage), job.id, asked.rank, asked.after)
+    reader = _reader(client, job, asked)
     seen = False
     for line in _lines(asked, client, job.id, reader, since_s):
         seen = True
@@ -32,6 +34,13 @@ def logs_(arguments: list[str]) -> int:
     if not seen and not asked.json:
         _say_why_nothing(client, job.id)
     return 0
+
+
+def _reader(client: Verbs, job: Job, asked: argparse.Namespace) -> LogReader | ServerReader:
+    """Of the object store, or of a server, whose files are not to be found here."""
+    if client.remote:
+        return ServerReader(client, job.id, asked.rank, asked.after)
+    return LogReader(open_store(job.spec.storage), job.id, asked.rank, asked.after)
 
 
 def _arguments(arguments: list[str]) -> argparse.Namespace:
@@ -51,9 +60,15 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     return asked
 
 
-def _lines(asked: argparse.Namespace, client: Client, job_id: str, reader: LogReader, since_s: float | None) -> Iterator[LogLine]:
+def _lines(
+    asked: argparse.Namespace, client: Verbs, job_id: str, reader: LogReader | ServerReader, since_s: float | None
+) -> Iterator[LogLine | Line]:
     def ended() -> bool:
-        return client.job(job_id).state.terminal
+        try:
+            return client.job(job_id).state.terminal
+        except ClusterError as error:
+            print(f"orchestrator: {error}; trying again", file=sys.stderr, flush=True)
+            return False
 
     if asked.tail is not None or since_s is not None:
         reader.skip(asked.tail, since_s)
@@ -69,14 +84,14 @@ def _tell_trouble(error: StorageUnavailable) -> None:
     print(f"orchestrator: {error}; trying again", file=sys.stderr, flush=True)
 
 
-def _shown(line: LogLine, asked: argparse.Namespace) -> str:
+def _shown(line: LogLine | Line, asked: argparse.Namespace) -> str:
     if asked.json:
         values = {"rank": line.rank, "epoch": line.epoch, "time_s": line.time_s or None, "text": line.text, "offset": line.offset}
         return as_json(values)
     return line.text if asked.rank is not None else f"[rank {line.rank}] {line.text}"
 
 
-def _say_why_nothing(client: Client, job_id: str) -> None:
+def _say_why_nothing(client: Verbs, job_id: str) -> None:
     """On stderr: there is no output."""
     job = client.job(job_id)
     near = f"its state: {command(f'status {job_id}', client.home)}" if job.state.terminal else command(f"logs -f {job_id}", client.home)

@@ -6,10 +6,9 @@ import time
 from datetime import datetime
 from typing import Any
 
-from orchestrator.cli.parser import parser_for
+from orchestrator.cli.parser import parser_for, verbs_of
 from orchestrator.cli.screen import as_json, table
-from orchestrator.control.client import Client
-from orchestrator.control.database import exists
+from orchestrator.client.connection import Verbs
 from orchestrator.control.reputation import Incident, scores, standing, weight
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.errors import UserError
@@ -23,14 +22,15 @@ def nodes(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
     home = Home.find(asked.home)
-    if not exists(home):
+    verbs = verbs_of(home)
+    if verbs is None:
         raise UserError(f"there is no cluster in {home.root}; `orchestrator train` starts one")
     if asked.action:
-        count = Client(home).forgive(asked.node)
+        count = verbs.forgive(asked.node)
         told = as_json({"node": asked.node, "forgiven": count})
         print(told if asked.json else f"{asked.node}: {count} incident{'' if count == 1 else 's'} forgiven")
         return 0
-    rows = _rows(Client(home), time.time())
+    rows = _rows(verbs, time.time())
     if asked.json:
         print(as_json(rows))
         return 0
@@ -38,7 +38,7 @@ def nodes(arguments: list[str]) -> int:
     return 0
 
 
-def _rows(client: Client, now: float) -> list[dict[str, Any]]:
+def _rows(client: Verbs, now: float) -> list[dict[str, Any]]:
     """One for each machine that is there, or that something speaks against."""
     view, incidents = client.nodes()
     found, gpus = scores(incidents, now), scores(incidents, now, lambda incident: incident.gpu)

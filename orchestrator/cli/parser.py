@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.control.client import Client
-from orchestrator.control.database import exists
 from orchestrator.errors import JobNotFound, UserError
 from orchestrator.paths import Home
+
+if TYPE_CHECKING:
+    from orchestrator.client.connection import Verbs
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,9 +23,20 @@ def parser_for(verb: str, about: str) -> Parser:
     return parser
 
 
-def client_for(home: str, job: str) -> Client:
-    """Of a home that has jobs. Raises JobNotFound."""
+def verbs_of(home: Home) -> Verbs | None:
+    """What can be asked of the server of $ORCHESTRATOR_SERVER, else of the jobs of `home`; None: there were never any."""
+    from orchestrator.client.connection import Local, connect, server  # with SQLAlchemy: a list does without
+    from orchestrator.control.database import exists
+
+    if server():
+        return connect(home, server())
+    return Local(home) if exists(home) else None
+
+
+def client_for(home: str, job: str) -> Verbs:
+    """Of a server, or of a home that has jobs. Raises JobNotFound."""
     found = Home.find(home)
-    if not exists(found):
+    verbs = verbs_of(found)
+    if verbs is None:
         raise JobNotFound(f"no job is named '{job}': there are no jobs in {found.root}; `orchestrator train` starts one")
-    return Client(found)
+    return verbs

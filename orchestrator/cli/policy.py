@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cli.jobs import as_json
-from orchestrator.cli.parser import parser_for
-from orchestrator.control.client import Client
+from orchestrator.cli.parser import parser_for, verbs_of
+from orchestrator.client.connection import Local, Verbs
 from orchestrator.control.policy import DEFAULT, ChosenPolicy
 from orchestrator.errors import ConfigError, UserError
 from orchestrator.paths import Home
@@ -31,7 +31,8 @@ def policy_(arguments: list[str]) -> int:
     parser.add_argument("--config-dir", default="", metavar="FOLDER", help="with policies of your own: FOLDER/scheduler/NAME.yaml")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_intermixed_args(arguments)
-    client = Client(Home.find(asked.home))
+    home = Home.find(asked.home)
+    client = verbs_of(home) or Local(home)
     if asked.words:
         _change_policy(client, asked.words, Path(asked.config_dir) if asked.config_dir else None)
     chosen = client.policy()
@@ -43,7 +44,7 @@ def policy_(arguments: list[str]) -> int:
     return 0
 
 
-def _change_policy(client: Client, words: list[str], config_dir: Path | None) -> None:
+def _change_policy(client: Verbs, words: list[str], config_dir: Path | None) -> None:
     names = [word for word in words if "=" not in word]
     changes = [word.removeprefix("scheduler.") for word in words if "=" in word]
     if len(names) > 1:

@@ -6,10 +6,8 @@ import time
 from datetime import datetime
 
 from orchestrator.cli.jobs import as_json, client_for
-from orchestrator.cli.parser import parser_for
+from orchestrator.cli.parser import parser_for, verbs_of
 from orchestrator.cli.screen import command, duration, table
-from orchestrator.control.client import Client
-from orchestrator.control.database import exists
 from orchestrator.control.questions import Explained, QueueRow
 from orchestrator.job import JobState
 from orchestrator.paths import Home
@@ -20,7 +18,8 @@ def queue_(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
     home = Home.find(asked.home)
-    rows = Client(home).queue() if exists(home) else []
+    verbs = verbs_of(home)
+    rows = verbs.queue() if verbs else []
     if asked.json:
         print(as_json([row.to_dict() for row in rows]))
     elif rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from orchestrator.cli.screen import Screen, state_line
 from orchestrator.control.client import Client
-from orchestrator.control.rehearsal import Proof, advice, proofs, rehearsal_of, second_step
+from orchestrator.control.rehearsal import Proof, advice, proofs, rehearsal_of, second_step, tracked
 from orchestrator.errors import OrchestratorError
 from orchestrator.job import EndReason, Job, JobState
 from orchestrator.paths import JobKeys
@@ -38,7 +39,7 @@ def rehearse(client: Client, spec: JobSpec, workers: int, secrets: Mapping[str, 
     screen.say(f"rehearsing two steps on {first.resources.num_workers} of {spec.resources.num_workers} workers as {job.id}")
     try:
         job = _watch(client, job.id, screen)
-        if job.state is JobState.SUCCEEDED:
+        if job.state is JobState.SUCCEEDED and not _lacks_tracking(client, job):
             client.resume(job.id, second_step(job.spec), secrets)
             job = _watch(client, job.id, screen)
         shown = proofs(job, [event for _, event in client.events(job.id)])
@@ -58,6 +59,11 @@ def _watch(client: Client, job_id: str, screen: Screen) -> Job:
     return job
 
 
+def _lacks_tracking(client: Client, job: Job) -> bool:
+    """To wait for it once more would tell nothing new."""
+    return job.spec.tracking.enabled and not tracked(job, [event for _, event in client.events(job.id)]).shown
+
+
 def _told(job: Job, shown: list[Proof], spec: JobSpec, screen: Screen) -> Rehearsal:
     succeeded = job.state is JobState.SUCCEEDED and all(proof.shown for proof in shown)
     for proof in shown:
@@ -66,10 +72,9 @@ def _told(job: Job, shown: list[Proof], spec: JobSpec, screen: Screen) -> Rehear
     if succeeded:
         screen.say("the rehearsal succeeded")
         return Rehearsal(True, shown, "", 0)
-    reason = job.result.end_reason if job.result and job.state is not JobState.SUCCEEDED else EndReason.TRACKING
-    why = (
-        job.result.message if job.result and job.state is not JobState.SUCCEEDED else next(p.detail or p.name for p in shown if not p.shown)
-    )
+    missing = next((proof.detail or proof.name for proof in reversed(shown) if not proof.shown), "")
+    ended = job.result if job.state is not JobState.SUCCEEDED else None
+    reason, why = (ended.end_reason, ended.message) if ended else (EndReason.TRACKING, missing)
     message = "\n".join(filter(None, [f"{reason.label}: {why}", advice(job, spec.resources.num_workers)]))
     screen.say(f"the rehearsal failed, so the job is not queued: {message}")
     return Rehearsal(False, shown, message, 2 if reason.users else 1)
@@ -77,8 +82,6 @@ def _told(job: Job, shown: list[Proof], spec: JobSpec, screen: Screen) -> Rehear
 
 def _remove(job: Job, secrets: Mapping[str, str], screen: Screen) -> None:
     """What it has kept in the object store, and its run."""
-    import os
-
     try:
         store = open_store(job.spec.storage, {**os.environ, **secrets})
         for info in list(store.list(JobKeys(job.id).root)):

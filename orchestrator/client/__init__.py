@@ -57,7 +57,13 @@ class Client:
             from orchestrator.config import load_job_spec
 
             what = load_job_spec(what)
-        return self._verbs.submit(what, secrets or {})
+        return self._verbs.submit(self._with_package(what, secrets or {}), secrets or {})
+
+    def _with_package(self, spec: JobSpec, secrets: Mapping[str, str]) -> JobSpec:
+        """A workload of one's own goes with the files of its folder."""
+        from orchestrator.code.submission import packaged
+
+        return packaged(spec, lambda package: self._verbs.keep_code(package, spec.storage, secrets))
 
     def job(self, job: str) -> Job:
         return self._verbs.job(job)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from orchestrator.code.package import Package, keep_package
+from orchestrator.control.audit import Entry
 from orchestrator.control.client import Client as LocalClient
+from orchestrator.control.logs import LogLine
+from orchestrator.control.policy import ChosenPolicy
+from orchestrator.control.questions import Explained, QueueRow
 from orchestrator.control.reputation import Incident
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.summary import JobSummary
@@ -18,7 +24,8 @@ from orchestrator.errors import AuthenticationError, ConfigError
 from orchestrator.events import Event
 from orchestrator.job import Job, JobState
 from orchestrator.paths import Home
-from orchestrator.spec import JobSpec
+from orchestrator.spec import JobSpec, StorageSpec
+from orchestrator.storage import open_store
 
 SERVER_VARIABLE = "ORCHESTRATOR_SERVER"
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "ORCHESTRATOR_TOKEN", "ORCHESTRATOR_TOKEN_FILE"
@@ -34,6 +41,8 @@ class Line:
     time_s: float
     """When it reached the store, about a second after it was printed; 0: not known."""
     text: str
+    offset: str = ""
+    """What comes after this line is read from here; empty where it was not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +58,13 @@ class Verbs(Protocol):
     """What can be asked of jobs, here or over HTTP: `orchestrator.control.client.Client`, and waiting for news."""
 
     home: Home
+    remote: bool
+    """Over HTTP: the files of the control plane are not to be found here."""
 
     def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job: ...
+    def keep_code(self, package: Package, storage: StorageSpec, secrets: Mapping[str, str]) -> bool:
+        """Put a package where a job with that storage finds it, unless it is there. Returns whether it was put."""
+
     def jobs(self) -> list[Job]: ...
     def summaries(self, states: Collection[JobState] | None = None, limit: int = 0) -> tuple[list[JobSummary], int]: ...
     def job(self, id_or_prefix: str) -> Job: ...
@@ -58,18 +72,30 @@ class Verbs(Protocol):
     def artifact(self, job: Job, name: str) -> bytes: ...
     def request_stop(self, job_id: str, mode: str) -> Job: ...
     def resume(self, job_id: str, spec: JobSpec | None, secrets: Mapping[str, str]) -> Job: ...
+    def queue(self) -> list[QueueRow]: ...
+    def explain(self, job_id: str) -> Explained: ...
+    def set_priority(self, job_id: str, priority: int) -> Job: ...
+    def policy(self) -> ChosenPolicy: ...
+    def set_policy(self, name: str, settings: Mapping[str, Any]) -> ChosenPolicy: ...
+    def audit(self, after: int = 0, limit: int = 1000) -> list[Entry]: ...
     def nodes(self) -> tuple[ClusterView, list[Incident]]: ...
     def forgive(self, node: str) -> int: ...
 
     def next_events(self, job_id: str, after: int, wait_s: float) -> tuple[list[tuple[int, Event]], bool]:
         """(those with a number above `after`, the job has ended and these are its last), at once or when there are some."""
 
-    def next_logs(self, job_id: str, after: str, rank: int | None, wait_s: float) -> Lines:
-        """The lines from the offset `after` on, at once or when there are some."""
+    def next_logs(self, job_id: str, after: str, rank: int | None, wait_s: float, offsets: bool = False) -> Lines:
+        """The lines from the offset `after` on, at once or when there are some; each with its own offset if that is asked for."""
 
 
 class Local(LocalClient):
     """The verbs on this machine's jobs."""
+
+    remote = False
+
+    def keep_code(self, package: Package, storage: StorageSpec, secrets: Mapping[str, str]) -> bool:
+        url = storage.url or self.home.store.as_uri()
+        return keep_package(open_store(dataclasses.replace(storage, url=url), {**os.environ, **secrets}), package)
 
     def next_events(self, job_id: str, after: int, wait_s: float) -> tuple[list[tuple[int, Event]], bool]:
         limit_s = time.monotonic() + wait_s
@@ -80,14 +106,17 @@ class Local(LocalClient):
                 return told, job.state.terminal
             time.sleep(LOOK_S)
 
-    def next_logs(self, job_id: str, after: str, rank: int | None, wait_s: float) -> Lines:
+    def next_logs(self, job_id: str, after: str, rank: int | None, wait_s: float, offsets: bool = False) -> Lines:
         limit_s = time.monotonic() + wait_s
         while True:
             page = self.logs(self.job(job_id), after, rank)
             if page.lines or page.ended or time.monotonic() >= limit_s:
-                lines = tuple(Line(rank=line.rank, epoch=line.epoch, time_s=line.time_s, text=line.text) for line in page.lines)
-                return Lines(lines=lines, offset=page.offset, ended=page.ended)
+                return Lines(lines=tuple(_line(line, offsets) for line in page.lines), offset=page.offset, ended=page.ended)
             time.sleep(LOOK_S)
+
+
+def _line(line: LogLine, offsets: bool) -> Line:
+    return Line(rank=line.rank, epoch=line.epoch, time_s=line.time_s, text=line.text, offset=line.offset if offsets else "")
 
 
 def connect(home: Home, url: str = "", token: str = "") -> Verbs:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
+import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -12,17 +14,25 @@ import httpx2
 
 from orchestrator import errors
 from orchestrator.client.connection import Line, Lines
+from orchestrator.code.package import Package, archive_of, keep_package
+from orchestrator.control.audit import Entry
+from orchestrator.control.policy import ChosenPolicy
+from orchestrator.control.questions import Explained, QueueRow
 from orchestrator.control.reputation import Incident
 from orchestrator.control.scheduler import ClusterView
+from orchestrator.control.submission import new_id
 from orchestrator.control.summary import JobSummary
 from orchestrator.errors import ClusterError, ConfigError, OrchestratorError
 from orchestrator.events import Event, EventKind, IncidentKind
 from orchestrator.job import Job, JobState, job_from_dict, progress_from_dict
 from orchestrator.paths import Home
-from orchestrator.spec import JobSpec, to_dict
+from orchestrator.spec import JobSpec, StorageSpec, to_dict
+from orchestrator.storage import open_store
 
 ANSWER_S = 30.0
 """That a server may take, on top of what it was asked to wait."""
+PAUSES_S = (0.2, 1.0)
+"""Between the tries of a submission."""
 _PAGE = 10_000
 _ERRORS = {name: cls for name, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, OrchestratorError)}
 _SUMMARY = {field.name for field in dataclasses.fields(JobSummary)}
@@ -30,6 +40,8 @@ _SUMMARY = {field.name for field in dataclasses.fields(JobSummary)}
 
 class Remote:
     """Of one server, for the user of one token. Errors are those of the server, ClusterError if it cannot be reached."""
+
+    remote = True
 
     def __init__(self, home: Home, url: str, token: str, transport: httpx2.BaseTransport | None = None) -> None:
         """`home`: only for hints to the user. `transport`: for tests."""
@@ -41,7 +53,23 @@ class Remote:
         self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=ANSWER_S, transport=transport)
 
     def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job:
-        return job_from_dict(self._ask("POST", "/v1/jobs", {"spec": to_dict(spec), "secrets": dict(secrets)}))
+        """Again with the same id after a lost connection, so that it makes one job."""
+        asked = {"spec": to_dict(spec), "secrets": dict(secrets), "id": new_id(spec)}
+        for pause_s in PAUSES_S:
+            try:
+                return job_from_dict(self._ask("POST", "/v1/jobs", asked))
+            except ClusterError:
+                time.sleep(pause_s)
+        return job_from_dict(self._ask("POST", "/v1/jobs", asked))
+
+    def keep_code(self, package: Package, storage: StorageSpec, secrets: Mapping[str, str]) -> bool:
+        """In a store that is named, from here; else the server keeps it in its own."""
+        if storage.url:
+            return keep_package(open_store(storage, {**os.environ, **secrets}), package)
+        path = f"/v1/code/{package.content_hash}"
+        if self._ask("GET", path)["kept"]:
+            return False
+        return bool(self._ask("PUT", path, archive_of(package))["put"])
 
     def jobs(self) -> list[Job]:
         return [job_from_dict(values) for values in self._pages({"view": "full"})]
@@ -74,6 +102,25 @@ class Remote:
         asked = {"spec": None if spec is None else to_dict(spec), "secrets": dict(secrets)}
         return job_from_dict(self._ask("POST", f"{_job(job_id)}/resume", asked))
 
+    def queue(self) -> list[QueueRow]:
+        return [QueueRow(**row) for row in self._ask("GET", "/v1/queue")["jobs"]]
+
+    def explain(self, job_id: str) -> Explained:
+        values = self._ask("GET", f"{_job(job_id)}/explanation")
+        return Explained(**{**values, "holders": tuple(values["holders"])})
+
+    def set_priority(self, job_id: str, priority: int) -> Job:
+        return job_from_dict(self._ask("POST", f"{_job(job_id)}/priority", {"priority": priority}))
+
+    def policy(self) -> ChosenPolicy:
+        return ChosenPolicy(**self._ask("GET", "/v1/policy"))
+
+    def set_policy(self, name: str, settings: Mapping[str, Any]) -> ChosenPolicy:
+        return ChosenPolicy(**self._ask("PUT", "/v1/policy", {"name": name, "settings": dict(settings)}))
+
+    def audit(self, after: int = 0, limit: int = 1000) -> list[Entry]:
+        return [Entry(**row) for row in self._ask("GET", "/v1/audit", asked={"after": after, "limit": limit})["entries"]]
+
     def nodes(self) -> tuple[ClusterView, list[Incident]]:
         values = self._ask("GET", "/v1/nodes")
         return ClusterView.from_dict(values), [Incident(**{**row, "kind": IncidentKind[row["kind"]]}) for row in values["incidents"]]
@@ -85,8 +132,8 @@ class Remote:
         page = self._ask("GET", f"{_job(job_id)}/events", asked={"after": after, "wait_s": wait_s}, wait_s=wait_s)
         return [(row.pop("seq"), Event(**{**row, "kind": EventKind(row["kind"])})) for row in page["events"]], page["ended"]
 
-    def next_logs(self, job_id: str, after: str, rank: int | None, wait_s: float) -> Lines:
-        asked = {"after": after, "wait_s": wait_s, **({} if rank is None else {"rank": rank})}
+    def next_logs(self, job_id: str, after: str, rank: int | None, wait_s: float, offsets: bool = False) -> Lines:
+        asked = {"after": after, "wait_s": wait_s, "offsets": offsets, **({} if rank is None else {"rank": rank})}
         page = self._ask("GET", f"{_job(job_id)}/logs", asked=asked, wait_s=wait_s)
         return Lines(lines=tuple(Line(**row) for row in page["lines"]), offset=page["next"], ended=page["ended"])
 
@@ -100,6 +147,7 @@ class Remote:
                 return
 
     def _ask(self, method: str, path: str, body: Any = None, asked: Mapping[str, Any] | None = None, wait_s: float = 0) -> Any:
+        """`body`: bytes, or what is sent as JSON."""
         response = self._response(method, path, body, asked, wait_s)
         try:
             return response.json()
@@ -109,8 +157,9 @@ class Remote:
     def _response(
         self, method: str, path: str, body: Any = None, asked: Mapping[str, Any] | None = None, wait_s: float = 0
     ) -> httpx2.Response:
+        sent = {"content": body} if isinstance(body, bytes) else {"json": body}
         try:
-            response = self._http.request(method, path, json=body, params=asked, timeout=ANSWER_S + wait_s)
+            response = self._http.request(method, path, params=asked, timeout=ANSWER_S + wait_s, **sent)
         except httpx2.TransportError as error:
             raise ClusterError(f"the server {self.url} does not answer: {error or type(error).__name__}") from error
         if response.is_success:

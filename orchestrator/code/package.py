@@ -5,10 +5,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import io
+import math
 import os
+import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +22,8 @@ from orchestrator.errors import ConfigError, CorruptObject, ObjectExists
 from orchestrator.paths import code_key
 from orchestrator.storage import ObjectStore
 
+LARGEST_UNPACKED_BYTES = 1 << 30
+"""Of a package that another machine sends."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -42,14 +47,38 @@ def read_package(folder: Path, max_bytes: float) -> Package:
 
 def keep_package(store: ObjectStore, package: Package) -> bool:
     """Put it into the store, unless it is there. Returns whether it was put. Raises ConfigError if a file changed meanwhile."""
-    key = code_key(package.content_hash)
-    if any(info.key == key for info in store.list(key)):
-        return False
+    return not is_kept(store, package.content_hash) and _keep(store, package.content_hash, archive_of(package))
+
+
+def is_kept(store: ObjectStore, content_hash: str) -> bool:
+    key = code_key(content_hash)
+    return any(info.key == key for info in store.list(key))
+
+
+def archive_of(package: Package) -> bytes:
+    """As a zip file. Raises ConfigError if a file changed meanwhile."""
     archive, content = _archive(package)
     if content != package.content_hash:
         raise ConfigError("the working directory changes while it is packaged: submit again when its files rest.")
+    return archive
+
+
+def keep_archive(store: ObjectStore, content_hash: str, archive: bytes) -> bool:
+    """As `keep_package`, of what came from another machine. Raises ConfigError for what is no package, or not the one of that hash."""
+    if re.fullmatch(r"[0-9a-f]{64}", content_hash) is None:
+        raise ConfigError(f"'{content_hash[:80]}' is no hash of a package: allowed are 64 of 0-9 and a-f.")
     try:
-        store.create(key, archive)
+        found = _hash(sorted(_entries(archive, content_hash, LARGEST_UNPACKED_BYTES)))
+    except CorruptObject as error:
+        raise ConfigError(f"this is no package: {error}") from error
+    if found != content_hash:
+        raise ConfigError(f"this package holds other files than its hash {content_hash} says.")
+    return _keep(store, content_hash, archive)
+
+
+def _keep(store: ObjectStore, content_hash: str, archive: bytes) -> bool:
+    try:
+        store.create(code_key(content_hash), archive)
     except ObjectExists:
         return False  # by another at the same moment; what counts is the content, which `unpack` checks
     return True
@@ -101,16 +130,18 @@ def _unpack(archive: bytes, content_hash: str, folder: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _entries(archive: bytes, content_hash: str) -> Iterator[tuple[str, bool, bytes]]:
-    """(name, executable, content). A name that would lead out of the folder is damage too."""
+def _entries(archive: bytes, content_hash: str, most_bytes: float = math.inf) -> Iterator[tuple[str, bool, bytes]]:
+    """(name, executable, content). A name that would lead out of the folder is damage too, and so is more than `most_bytes` unpacked."""
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as packed:
+            if sum(entry.file_size for entry in packed.infolist()) > most_bytes:
+                raise CorruptObject(f"'{code_key(content_hash)}' is too large: allowed are {most_bytes:.0f} bytes, unpacked.")
             for entry in packed.infolist():
                 parts = PurePosixPath(entry.filename).parts
                 if entry.filename.startswith("/") or ".." in parts or not parts:
                     raise CorruptObject(f"'{code_key(content_hash)}' names a file outside its folder: '{entry.filename}'.")
                 yield entry.filename, bool(entry.external_attr >> 16 & 0o100), packed.read(entry)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
         raise CorruptObject(f"'{code_key(content_hash)}' is damaged: {error}") from error
 
 

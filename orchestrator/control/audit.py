@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -38,10 +39,13 @@ class Entry:
     detail: str
 
 
-def entry(user: User, action: str, subject: str, detail: str = "") -> sa.Executable:
-    """The statement that writes it."""
+_INSERT = TABLE.insert()
+
+
+def entry(user: User, action: str, subject: str, detail: str = "") -> tuple[sa.Executable, dict[str, Any]]:
+    """The statement that writes it, and its values."""
     values = {"user": user.name, "tenant": user.tenant, "action": action, "subject": subject, "detail": detail}
-    return TABLE.insert().values(time_s=time.time(), **values)
+    return _INSERT, {"time_s": time.time(), **values}
 
 
 class AuditLog:
@@ -54,7 +58,7 @@ class AuditLog:
     def add(self, user: User, action: str, subject: str, detail: str = "") -> None:
         """For what changes no job."""
         with writing(self._engine) as connection:
-            connection.execute(entry(user, action, subject, detail))
+            connection.execute(*entry(user, action, subject, detail))
 
     def read(self, after: int = 0, limit: int = 1000) -> list[Entry]:
         """In order, of those with a number above `after`."""

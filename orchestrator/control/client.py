@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from orchestrator.code.package import is_kept, keep_archive
 from orchestrator.control.audit import Entry
 from orchestrator.control.database import place_of
 from orchestrator.control.dependencies import check_after
@@ -24,16 +25,16 @@ from orchestrator.control.reputation import MEMORY_S, Incident
 from orchestrator.control.scheduler import ClusterView, Demand, feasible
 from orchestrator.control.scheduler.model import Tenant
 from orchestrator.control.store import JobStore
-from orchestrator.control.submission import carried_over, check_secrets, check_text, new_id
+from orchestrator.control.submission import carried_over, check_secrets, check_text, checked_id, new_id
 from orchestrator.control.summary import JobSummary
 from orchestrator.control.users import Role, User, local_user
-from orchestrator.errors import ConfigError, StaleWrite, StateError, UserError, nearest
+from orchestrator.errors import ConfigError, JobNotFound, StaleWrite, StateError, UserError, nearest
 from orchestrator.events import Event, EventKind
 from orchestrator.job import WAITS_FOR_CONTROLLER, Job, JobState
 from orchestrator.layout import legal_world_sizes
 from orchestrator.paths import Home, JobKeys, write_private
 from orchestrator.service import Service
-from orchestrator.spec import JobSpec
+from orchestrator.spec import JobSpec, StorageSpec
 from orchestrator.storage import ObjectStore, open_store
 
 CLUSTER = "cluster"
@@ -59,10 +60,11 @@ class Client:
         """The same jobs, for another user."""
         return Client(self.home, self._store, user, self._clock)
 
-    def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job:
+    def submit(self, spec: JobSpec, secrets: Mapping[str, str], job_id: str = "") -> Job:
         """Add a job to the queue; on return it is durable.
 
         `secrets` are environment variables of its processes (S3 keys); they are kept beside the queue, readable by the owner only.
+        `job_id`: what it is to be named by whoever may have to ask twice; the second time the job is returned that the first one made.
         Raises LayoutError, ConfigError if the cluster, or its tenant's quota, can never hold it, JobNotFound for an unknown job in
         `scheduling.after`.
         """
@@ -70,16 +72,38 @@ class Client:
         check_secrets(secrets)
         check_text(spec)
         spec = self._completed(self._may.owned(spec))
+        if job_id and (there := self._made_before(job_id, spec)) is not None:
+            return there
         self._check_feasible(spec)
         now = self._clock()
         job = Job(
-            id=new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason=WAITS_FOR_CONTROLLER, user=self.user.name,
+            id=job_id or new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason=WAITS_FOR_CONTROLLER, user=self.user.name,
             tenant=spec.scheduling.tenant,
         )  # fmt: skip
         self._write_secrets(job.id, secrets)
         submitted = _event(EventKind.SUBMITTED, job.id, now, f"{spec.resources.num_workers} workers")
         self._store.put(job, [submitted], also=[self._may.entry("submit", job.id)])
         return job
+
+    def _made_before(self, job_id: str, spec: JobSpec) -> Job | None:
+        """The job of that name, if the same user has asked for the same. Raises StateError if it is another one."""
+        try:
+            there = self._store.get(checked_id(job_id))
+        except JobNotFound:
+            return None
+        if (there.user, there.spec) != (self.user.name, spec):
+            raise StateError(f"there is already a job named {job_id}")
+        return there
+
+    def has_code(self, content_hash: str) -> bool:
+        """Whether the home's own store holds that package."""
+        return is_kept(self._own_store(), content_hash)
+
+    def keep_archive(self, content_hash: str, archive: bytes) -> bool:
+        """Put a packaged working directory into the home's own store. Raises ConfigError for what is no package of that hash."""
+        self._may.require(Role.USER, "keep code", content_hash)
+        self._may.note("keep code", content_hash, f"{len(archive)} bytes")
+        return keep_archive(self._own_store(), content_hash, archive)
 
     def jobs(self) -> list[Job]:
         """All jobs in the order of their submission."""
@@ -99,19 +123,15 @@ class Client:
 
     def logs(self, job: Job, after: str = "", rank: int | None = None) -> LogPage:
         """The next lines that all ranks, or one, have printed. See `read_page`."""
-        return read_page(self._object_store(job), job, after, rank)
+        return read_page(self.object_store(job), job, after, rank)
 
     def artifact(self, job: Job, name: str) -> bytes:
         """A file that the job has left. Raises ObjectNotFound, ConfigError for a name that cannot be."""
-        return self._object_store(job).get(JobKeys(job.id).artifact(name))
+        return self.object_store(job).get(JobKeys(job.id).artifact(name))
 
     def overview(self, window: Window) -> dict[str, Any]:
         """The cluster and a part of each list of jobs. See `orchestrator.control.overview`."""
         return overview(self._store, self.nodes()[0], window)
-
-    def object_store(self, job: Job) -> ObjectStore:
-        """Where the job keeps what it leaves. With the submitter's keys while it has not ended, else with this process's own."""
-        return self._object_store(job)
 
     def ping(self) -> None:
         """Raises StoreUnavailable where the job store does not answer."""
@@ -140,7 +160,6 @@ class Client:
         `spec`: what is asked for now; None: as before. A job that has not ended needs nothing: the controller puts it back to the
         queue if its cluster is gone. It is returned as it is. Raises StateError if it is about to stop, or for another `spec`.
         """
-
         check_secrets(secrets)
 
         def change(job: Job) -> Job:
@@ -229,8 +248,11 @@ class Client:
         """Who changed what: entries with a number above `after`."""
         return self._may.read(after, limit)
 
-    def _object_store(self, job: Job) -> ObjectStore:
-        """With the submitter's keys while the job has not ended, else with this process's own."""
+    def _own_store(self) -> ObjectStore:
+        return open_store(StorageSpec(url=self.home.store.as_uri()))
+
+    def object_store(self, job: Job) -> ObjectStore:
+        """Where it keeps what it leaves. With the submitter's keys while the job has not ended, else with this process's own."""
         path = self.home.secrets(job.id)
         secrets = json.loads(path.read_text()) if path.exists() else {}
         return open_store(job.spec.storage, {**os.environ, **secrets})

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,9 @@ LOOK_S = 0.005
 _BUSY_TIMEOUT_MS = 20_000
 _CHANNEL = "orchestrator"
 _POOL = {"pool_size": 16, "max_overflow": 48, "pool_timeout": 20}
+
+Also = tuple[sa.Executable, Mapping[str, Any]]
+"""A statement, and its values."""
 
 log = logging.getLogger("store")
 
@@ -150,6 +153,11 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A transaction that takes SQLite's write lock at once, so that it never has to be upgraded (and refused) midway."""
     with engine.execution_options(writes=True).begin() as connection:
         yield connection
+
+
+def execute(connection: sa.Connection, statements: Iterable[Also]) -> None:
+    for statement, values in statements:
+        connection.execute(statement, dict(values))
 
 
 def lock_key(connection: sa.Connection, key: str) -> None:

@@ -106,6 +106,15 @@ class ControllerLease:
                 log.warning("the lease could not be renewed: %s", error)
 
 
+def living(engine: sa.Engine) -> dict[str, Any] | None:
+    """Who holds a lease that is alive: `host`, `pid` ...; None: nobody."""
+    create_tables(engine, TABLE)
+    with engine.connect() as connection:
+        row = connection.execute(sa.select(TABLE).where(TABLE.c.name == _NAME)).mappings().first()
+        alive = row is not None and row["expires_s"] > _now(connection) and not _is_dead(row["holder"])
+    return dict(row["holder"]) if row is not None and alive else None
+
+
 def _now(connection: sa.Connection) -> float:
     """Seconds since 1970 by the database's clock; SQLite's is this machine's."""
     if connection.dialect.name == "postgresql":

@@ -17,6 +17,7 @@ import logging
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any
+from zlib import crc32
 
 from orchestrator.control.closing import ended, finish, requeue, stopped
 from orchestrator.control.facts import heard, remembered
@@ -186,12 +187,17 @@ class Life:
 
     def _news(self, job: Job, status: GroupStatus, now: float) -> tuple[dict[str, Any], list[Event]]:
         moves = status.state is not job.state and status.state in TRANSITIONS[job.state] and status.state.active
-        due = status.ended or moves or now - self.written_s >= self.write_interval_s
+        due = status.ended or moves or self._may_write(job, now)
         changes: dict[str, Any] = {"state": status.state} if moves else {}
         if due and status.progress != job.progress:
             changes["progress"] = status.progress
         told = receipt(replace(job, **changes), now) if moves else None
         return ({**changes, "order": None}, [told]) if told is not None else (changes, [])
+
+    def _may_write(self, job: Job, now: float) -> bool:
+        """Progress alone: once in each interval, which begins for each job at another moment, so that not all are written in one round."""
+        begins_s = crc32(job.id.encode()) / 2**32 * self.write_interval_s
+        return (now + begins_s) // self.write_interval_s > (self.written_s + begins_s) // self.write_interval_s
 
     def _read(self, job: Job, result: JobResult | None, now: float) -> Job:
         result = result or self.unwritten

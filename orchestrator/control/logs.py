@@ -14,13 +14,16 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from orchestrator.errors import StorageUnavailable, UserError
-from orchestrator.paths import JobKeys, log_piece_of
+from orchestrator.paths import JobKeys, lease_of, log_piece_of
 from orchestrator.storage import ObjectStore
 
 LOOK_S = 0.5
+WHOLE_LOOK_S = 10.0
+"""So often at most a reader lists all pieces of the job; in between it asks for the next piece of each stream that it knows."""
+_KEYS_PER_REQUEST = 1000
 LONGEST_LINE_BYTES = 1 << 20
 """What is longer is cut: a reader keeps an unfinished line in memory."""
 
@@ -72,8 +75,16 @@ class LogReader:
     Raises UserError for an offset that is none of this job's.
     """
 
-    def __init__(self, store: ObjectStore, job_id: str, rank: int | None = None, after: str = "") -> None:
+    def __init__(
+        self, store: ObjectStore, job_id: str, rank: int | None = None, after: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:  # fmt: skip
         self._store = store
+        self._clock = clock
+        self._due_s = float("-inf")
+        """When all pieces are to be listed again."""
+        self._num_pieces = 0
+        self._listed_all = False
+        """Whether the newest listing was of all pieces."""
         self._job_id = job_id
         self._rank = rank
         self._place: dict[Stream, int] = decode(job_id, after) if after else {}
@@ -91,13 +102,16 @@ class LogReader:
 
         Raises StorageError; whoever calls again goes on where it broke off.
         """
-        pieces = self._pieces()
-        over = max((piece.stream.epoch for piece in pieces), default=0) if ended else self._known_epoch
-        for piece in pieces:
-            yield from self._finish(min(piece.stream.epoch, over))
-            yield from self._read(piece)
+        pieces = self._pieces() if ended or self._clock() >= self._due_s else self._next_pieces()
+        newest = max((piece.stream.epoch for piece in pieces), default=self._known_epoch)
+        over = newest if ended else self._known_epoch
+        while pieces:
+            for piece in pieces:
+                yield from self._finish(min(piece.stream.epoch, over))
+                yield from self._read(piece)
+            pieces = [] if self._listed_all else self._next_pieces()
         yield from self._finish(over + ended)
-        self._known_epoch = max((piece.stream.epoch for piece in pieces), default=0)
+        self._known_epoch = max(newest, self._known_epoch)
 
     def skip(self, tail: int | None = None, since_s: float | None = None) -> None:
         """Pass over what was shipped before `since_s` (seconds since 1970), and over all but a little more than the last `tail` lines:
@@ -115,13 +129,35 @@ class LogReader:
         return list(deque(self.lines(ended), maxlen=tail))
 
     def _pieces(self) -> list[Piece]:
-        keys = JobKeys(self._job_id)
-        found = []
-        for info in self._store.list(keys.logs):
-            epoch, rank, offset, time_s = log_piece_of(info.key)
-            if self._rank in (None, rank):
-                found.append(Piece(Stream(epoch, rank), offset, info.num_bytes, time_s, info.key))
+        """All there are, in the order in which they are read."""
+        began = self._clock()
+        found = self._listed(JobKeys(self._job_id).logs)
+        self._num_pieces, self._listed_all = len(found), True
+        self._due_s = began + max(WHOLE_LOOK_S, 20 * (self._clock() - began))
         return sorted(found, key=lambda piece: piece.turn)
+
+    def _next_pieces(self) -> list[Piece]:
+        """Those that begin where the newest epoch's streams have been read to. All, if that is fewer requests, or an epoch has begun."""
+        keys = JobKeys(self._job_id)
+        streams = [stream for stream in {*self._place, *self._rest} if stream.epoch == self._known_epoch]
+        begun = max((lease_of(info.key) for info in self._store.list(keys.leases)), default=0)
+        if begun > self._known_epoch or len(streams) >= 1 + self._num_pieces // _KEYS_PER_REQUEST:
+            return self._pieces()
+        self._listed_all = False
+        found = [piece for stream in streams for piece in self._listed(keys.log_pieces_from(*stream, self._known(stream)))]
+        return sorted(found, key=lambda piece: piece.turn)
+
+    def _listed(self, prefix: str) -> list[Piece]:
+        found = []
+        for info in self._store.list(prefix):
+            epoch, rank, offset, time_s = log_piece_of(info.key)
+            if self._rank in (None, rank) and info.num_bytes:
+                found.append(Piece(Stream(epoch, rank), offset, info.num_bytes, time_s, info.key))
+        return found
+
+    def _known(self, stream: Stream) -> int:
+        """How far the stream has been fetched."""
+        return self._place.get(stream, 0) + len(self._rest.get(stream, (b"", 0.0))[0])
 
     def _last(self, pieces: list[Piece], tail: int) -> list[Piece]:
         """The last pieces that have so many lines together, not counting one of each stream, whose beginning may be in a piece before."""
@@ -145,9 +181,8 @@ class LogReader:
     def _read(self, piece: Piece) -> Iterator[LogLine]:
         """Two pieces may hold the same bytes, if an agent died between storing one and knowing of it."""
         stream = piece.stream
-        end = self._place.get(stream, 0)
+        end, known = self._place.get(stream, 0), self._known(stream)
         rest = self._rest.get(stream, (b"", 0.0))[0]
-        known = end + len(rest)
         if piece.end <= known or piece.offset > known:
             return
         data, start = rest + self._store.get(piece.key, start=known - piece.offset), 0
@@ -176,10 +211,14 @@ class LogReader:
         )
 
 
+class Reader(Protocol):
+    def lines(self, ended: bool) -> Iterator[Any]: ...
+
+
 def follow(
-    reader: LogReader, ended: Callable[[], bool], trouble: Callable[[StorageUnavailable], None],
+    reader: Reader, ended: Callable[[], bool], trouble: Callable[[StorageUnavailable], None],
     wait: Callable[[float], None] = time.sleep,
-) -> Iterator[LogLine]:  # fmt: skip
+) -> Iterator[Any]:  # fmt: skip
     """Lines as they come, until the job has ended. A store that is out of reach is told to `trouble` and asked again."""
     while True:
         over, began = ended(), time.monotonic()  # asked before the look: what was shipped until then is seen

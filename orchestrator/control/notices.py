@@ -19,8 +19,10 @@ TELL_INTERVAL_S = 1.0
 EVENT_INTERVAL_S = 60.0
 """A reason that changes again and again becomes an event so often at most."""
 FORECAST_INTERVAL_S = 10.0
-MAX_REASONS = 200
-"""Told anew at one time; the others in turn."""
+MAX_ROWS = 250
+"""Written in one round; the others in those after it."""
+MAX_REASONS = 50
+"""Of them, those that are put into words."""
 
 _CLEARED = "is being cleared"
 """The end of a reason in a plan that finds others on their way out already, and does not know for whom."""
@@ -36,6 +38,8 @@ class Notices:
         self._untold: set[str] = set()
         """Jobs whose reason may be another since it was told."""
         self._starts: Mapping[str, float] = {}
+        self._turn: list[str] = []
+        """Whose rows are looked at next."""
         self._event_s: dict[str, float] = {}
         self._told_s = self._forecast_s = float("-inf")
 
@@ -48,22 +52,24 @@ class Notices:
     def tell(self, blocked: Mapping[str, str], now: float) -> None:
         """`blocked`: why jobs wait that are not the scheduler's yet."""
         waiting = self._jobs.waiting()
-        due = self._newest is not None and now - self._told_s >= TELL_INTERVAL_S
+        due = self._newest is not None and not self._turn and now - self._told_s >= TELL_INTERVAL_S
         if due and (self._untold or now - self._forecast_s >= FORECAST_INTERVAL_S):
-            self._told_s = now
+            self._told_s, self._turn = now, [job.id for job in waiting]
             self._foresee(len(waiting), now)
-            told = self._told(waiting, self._chosen(), blocked)
-        else:
-            fresh = [job for job in waiting if job.reason == WAITS_FOR_CONTROLLER or job.id in blocked]
-            told = self._told(fresh, {job.id for job in fresh[:MAX_REASONS]}, blocked)
+        fresh = [job for job in waiting if job.reason == WAITS_FOR_CONTROLLER or job.id in blocked][:MAX_ROWS]
+        told = self._told(fresh, {job.id for job in fresh}, blocked)
+        if self._turn and (not due or len(waiting) <= MAX_ROWS):  # a forecast for many is enough for one round
+            part, self._turn = set(self._turn[:MAX_ROWS]), self._turn[MAX_ROWS:]
+            known = {job.id for job in told}
+            told += self._told([job for job in waiting if job.id in part and job.id not in known], self._chosen(part), blocked)
         if told:
             self._store.tell_waiting(told, [event for job in told if (event := self._event(job, now)) is not None])
             for job in told:
                 self._jobs.wrote(job)
 
-    def _chosen(self) -> set[str]:
-        """From the head of the order those that were not told yet."""
-        first = [job_id for job_id in self._positions if job_id in self._untold][:MAX_REASONS]
+    def _chosen(self, part: set[str]) -> set[str]:
+        """Of those, from the head of the order, some that were not told yet."""
+        first = [job_id for job_id in self._positions if job_id in self._untold and job_id in part][:MAX_REASONS]
         self._untold.difference_update(first)
         return set(first)
 

@@ -17,7 +17,7 @@ from orchestrator.control.policy import chosen_policy
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.control.store import JobStore
-from orchestrator.control.summary import JobSummary, read_chosen
+from orchestrator.control.summary import JobSummary, summaries_where
 from orchestrator.job import JobState
 
 MAX_NODES = 1000
@@ -140,7 +140,7 @@ def _list(connection: sa.Connection, name: str, states: Sequence[JobState], wind
     total = int(connection.execute(sa.select(sa.func.count()).select_from(tables.jobs).where(fitting)).scalar() or 0)
     page = sa.select(table.id).where(fitting).order_by(*_ORDERS[name]).limit(window.limit).offset(offset)
     ids = list(connection.execute(page).scalars())
-    summaries = {job.id: job for job in read_chosen(connection, tables.jobs, ids)} if ids else {}
+    summaries = {job.id: job for job in summaries_where(connection, tables.jobs, table.id.in_(ids))} if ids else {}
     more = _more(connection, ids) if ids else {}
     return {"jobs": [_row(summaries[job_id], more[job_id]) for job_id in ids if job_id in summaries], "total": total, "offset": offset}
 

@@ -7,6 +7,7 @@ import dataclasses
 import sqlalchemy as sa
 
 from orchestrator.control import audit
+from orchestrator.control.database import Also
 from orchestrator.control.users import Role, User
 from orchestrator.errors import PermissionDenied
 from orchestrator.job import Job
@@ -16,7 +17,7 @@ from orchestrator.spec import JobSpec
 class Permissions:
     def __init__(self, user: User, engine: sa.Engine) -> None:
         self._user = user
-        self._log = audit.AuditLog(engine)
+        self._engine = engine
 
     def require(self, role: Role, action: str, subject: str) -> None:
         """Raises PermissionDenied for a user of a lesser role."""
@@ -44,14 +45,14 @@ class Permissions:
             raise PermissionDenied(f"scheduling.tenant={named} is not possible: {self._user.name} belongs to {own}. Leave it out.")
         return dataclasses.replace(spec, scheduling=dataclasses.replace(spec.scheduling, tenant=own))
 
-    def entry(self, action: str, subject: str, detail: str = "") -> sa.Executable:
-        """The statement that writes down what was done."""
+    def entry(self, action: str, subject: str, detail: str = "") -> Also:
+        """What writes down what was done."""
         return audit.entry(self._user, action, subject, detail)
 
     def note(self, action: str, subject: str, detail: str = "") -> None:
         """Write it down at once."""
-        self._log.add(self._user, action, subject, detail)
+        audit.AuditLog(self._engine).add(self._user, action, subject, detail)
 
     def read(self, after: int, limit: int) -> list[audit.Entry]:
         self.require(Role.ADMIN, "audit", "")
-        return self._log.read(after, limit)
+        return audit.AuditLog(self._engine).read(after, limit)

@@ -23,6 +23,7 @@ from orchestrator.supervision.ledger import Wait
 from orchestrator.supervision.place import Placement
 from orchestrator.supervision.standby import Standby
 from orchestrator.supervision.supervisor import find_supervisor, start_supervisor
+from orchestrator.supervision.warm_client import RANK_ENTRY
 
 ANSWER_LIMIT_S = 20.0
 """How long an answer of a supervisor is waited for; Ray may be bringing it back meanwhile."""
@@ -34,8 +35,10 @@ log = logging.getLogger("controller")
 class RayGroups:
     """Calls that may wait for Ray or for the object store run on the threads of `pool`."""
 
-    def __init__(self, home: Home, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, home: Home, pool: ThreadPoolExecutor, rank_entry: str = RANK_ENTRY) -> None:
+        """`rank_entry`: what the ranks run; tests give a double."""
         self._home = home
+        self._rank_entry = rank_entry
         self._pool = pool
         self._standby = Standby(home)
         self._filling: Future[None] | None = None
@@ -89,7 +92,7 @@ class RayGroups:
         if not place.reserve(job.id, job.spec, job.placement):
             return False
         ranks = [workers for _, workers in job.placement]
-        start_supervisor(job.id, job.run, job.spec, self._home, ranks, wait=Wait.of(job), standby=job.standby)
+        start_supervisor(job.id, job.run, job.spec, self._home, ranks, self._rank_entry, wait=Wait.of(job), standby=job.standby)
         return True
 
     def _result(self, job: Job) -> JobResult | None:

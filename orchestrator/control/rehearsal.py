@@ -18,7 +18,6 @@ from orchestrator.spec import ChaosSpec, JobSpec
 
 PREFIX = "rehearse-"
 STEPS = 2
-DRAIN_LIMIT_S = 10.0
 _BATCHES_EVALUATED = 2
 
 
@@ -39,7 +38,7 @@ def rehearsal_of(spec: JobSpec, workers: int = 0) -> JobSpec:
         checkpoint=replace(spec.checkpoint, interval_steps=1, keep_best=0, keep_last=0),
         recovery=replace(spec.recovery, max_restarts=0),
         scheduling=replace(spec.scheduling, after=()),
-        tracking=replace(spec.tracking, registered_model="", drain_timeout_s=min(DRAIN_LIMIT_S, spec.tracking.drain_timeout_s)),
+        tracking=replace(spec.tracking, registered_model=""),
         chaos=ChaosSpec(),
     )  # fmt: skip
 
@@ -84,10 +83,13 @@ def proofs(job: Job, events: Iterable[Event]) -> list[Proof]:
         Proof("a step is trained and its checkpoint written", 1 in steps),
         Proof("the checkpoint is read back and trained on from", bool(restored) and STEPS in steps),
     ]
-    return [*found, _tracked(job, told)] if job.spec.tracking.enabled else found
+    return [*found, tracked(job, told)] if job.spec.tracking.enabled else found
 
 
-def _tracked(job: Job, events: Sequence[Event]) -> Proof:
+def tracked(job: Job, events: Sequence[Event]) -> Proof:
+    """Whether the newest run's figures were delivered: they wait for those of the runs before."""
+    begun = max((number for number, event in enumerate(events) if event.kind is EventKind.RESUMED), default=0)
+    events = events[begun:]
     refused = [event.message for event in events if event.kind is EventKind.WARNING and "tracking server" in event.message]
     run_id = job.result.mlflow_run_id if job.result else ""
     shown = bool(run_id) and not refused
@@ -100,4 +102,6 @@ def advice(job: Job, asked: int) -> str:
     workers = job.spec.resources.num_workers
     if reason in (EndReason.OUT_OF_MEMORY, EndReason.HOST_OUT_OF_MEMORY) and workers < asked:
         return f"It had {workers} of {asked} workers; what is divided among all may fit: --rehearse={asked} rehearses with them."
+    if reason is EndReason.COMPLETED and job.spec.tracking.enabled and job.result and not job.result.mlflow_run_id:
+        return f"`orchestrator doctor --only tracking tracking.uri={job.spec.tracking.uri}` may say why."
     return ""

@@ -99,7 +99,7 @@ class Scheduling:
         except OSError as error:
             log.warning("a plan could not be recorded: %s", error)
             return
-        if found:
+        if found and (decided.starts or decided.preempts or decided.resizes):
             log.info(
                 "plan %s: starts %s, preempts %s, resizes %s", found, [start.job_id for start in decided.starts],
                 [order.job_id for order in decided.preempts], [order.job_id for order in decided.resizes],

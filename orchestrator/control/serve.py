@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ from orchestrator.control.store import JobStore
 from orchestrator.errors import ClusterError, OrchestratorError, StateError, StoreUnavailable
 from orchestrator.job import JobState
 from orchestrator.paths import Home
+from orchestrator.supervision.warm_client import RANK_ENTRY
 
 if TYPE_CHECKING:
     from orchestrator.control.api.server import ApiServer
@@ -56,8 +58,10 @@ class Service:
     """The loop around a controller."""
 
     def __init__(
-        self, home: Home, address: str, idle_timeout_s: float | None, lock: ControllerLock, lease: ControllerLease, pulse: Pulse
-    ) -> None:
+        self, home: Home, address: str, idle_timeout_s: float | None, lock: ControllerLock, lease: ControllerLease, pulse: Pulse,
+        rank_entry: str = RANK_ENTRY,
+    ) -> None:  # fmt: skip
+        self._rank_entry = rank_entry
         self._home = home
         self._lease = lease
         self._pulse = pulse
@@ -76,7 +80,7 @@ class Service:
 
         store = JobStore(place_of(self._home))
         pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ask")
-        groups = RayGroups(self._home, pool)
+        groups = RayGroups(self._home, pool, self._rank_entry)
         controller = Controller(store, self._home, groups, lambda: pool.submit(observe))
         while not self._told_to_stop:
             if not self._lease.held:
@@ -106,6 +110,7 @@ class Service:
     def _look_after(self, controller: Controller, store: JobStore, now: float) -> None:
         if controller.seen_s is not None and not self._ready:
             self._ready = self._pulse.ready = True
+            settle_memory()
             self._lock.publish(self._address, ready=True)
             log.info("ready at %s", self._address)
         if controller.live_jobs:
@@ -126,6 +131,14 @@ class Service:
             dataclasses.replace(file, stopping=True).write(self._home)
             os.kill(file.keeper_pid, signal.SIGTERM)
             self._told_to_stop = True
+
+
+def settle_memory() -> None:
+    """What is there now stays: searches for cycles pass it over, and look at all of the rest seldom. With a thousand jobs each of those
+    would stop a round for a tenth of a second."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -164,7 +177,7 @@ def _serve(home: Home, chosen: argparse.Namespace, lock: ControllerLock) -> int:
         server.start(home, JobStore(place_of(home)), pulse)
     pulse.dashboard = _join(chosen.address, chosen.wait_s)
     try:
-        return Service(home, chosen.address, chosen.idle_timeout_s, lock, lease, pulse).run()
+        return Service(home, chosen.address, chosen.idle_timeout_s, lock, lease, pulse, chosen.rank_entry).run()
     finally:
         if server is not None:
             server.stop()
@@ -185,6 +198,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--address", required=True, help="host:port of the Ray head")
     parser.add_argument("--idle-timeout-s", type=float, default=None, help="ask the keeper to stop after so long without a job")
     parser.add_argument("--wait-s", type=float, default=10.0, help="how long Ray may take to come up")
+    parser.add_argument("--rank-entry", default=RANK_ENTRY, help="what the ranks run, module:function; tests give a double")
     parser.add_argument("--api-host", default="127.0.0.1")
     parser.add_argument("--api-port", type=int, default=None, help="answer HTTP there")
     parser.add_argument("--open-reads", action="store_true", help="requests that change nothing need no token")

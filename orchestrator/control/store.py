@@ -15,12 +15,18 @@ import sqlalchemy as sa
 
 from orchestrator.control import database, tables
 from orchestrator.control.accounts import MAX_STAYS, Stay
+from orchestrator.control.group_commit import GroupCommit
 from orchestrator.control.reputation import Incident
 from orchestrator.control.summary import JobSummary, read_summaries
 from orchestrator.errors import JobNotFound, StaleWrite, StateError, nearest
 from orchestrator.events import Event, EventKind, IncidentKind
 from orchestrator.job import Job, JobState, check_transition, fields_to_dict, job_from_dict, job_to_dict
 
+_INSERT_JOB, _INSERT_EVENT = tables.jobs.insert(), tables.events.insert()
+_JOB = sa.select(tables.jobs).where(tables.jobs.c.id == sa.bindparam("id"))
+_META = sa.select(tables.meta.c.value).where(tables.meta.c.key == sa.bindparam("key"))
+_LAST_EVENT = sa.select(sa.func.max(tables.events.c.seq)).where(tables.events.c.job_id == sa.bindparam("job_id"))
+"""To build a statement takes as long as to run it."""
 _MANY = 500
 """Ids in one question."""
 _LIVE = [state.value for state in JobState if not state.terminal]
@@ -33,6 +39,7 @@ class JobStore:
         """`where`: a file of SQLite (made if missing) or a URL. Raises StateError for another schema version, StoreUnavailable."""
         self._engine = database.open_engine(where)
         self._changes = database.changes_of(self._engine)
+        self._together = GroupCommit(self._engine)
         with self._write() as connection:
             database.lock_key(connection, "tables")
             tables.metadata.create_all(connection, tables=[tables.meta])
@@ -54,20 +61,24 @@ class JobStore:
 
     # jobs
 
-    def put(self, job: Job, events: Sequence[Event] = (), also: Sequence[sa.Executable] = ()) -> None:
+    def put(self, job: Job, events: Sequence[Event] = (), also: Sequence[database.Also] = ()) -> None:
         """Add a new job, and execute `also` in the same transaction. Raises StateError if the id is taken."""
-        with self._write() as connection:
-            try:
-                connection.execute(tables.jobs.insert().values(**job_to_dict(job)))
-            except sa.exc.IntegrityError as error:
-                raise StateError(f"there is already a job named {job.id}") from error
+        row = job_to_dict(job)
+
+        def write(connection: sa.Connection) -> None:
+            connection.execute(_INSERT_JOB, row)
             _append(connection, job.id, events)
-            _execute(connection, also)
+            database.execute(connection, also)
+
+        try:
+            self._together.run(write)
+        except sa.exc.IntegrityError as error:
+            raise StateError(f"there is already a job named {job.id}") from error
 
     def get(self, job_id: str) -> Job:
         """Raises JobNotFound naming the nearest id."""
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id)).mappings().first()
+            row = connection.execute(_JOB, {"id": job_id}).mappings().first()
         if row is None:
             raise self._not_found(job_id)
         return _job(row)
@@ -75,7 +86,7 @@ class JobStore:
     def find(self, prefix: str) -> Job:
         """The job whose id is `prefix`, or the only one that begins with it. Raises JobNotFound, listing the candidates."""
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(tables.jobs).where(tables.jobs.c.id == prefix.replace("\0", ""))).mappings().first()
+            row = connection.execute(_JOB, {"id": prefix.replace("\0", "")}).mappings().first()
         if row is not None:
             return _job(row)
         ids = self._ids()
@@ -137,7 +148,7 @@ class JobStore:
                 _append(connection, event.job_id, [event])
 
     def update(
-        self, job: Job, events: Sequence[Event] = (), stay: Stay | None = None, *, also: Sequence[sa.Executable] = (), **changes: Any
+        self, job: Job, events: Sequence[Event] = (), stay: Stay | None = None, *, also: Sequence[database.Also] = (), **changes: Any
     ) -> Job:
         """Write `changes` to the row that `job` was read from, append `events` and `stay` and execute `also`, in one transaction.
 
@@ -152,7 +163,7 @@ class JobStore:
             if written.rowcount != 1:
                 raise StaleWrite(f"{job.id} changed since it was read (version {job.version})")
             _append(connection, job.id, events)
-            _execute(connection, [*also, *([tables.stays.insert().values(vars(stay))] if stay is not None else [])])
+            database.execute(connection, [*also, *([(tables.stays.insert(), vars(stay))] if stay is not None else [])])
         return new
 
     # events
@@ -227,7 +238,7 @@ class JobStore:
     def meta(self, key: str) -> Any:
         """The JSON value under `key`, None if there is none."""
         with self._engine.connect() as connection:
-            return connection.execute(sa.select(tables.meta.c.value).where(tables.meta.c.key == key)).scalar()
+            return connection.execute(_META, {"key": key}).scalar()
 
     def _write(self) -> Any:
         """A transaction that takes the write lock at once, so that it never has to be upgraded (and refused) midway."""
@@ -243,16 +254,11 @@ class JobStore:
         return JobNotFound(f"no job is named '{wanted}'. {known}{nearest(wanted, ids)}")
 
 
-def _execute(connection: sa.Connection, statements: Sequence[sa.Executable]) -> None:
-    for statement in statements:
-        connection.execute(statement)
-
-
 def _append(connection: sa.Connection, job_id: str, events: Sequence[Event], source: str = "", source_seq: int = 0) -> None:
     if not events:
         return
     database.lock_key(connection, f"events of {job_id}")
-    last = connection.execute(sa.select(sa.func.max(tables.events.c.seq)).where(tables.events.c.job_id == job_id)).scalar() or 0
+    last = connection.execute(_LAST_EVENT, {"job_id": job_id}).scalar() or 0
     rows = [
         {
             "job_id": job_id, "seq": last + 1 + index, "kind": event.kind.name, "time_s": event.time_s, "message": event.message,
@@ -260,7 +266,7 @@ def _append(connection: sa.Connection, job_id: str, events: Sequence[Event], sou
         }
         for index, event in enumerate(events)
     ]  # fmt: skip
-    connection.execute(tables.events.insert(), rows)
+    connection.execute(_INSERT_EVENT, rows)
     against = [
         {"job_id": job_id, "seq": last + 1 + index, "time_s": event.time_s, **_against(event)}
         for index, event in enumerate(events)

@@ -12,6 +12,7 @@ from orchestrator.job import Progress
 from orchestrator.spec import JobSpec, to_dict
 
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, in lower case
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -35,6 +36,13 @@ def check_text(spec: JobSpec) -> None:
 def new_id(spec: JobSpec) -> str:
     name = re.sub(r"[^a-z0-9]+", "-", (spec.name or spec.workload.name).lower()).strip("-")[:40] or "job"
     return f"{name}-{''.join(random_source.choice(_ID_LETTERS) for _ in range(6))}"
+
+
+def checked_id(job_id: str) -> str:
+    """As given, if it can be one. Raises ConfigError."""
+    if job_id and _ID.fullmatch(job_id) is None:
+        raise ConfigError(f"id={job_id} is not possible: allowed are up to 60 of a-z, 0-9 and '-'.")
+    return job_id
 
 
 def carried_over(progress: Progress, spec: JobSpec) -> Progress:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
-
-import sqlalchemy as sa
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.job import JobState, Progress, progress_from_dict, progress_to_dict
 
-_TERMINAL = [state.value for state in JobState if state.terminal]
-_PLAIN = ("id", "state", "run", "submitted_s", "queued_s", "started_s", "ended_s", "reason", "stop_requested", "user", "tenant")
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+TERMINAL = [state.value for state in JobState if state.terminal]
+PLAIN = ("id", "state", "run", "submitted_s", "queued_s", "started_s", "ended_s", "reason", "stop_requested", "user", "tenant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class JobSummary:
     num_placed: int
     """Workers that have a place."""
     progress: Progress
+    """Without its ledger, the most of it."""
     position: int | None = None
     """In the scheduler's order, from 1; None: it does not wait, or is not known."""
     user: str = ""
@@ -74,34 +76,38 @@ class JobSummary:
 
 def read_summaries(connection: sa.Connection, jobs: sa.Table, states: Collection[JobState] | None, limit: int) -> list[JobSummary]:
     """In the order of submission. Of more than `limit` (0: none) those that have not ended, then the newest."""
+    import sqlalchemy as sa  # who reads the list without it does not wait for its import
+
     chosen = sa.select(jobs.c.id)
     if states is not None:
         chosen = chosen.where(jobs.c.state.in_([state.value for state in states]))
     if limit:
-        chosen = chosen.order_by(sa.case((jobs.c.state.in_(_TERMINAL), 1), else_=0), jobs.c.submitted_s.desc()).limit(limit)
-    return read_chosen(connection, jobs, chosen)
+        chosen = chosen.order_by(sa.case((jobs.c.state.in_(TERMINAL), 1), else_=0), jobs.c.submitted_s.desc()).limit(limit)
+    return summaries_where(connection, jobs, jobs.c.id.in_(chosen))
 
 
-def read_chosen(connection: sa.Connection, jobs: sa.Table, chosen: sa.Select[Any] | Collection[str]) -> list[JobSummary]:
-    """Those of the ids, in the order of submission."""
+def summaries_where(connection: sa.Connection, jobs: sa.Table, which: sa.ColumnElement[bool]) -> list[JobSummary]:
+    """In the order of submission."""
+    import sqlalchemy as sa
+
     spec = sa.cast(jobs.c.spec, sa.JSON) if connection.dialect.name == "postgresql" else sa.type_coerce(jobs.c.spec, sa.JSON)
     columns = [
-        *(jobs.c[name] for name in (*_PLAIN, "progress", "placement")),
-        *(jobs.c[name] for name in ("position",) if name in jobs.c),
+        *(jobs.c[name] for name in (*PLAIN, "position", "progress", "placement")),
         spec[("workload", "name")].as_string().label("workload"),
         spec[("resources", "num_workers")].as_integer().label("num_workers"),
         spec[("resources", "gpus_per_worker")].as_float().label("gpus_per_worker"),
         spec[("training", "max_steps")].as_integer().label("max_steps"),
     ]
-    query = sa.select(*columns).where(jobs.c.id.in_(chosen)).order_by(jobs.c.submitted_s, jobs.c.id)
-    return [_summary(dict(row)) for row in connection.execute(query).mappings()]
+    query = sa.select(*columns).where(which).order_by(jobs.c.submitted_s, jobs.c.id)
+    return [summary_of(dict(row)) for row in connection.execute(query).mappings()]
 
 
-def _summary(row: dict[str, Any]) -> JobSummary:
+def summary_of(row: dict[str, Any]) -> JobSummary:
+    """`row`: the columns of `read_summaries`, with values as a job has them."""
     state = JobState(row["state"])
     placed = sum(workers for _, workers in row.pop("placement"))
-    position = row.pop("position", None)
+    position = row.pop("position")
     return JobSummary(
-        **{**row, "state": state, "progress": progress_from_dict(row["progress"])}, num_placed=placed,
+        **{**row, "state": state, "progress": progress_from_dict({**row["progress"], "ledger": {}})}, num_placed=placed,
         position=position or None if state is JobState.QUEUED else None,
     )  # fmt: skip

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from orchestrator.control.database import Json, Words
+from orchestrator.control.schema import SCHEMA_VERSION
 from orchestrator.errors import StateError
-
-SCHEMA_VERSION = 3
 
 metadata = sa.MetaData()
 jobs = sa.Table(

@@ -36,6 +36,9 @@ TABLE = sa.Table(
 )
 
 
+_OF_NAME = sa.select(TABLE).where(TABLE.c.name == sa.bindparam("name"))
+
+
 class Role(enum.Enum):
     """What a user may do; each may also do what those before it may."""
 
@@ -104,7 +107,7 @@ class Users:
         """Raises AuthenticationError. Says the same for a name that is not known as for a token that is wrong."""
         name = token.removeprefix(f"{_PREFIX}.").rpartition(".")[0]
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(TABLE).where(TABLE.c.name == name.replace("\x00", ""))).mappings().first()
+            row = connection.execute(_OF_NAME, {"name": name.replace("\x00", "")}).mappings().first()
         held = "" if row is None or row["revoked_s"] is not None else row["token_hash"]
         if row is None or not hmac.compare_digest(held, _hashed(token)):
             raise AuthenticationError("this token is not known, or was revoked: `orchestrator user renew NAME` makes a new one.")

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from postgres import NEEDED, new_database, postgres, programs
 
 from orchestrator.control import tables
+from orchestrator.control.api.listing import Listing
 from orchestrator.control.audit import AuditLog
 from orchestrator.control.client import Client
 from orchestrator.control.lease import ControllerLease
@@ -387,3 +388,38 @@ def test_a_database_that_is_not_there_is_told_without_its_password(tmp_path):
     for url in ("mysql://x/y", "postgresql//x", "nonsense://"):
         with pytest.raises(ConfigError, match="is no database"):
             JobStore(url if "://" in url else f"{url}://")
+
+
+def test_jobs_that_many_put_at_once_are_all_there_and_one_that_cannot_be_fails_alone(store):
+    store.put(Job(id="taken", spec=SPEC))
+
+    def put(number: int) -> str:
+        try:
+            store.put(Job(id="taken" if number % 5 == 0 else f"j{number}", spec=SPEC), [event(str(number))])
+        except StateError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(8) as pool:
+        refused = [error for error in pool.map(put, range(40)) if error]
+    assert refused == ["there is already a job named taken"] * 8
+    assert {job.id for job in store.all()} == {"taken", *(f"j{number}" for number in range(40) if number % 5)}
+    assert [told.message for _, told in store.events("j1")] == ["1"] and store.events("taken") == []
+
+
+def test_a_list_that_is_kept_follows_every_change(store):
+    listing = Listing(store.engine)
+    for number in range(3):
+        store.put(Job(id=f"j{number}", spec=SPEC, submitted_s=number, tenant=f"t{number}"))
+    assert [kept.summary.id for kept in listing.page()] == ["j0", "j1", "j2"]
+    store.update(store.get("j1"), state=JobState.STARTING)
+    store.tell_waiting([dataclasses.replace(store.get("j0"), reason="waits", position=4)], [])
+    store.put(Job(id="j3", spec=SPEC, submitted_s=1.5))
+    now = time.time()
+    shown = [json.loads(kept.shown(now)) for kept in listing.page()]
+    assert [(job["id"], job["state"], job["reason"], job["position"]) for job in shown] == [
+        ("j0", "queued", "waits", 4), ("j1", "starting", "", None), ("j3", "queued", "", None), ("j2", "queued", "", None)
+    ]  # fmt: skip
+    assert shown == [summary.to_dict(now) for summary in store.summaries()]
+    assert [kept.summary.id for kept in listing.page(state=JobState.QUEUED, after="j0", limit=1)] == ["j3"]
+    assert [kept.summary.id for kept in listing.page(tenant="t2")] == ["j2"]

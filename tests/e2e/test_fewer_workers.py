@@ -78,7 +78,7 @@ def test_a_job_goes_on_with_one_worker_when_a_node_is_lost_and_with_both_when_an
         *TINY, f"training.max_steps={STEPS}", "checkpoint.interval_steps=50", f"cluster.address=127.0.0.1:{cluster.port}",
         "resources.max_workers_per_node=1",
     )  # fmt: skip
-    calm = sandbox.submit(*settings)
+    calm = sandbox.submit(*settings, "scheduler.resize_interval_s=1")
     assert sandbox.wait_ended(calm).state is JobState.SUCCEEDED, sandbox.describe()
 
     shrinks = ("resources.min_workers=1", "recovery.shrink_after_s=1", "recovery.grow_interval_s=1", "+workload.options.sleep_s=0.006")

@@ -8,6 +8,8 @@
     cluster.py    /v1/nodes, /v1/cluster, /v1/queue, /v1/policy, /v1/audit, /v1/user, /v1/health, /metrics
     views.py      /v1/overview, /v1/jobs/JOB/page, curve, tail: what the page shows, with ETags
     page.py       /ui/: the page itself, plain files under `ui/`
+    code.py       /v1/code: packaged working directories
+    listing.py    lists of jobs, kept until a row changes
     follow.py     how a request waits for news without holding a thread
     metrics.py    what Prometheus reads
     server.py     the thread it runs in, beside the controller

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from orchestrator.control.api.follow import Watch
+from orchestrator.control.api.listing import Listing
 from orchestrator.control.client import Client
 from orchestrator.control.pulse import Pulse
 from orchestrator.control.users import Role, User, Users
@@ -26,6 +27,7 @@ class Shared:
     client: Client
     users: Users
     watch: Watch
+    listing: Listing
     pulse: Pulse
     open_reads: bool
 

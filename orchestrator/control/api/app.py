@@ -9,10 +9,12 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.control.api import cluster, jobs, page, views
+from orchestrator.control.api import cluster, code, jobs, page, views
 from orchestrator.control.api.access import Shared
 from orchestrator.control.api.answers import tell_errors
 from orchestrator.control.api.follow import Watch
+from orchestrator.control.api.listing import Listing
+from orchestrator.control.audit import AuditLog
 from orchestrator.control.client import Client
 from orchestrator.control.pulse import Pulse
 from orchestrator.control.store import JobStore
@@ -20,6 +22,7 @@ from orchestrator.control.users import Users
 from orchestrator.paths import Home
 
 LARGEST_BODY_BYTES = 4 * 1024 * 1024
+LARGEST_CODE_BYTES = 128 * 1024 * 1024
 LOOPBACK = ["127.0.0.1", "localhost", "::1", "[::1]"]
 
 
@@ -33,8 +36,10 @@ def create_app(home: Home, store: JobStore, pulse: Pulse, *, open_reads: bool = 
         title="orchestrator", version=version("orchestrator"), description="Jobs of a Ray cluster: submit, follow, stop, resume.",
         docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json",
     )  # fmt: skip
+    AuditLog(store.engine)  # its table is there from the start
     app.state.shared = Shared(
-        client=Client(home, store), users=Users(store.engine), watch=Watch(store), pulse=pulse,
+        client=Client(home, store), users=Users(store.engine), watch=Watch(store),
+        listing=Listing(store.engine), pulse=pulse,
         open_reads=open_reads,
     )  # fmt: skip
     tell_errors(app)
@@ -42,7 +47,8 @@ def create_app(home: Home, store: JobStore, pulse: Pulse, *, open_reads: bool = 
     app.include_router(cluster.router)
     app.include_router(views.router)
     app.include_router(page.router)
-    app.add_middleware(BodyLimit, most_bytes=LARGEST_BODY_BYTES)
+    app.include_router(code.router)
+    app.add_middleware(BodyLimit, most_bytes=LARGEST_BODY_BYTES, most_code_bytes=LARGEST_CODE_BYTES)
     if open_reads:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK)
     return app
@@ -51,14 +57,16 @@ def create_app(home: Home, store: JobStore, pulse: Pulse, *, open_reads: bool = 
 class BodyLimit:
     """Refuses what is larger before it is read whole."""
 
-    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, most_bytes: int, most_code_bytes: int) -> None:
         self._app = app
         self._most_bytes = most_bytes
+        self._most_code_bytes = most_code_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        most_bytes = self._most_code_bytes if scope["path"].startswith(code.PREFIX) else self._most_bytes
         body: list[bytes] = []
         size, more = 0, True
         while more:
@@ -67,8 +75,8 @@ class BodyLimit:
                 return
             body.append(message.get("body", b""))
             size, more = size + len(body[-1]), message.get("more_body", False)
-            if size > self._most_bytes:
-                await _refuse(send, self._most_bytes)
+            if size > most_bytes:
+                await _refuse(send, most_bytes)
                 return
         await self._app(scope, _once(b"".join(body), receive), send)
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query, Response
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.control.api.access import Api, Asker
-from orchestrator.control.api.answers import PROBLEMS, answer
+from orchestrator.control.api.answers import PROBLEMS, answer, encoded
 from orchestrator.control.api.shapes import (
     EventPage,
     JobPage,
@@ -26,6 +26,7 @@ from orchestrator.control.api.shapes import (
     Wait,
 )
 from orchestrator.control.client import Client
+from orchestrator.control.logs import LogLine
 from orchestrator.events import Event
 from orchestrator.job import Job, JobState, job_to_dict
 
@@ -42,22 +43,21 @@ JobName = Annotated[str, Path(description="Its id, or the beginning of it")]
 @router.post("", status_code=201, response_model=JobView)
 def submit(asker: Asker, asked: Submission) -> Response:
     """Queue a job. When the answer comes it is durable."""
-    return answer(job_to_dict(asker.submit(asked.spec, asked.secrets)), 201)
+    return answer(job_to_dict(asker.submit(asked.spec, asked.secrets, asked.id)), 201)
 
 
 @router.get("", response_model=JobPage)
 def list_jobs(
-    asker: Asker, state: JobState | None = None, tenant: str | None = None, user: str | None = None,
+    asker: Asker, api: Api, state: JobState | None = None, tenant: str | None = None, user: str | None = None,
     after: Annotated[str, Query(description="`next` of the page before")] = "",
     limit: Annotated[int, Query(ge=1, le=_MOST)] = 1000, view: Literal["short", "full"] = "short",
 ) -> Response:  # fmt: skip
     """Jobs in the order of their submission, in short or whole."""
-    found, _ = asker.summaries(None if state is None else [state])
-    first = 1 + next((index for index, job in enumerate(found) if job.id == after), -1)
-    fitting = [job for job in found[first:] if tenant in (None, job.tenant) and user in (None, job.user)]
-    shown, now = fitting[:limit], time.time()
-    jobs = [job.to_dict(now) if view == "short" else job_to_dict(asker.job(job.id)) for job in shown]
-    return answer({"jobs": jobs, "next": shown[-1].id if len(fitting) > limit else ""})
+    found = api.listing.page(state=state, tenant=tenant, user=user, after=after, limit=limit + 1)
+    shown, now = found[:limit], time.time()
+    jobs = (kept.shown(now) if view == "short" else encoded(job_to_dict(asker.job(kept.summary.id))) for kept in shown)
+    following = encoded(shown[-1].summary.id if len(found) > limit else "")
+    return Response(b'{"jobs": [%b], "next": %b}' % (b", ".join(jobs), following), media_type="application/json")
 
 
 @router.get("/{job}", response_model=JobView)
@@ -84,6 +84,7 @@ async def events(
 async def logs(
     asker: Asker, job: JobName, rank: Rank | None = None,
     after: Annotated[str, Query(description="`next` of the page before; empty: from the beginning")] = "", wait_s: Wait = 0.0,
+    offsets: Annotated[bool, Query(description="Each line with the offset of what comes after it")] = False,
 ) -> Response:  # fmt: skip
     """What the ranks printed, over all restarts, about a megabyte at a time. With `wait_s` the answer waits for more."""
     deadline_s = time.monotonic() + wait_s
@@ -92,7 +93,7 @@ async def logs(
         page = await run_in_threadpool(asker.logs, found, after, rank)
         left_s = deadline_s - time.monotonic()
         if page.lines or page.ended or left_s <= 0:
-            lines = [{"rank": line.rank, "epoch": line.epoch, "time_s": line.time_s, "text": line.text} for line in page.lines]
+            lines = [_line(line, offsets) for line in page.lines]
             return answer({"lines": lines, "next": page.offset, "ended": page.ended})
         await asyncio.sleep(min(LOOK_S, left_s))
 
@@ -131,6 +132,11 @@ def _events(asker: Client, job_id: str, after: int, limit: int) -> tuple[Job, li
     """The job first: what was told before it ended is then seen."""
     found = asker.job(job_id)
     return found, asker.events(found.id, after, limit)
+
+
+def _line(line: LogLine, offsets: bool) -> dict[str, Any]:
+    told = {"rank": line.rank, "epoch": line.epoch, "time_s": line.time_s, "text": line.text}
+    return {**told, "offset": line.offset} if offsets else told
 
 
 def _event(seq: int, event: Event) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class ApiServer:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, name="api", daemon=True)
         self._thread.start()
+        threading.Thread(target=app.state.shared.listing.page, name="first list", daemon=True).start()  # so that the first one is as quick
         log.info("the API answers at %s", self.url)
 
     def close(self) -> None:

@@ -38,6 +38,7 @@ class _Strict(BaseModel):
 class Submission(_Strict):
     spec: Spec
     secrets: Secrets = {}
+    id: str = Field("", description="Its name, for who may have to ask twice: the second time the job of the first one is returned")
 
 
 class Stop(_Strict):

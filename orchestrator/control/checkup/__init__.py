@@ -10,6 +10,7 @@ from orchestrator.control.checkup.gpus import check_gpus
 from orchestrator.control.checkup.machine import check_disk, check_limits, check_network, check_shared_memory
 from orchestrator.control.checkup.objects import check_objects
 from orchestrator.control.checkup.secrets import check_secrets
+from orchestrator.control.checkup.server import check_server
 from orchestrator.control.checkup.tracking import check_tracking
 from orchestrator.control.checkup.versions import check_versions
 
@@ -26,6 +27,7 @@ CHECKS: dict[str, Check] = {
     "limits": check_limits,
     "object store": check_objects,
     "tracking": check_tracking,
+    "server": check_server,
     "control plane": check_control_plane,
     "cluster": check_cluster,
     "gpus": check_gpus,

@@ -6,15 +6,18 @@ import json
 import os
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
 import sqlalchemy as sa
 
 from orchestrator.control.checkup.finding import Finding, Subject, ok, problem, warning
 from orchestrator.control.client import Client
-from orchestrator.control.database import exists
+from orchestrator.control.database import exists, place_of, shown
 from orchestrator.control.environment import remote_environment
+from orchestrator.control.lease import living
 from orchestrator.control.lock import Holder, holder
 from orchestrator.control.scheduler import Standing
+from orchestrator.control.store import JobStore
 from orchestrator.errors import ClusterError, StateError
 from orchestrator.job import JobState
 from orchestrator.paths import Home
@@ -25,13 +28,14 @@ ANSWER_LIMIT_S = 10.0
 def check_control_plane(subject: Subject) -> Iterator[Finding]:
     home, found = subject.home, holder(subject.home)
     try:
-        live = _live_jobs(home)
+        live, elsewhere = _jobs_and_lease(home)
     except (StateError, sa.exc.SQLAlchemyError) as error:
-        yield problem(
-            f"{home.jobs_db} cannot be used: {str(error).splitlines()[0]}", f"orchestrator ... --home ANOTHER, or mv {_quoted(home)} aside"
-        )
+        where, fix = shown(place_of(home)), f"orchestrator ... --home ANOTHER, or mv {_quoted(home)} aside"
+        yield problem(f"the job store {where} cannot be used: {str(error).splitlines()[0]}", fix)
         return
-    if found is None:
+    if found is None and elsewhere is not None:
+        yield ok(f"the controller on {elsewhere['host']} (pid {elsewhere['pid']}) serves these jobs; {live} have not ended")
+    elif found is None:
         yield _nobody(home, live)
     elif not found.ready:
         yield warning(
@@ -58,10 +62,12 @@ def _last_holder(home: Home) -> Holder | None:
         return None
 
 
-def _live_jobs(home: Home) -> int:
+def _jobs_and_lease(home: Home) -> tuple[int, dict[str, Any] | None]:
+    """(how many jobs have not ended, who holds the lease of their store). Raises StateError."""
     if not exists(home):
-        return 0
-    return Client(home).summaries([state for state in JobState if not state.terminal], limit=1)[1]
+        return 0, None
+    store = JobStore(place_of(home))
+    return store.count([state for state in JobState if not state.terminal]), living(store.engine)
 
 
 def check_cluster(subject: Subject, limit_s: float = ANSWER_LIMIT_S) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from orchestrator.control.checkup.finding import Finding, Subject, ok, problem, 
 
 def check_secrets(subject: Subject) -> Iterator[Finding]:
     home, ray_token = subject.home, subject.user_home / ".ray" / "auth_token"
-    files = [path for path in (home.token, ray_token) if path.exists()]
+    files = [path for path in (home.token, home.api_token, home.database, ray_token) if path.exists()]
     files += sorted((home.root / "secrets").glob("*.json")) + sorted((home.root / "supervisors").glob("*.json"))
     wrong = [finding for path in files if (finding := _open_to_others(path)) is not None]
     wrong += list(_switched_off(subject))

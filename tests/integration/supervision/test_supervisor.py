@@ -119,13 +119,14 @@ def test_the_cause_is_named_ahead_of_its_echo(box):
     job.release()
 
 
-def test_drain_saves_and_the_next_run_goes_on_from_there(box):
+@pytest.mark.parametrize("mode, reason", [("drain", EndReason.CANCELLED), ("limit", EndReason.TIME_LIMIT)])
+def test_drain_saves_and_the_next_run_goes_on_from_there(box, mode, reason):
     spec = double_spec(box.url, max_steps=200, step_s=0.02, workers=1)
     job = box.start(spec)
     job.wait_step(15)
-    job.stop("drain")
+    job.stop(mode)
     result = job.wait_ended()
-    assert result.end_reason is EndReason.CANCELLED and result.resumable
+    assert result.end_reason is reason and result.resumable
     assert result.committed_step == result.step < 200
     job.release()
     again = box.start(double_spec(box.url, max_steps=200, workers=1), job.id, run=2)

@@ -130,6 +130,14 @@ def test_gpus_that_a_job_has_of_those_that_it_needs(home: Home, capsys: Capture)
     assert row[4:6] == ["3/4", "3/4"]
 
 
+def test_the_position_of_a_job_that_waits(home: Home, capsys: Capture) -> None:
+    store = JobStore(home.jobs_db)
+    store.put(Job(id="a", spec=SPEC, position=2))
+    store.put(Job(id="b", spec=SPEC, state=JobState.RUNNING, position=1))
+    assert [row.split()[6] for row in said(capsys, "list").splitlines()[1:3]] == ["2", "-"]
+    assert [row["position"] for row in json.loads(said(capsys, "list", "--json"))] == [2, None]
+
+
 def test_the_list_of_some_states(jobs: JobStore, home: Home, capsys: Capture) -> None:
     assert [row["id"] for row in json.loads(said(capsys, "list", "--state", "failed,queued", "--json"))] == ["resnet-failed", "gpt-waits"]
     assert said(capsys, "list", "--state", "cancelled") == f"no job is cancelled; {command('list', home)} shows all\n"

@@ -42,7 +42,7 @@ def test_the_queue_with_reasons_positions_and_starts(jobs: list[str], capsys: Ca
     assert main(["queue"]) == 0
     head, second, third, hint = capsys.readouterr().out.splitlines()
     assert head.split() == ["#", "JOB", "TENANT", "PRIORITY", "WORKERS", "WAITS", "STARTS", "WHY"]
-    assert second.split()[:5] == ["1", jobs[1], "lab", "0", "2"] and f"held by {jobs[0]}" in second and " in 1h00m " in second
+    assert second.split()[:5] == ["1", jobs[1], "lab", "0", "2"] and f"held by {jobs[0]}" in second and "   in " in second
     assert third.split()[:2] == ["2", jobs[2]] and "explain JOB" in hint
     assert main(["queue", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

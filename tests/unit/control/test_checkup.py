@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from orchestrator.control.checkup import CHECKS, Finding, Level, Subject, cluster, gpus, machine, objects
+from orchestrator.control.checkup.server import SERVER_VARIABLE
 from orchestrator.control.checkup.versions import compare
 from orchestrator.control.client import CLUSTER
 from orchestrator.control.environment import remote_environment
+from orchestrator.control.lease import ControllerLease
 from orchestrator.control.lock import ControllerLock, Holder
 from orchestrator.control.scheduler import ClusterView, Standing
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
@@ -264,6 +266,25 @@ def test_a_damaged_tracking_database(subject: Subject) -> None:
     assert str(file) in only(CHECKS["tracking"](subject)).fix
 
 
+# the server that commands ask
+
+
+@pytest.mark.parametrize(
+    ("status", "level", "said"),
+    [(200, Level.OK, "answers"), (503, Level.PROBLEM, "hangs"), (404, Level.PROBLEM, "is it `orchestrator serve`")],
+)
+def test_a_server(status: int, level: Level, said: str, subject: Subject) -> None:
+    with server(status) as url:
+        (found,) = CHECKS["server"](dataclasses.replace(subject, environ={SERVER_VARIABLE: url}))
+    assert found.level is level and said in found.message
+
+
+def test_a_server_that_is_not_there_or_is_asked_in_clear(subject: Subject) -> None:
+    assert "does not answer" in only(CHECKS["server"](dataclasses.replace(subject, environ={SERVER_VARIABLE: "http://127.0.0.1:9"}))).message
+    found = list(CHECKS["server"](dataclasses.replace(subject, environ={SERVER_VARIABLE: "http://jobs.invalid"})))
+    assert [finding.level for finding in found] == [Level.PROBLEM, Level.WARNING] and "without TLS" in found[1].message
+
+
 # control plane and cluster
 
 
@@ -287,6 +308,16 @@ def test_a_controller_that_is_not_ready(subject: Subject) -> None:
     subject.home.root.mkdir()
     running(subject.home, ready=False)
     assert "not ready" in only(CHECKS["control plane"](subject), Level.WARNING).message
+
+
+def test_jobs_that_a_controller_on_another_machine_serves(subject: Subject) -> None:
+    queued(subject.home)
+    lease = ControllerLease(JobStore(subject.home.jobs_db).engine, me={"host": "other", "machine": "m", "pid": 7, "created": 1.0})
+    lease.acquire()
+    (found,) = CHECKS["control plane"](subject)
+    assert found.level is Level.OK and "the controller on other (pid 7) serves these jobs; 1 have not ended" in found.message
+    lease.release()
+    assert "no controller runs" in only(CHECKS["control plane"](subject)).message
 
 
 def test_a_store_of_another_program(subject: Subject) -> None:

@@ -15,6 +15,7 @@ from orchestrator.control.replay import replay
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.control.store import JobStore
+from orchestrator.control.users import Role, User
 from orchestrator.errors import ConfigError, JobNotFound, StateError
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, JobResult, JobState, Progress
@@ -43,7 +44,7 @@ class World:
     def __init__(self, root, nodes=2, gpus=4, policy=QUICK):
         self.home, self.groups = Home(root), ScriptedGroups()
         self.now = 2e9
-        self.client, self.store = Client(self.home, lambda: self.now), JobStore(self.home.jobs_db)
+        self.client, self.store = Client(self.home, clock=lambda: self.now), JobStore(self.home.jobs_db)
         self.view = ClusterView(nodes=tuple(Node(id=f"n{i}", host=f"n{i}", cpu_units=64 * CPU_UNITS, gpus=gpus) for i in range(nodes)))
         self.client.set_policy("preemptive", policy)
         self.start_controller()
@@ -61,7 +62,8 @@ class World:
         scheduling = changes.pop("scheduling", SchedulingSpec(priority=priority))
         resources = changes.pop("resources", gang(workers))
         spec = dataclasses.replace(SPEC, resources=resources, scheduling=scheduling, **changes)
-        return self.client.submit(spec, {}, user=f"user of {scheduling.tenant}").id
+        user = User(name=f"user of {scheduling.tenant}", tenant=scheduling.tenant, role=Role.ADMIN)
+        return self.client.acting_for(user).submit(spec, {}).id
 
     def running(self, *given, **changes):
         job_id = self.submit(*given, **changes)
@@ -384,7 +386,8 @@ def test_an_unknown_job_is_refused_with_the_nearest_and_a_circle_too(world):
 def test_each_job_that_waits_has_its_position_and_its_start_and_a_reserved_one_is_kept(world):
     world.client.set_policy("mine", {"mode": "batch", "reserve_after_s": 0})
     first = world.running(4)
-    large, small = world.submit(8), world.submit(8)
+    training = dataclasses.replace(SPEC.training, global_batch_size=16)
+    large, small = world.submit(8, training=training), world.submit(8, training=training)
     world.turn()
     rows = world.client.queue()
     assert [(row.job_id, row.position) for row in rows] == [(large, 1), (small, 2)]

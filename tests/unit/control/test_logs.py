@@ -131,6 +131,47 @@ def test_a_line_without_end_is_cut(store: MemoryStore) -> None:
     assert [len(line.text) for line in LogReader(store, "job").lines(ended=False)] == [LONGEST_LINE_BYTES, 5, 4]
 
 
+class Counting(MemoryStore):
+    """How many keys its listings gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listed = 0
+
+    def list(self, prefix: str) -> Iterator:
+        found = list(super().list(prefix))
+        self.listed += len(found)
+        return iter(found)
+
+
+def test_a_follower_does_not_list_a_long_log_again_and_again() -> None:
+    store, time_s = Counting(), 0.0
+    printed = Printed(store)
+    for number in range(5000):
+        printed.say(1, number % 2, f"line {number}")
+        printed.ship()
+    store.put(KEYS.lease(1), b"")
+    reader = LogReader(store, "job", clock=lambda: time_s)
+    assert len(list(reader.lines(ended=False))) == 5000
+    store.listed = 0
+    seen = []
+    for number in range(9):  # in nine seconds
+        time_s += 1.0
+        for part in "ab":
+            printed.say(1, number % 2, f"new {number}{part}")
+            printed.ship()
+        seen += [line.text for line in reader.lines(ended=False)]
+    assert seen == [f"new {number}{part}" for number in range(9) for part in "ab"] and store.listed < 50
+    store.put(KEYS.lease(2), b"")  # the job has been restarted
+    printed.say(2, 5, "again")
+    printed.ship()
+    assert [line.text for line in reader.lines(ended=False)] == ["again"]
+    printed.say(2, 6, "a rank that prints for the first time")
+    printed.ship()
+    time_s += 30.0
+    assert len(list(reader.lines(ended=False))) == 1
+
+
 # where to begin
 
 

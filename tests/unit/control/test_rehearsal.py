@@ -85,6 +85,8 @@ def test_what_a_rehearsal_shows() -> None:
 def test_a_tracking_server_that_did_not_take_it() -> None:
     assert shown(GOOD, dataclasses.replace(TRACKED, mlflow_run_id=""))[-1] is False
     assert shown([*GOOD, event(EventKind.WARNING, "the tracking server did not take all of it")])[-1] is False
+    late = event(EventKind.WARNING, "the tracking server did not take all of it")  # the second run delivers it
+    assert shown([*GOOD[:3], late, event(EventKind.RESUMED), *GOOD[3:]])[-1] is True
     untracked = spec_of("tracking.enabled=false")
     assert len(proofs(Job(id="a", spec=untracked), GOOD)) == 4
 
@@ -94,3 +96,5 @@ def test_too_little_memory_may_be_for_want_of_workers() -> None:
     few = Job(id="a", spec=rehearsal_of(spec_of("resources.num_workers=6")), result=result)
     assert "It had 1 of 6 workers" in advice(few, 6) and "--rehearse=6" in advice(few, 6)
     assert advice(few, 1) == "" == advice(dataclasses.replace(few, result=TRACKED), 6)
+    untracked = dataclasses.replace(few, result=dataclasses.replace(TRACKED, mlflow_run_id=""))
+    assert advice(untracked, 6).startswith("`orchestrator doctor --only tracking")

@@ -1,0 +1,62 @@
+"""`train`, `submit` and `resume` where a server keeps the jobs: nothing is started here, and its files are not to be found here."""
+
+from __future__ import annotations
+
+from orchestrator.cli.follow import follow
+from orchestrator.cli.jobspec import check_storage, secrets_for
+from orchestrator.cli.screen import Screen, as_json, command, size
+from orchestrator.client.connection import Verbs, connect, server
+from orchestrator.code.package import Package
+from orchestrator.code.submission import packaged
+from orchestrator.control.local import LocalCluster
+from orchestrator.errors import UserError
+from orchestrator.job import Job, job_to_dict
+from orchestrator.paths import Home
+from orchestrator.spec import JobSpec
+
+
+def submit_there(spec: JobSpec, *, json: bool, rehearse: int | None, watch: bool) -> int:
+    """Returns the exit status."""
+    if rehearse is not None:
+        raise UserError("--rehearse is not possible with a server: rehearse on its machine, or submit a job of two steps.")
+    home = Home.find(spec.cluster.home)
+    client, screen = connect(home, server()), Screen(beside_json=json)
+    secrets = secrets_for(spec.storage)
+    job = client.submit(_with_code(client, spec, home, secrets, screen), secrets)
+    if not watch and json:
+        print(as_json({"id": job.id, "state": job.state.value}))
+        return 0
+    screen.say(f"job {job.id} is queued at {server()}")
+    if not watch:
+        screen.say(f"  follow it:  {command(f'logs -f {job.id}', home)}\n  its state:  {command(f'status {job.id}', home)}")
+        return 0
+    return _watched(client, job, screen, json)
+
+
+def resume_there(client: Verbs, job: Job, spec: JobSpec | None, screen: Screen, *, watch: bool, json: bool) -> int:
+    screen.say(f"resuming {job.id} from step {job.progress.committed_step or 0}")
+    job = client.resume(job.id, spec, secrets_for((spec or job.spec).storage))
+    if watch:
+        return _watched(client, job, screen, json)
+    screen.say(f"{job.id} is queued; follow it: {command(f'logs -f {job.id}', client.home)}")
+    if json:
+        print(as_json(job_to_dict(job)))
+    return 0
+
+
+def _watched(client: Verbs, job: Job, screen: Screen, json: bool) -> int:
+    status = follow(client, job.id, LocalCluster(address=server(), started=False), screen)
+    if json:
+        print(as_json(job_to_dict(client.job(job.id))))
+    return status
+
+
+def _with_code(client: Verbs, spec: JobSpec, home: Home, secrets: dict[str, str], screen: Screen) -> JobSpec:
+    """With the submitter's working directory, if the workload stands in it. A store that can be reached from here is tried first."""
+    if spec.storage.url.startswith("s3://"):
+        check_storage(spec, home, secrets)
+
+    def told(package: Package) -> None:
+        screen.say(f"packaged {len(package.files)} files of {spec.workload.code_dir}, {size(package.num_bytes)}")
+
+    return packaged(spec, lambda package: client.keep_code(package, spec.storage, secrets), told)

@@ -154,6 +154,7 @@ class Stage:
 
     def put_output(self, job_id: str, rank: int, offset: int, text: str, epoch: int = 1) -> None:
         store = open_store(self.store.get(job_id).spec.storage)
+        store.put(JobKeys(job_id).lease(epoch), b"{}")
         store.put(JobKeys(job_id).log_piece(epoch, rank, offset, self.now + offset / 100), text.encode())
 
     def put_journal(self, job_id: str, records: list[dict], first: int = 1) -> None:

@@ -123,19 +123,15 @@ class Client:
 
     def logs(self, job: Job, after: str = "", rank: int | None = None) -> LogPage:
         """The next lines that all ranks, or one, have printed. See `read_page`."""
-        return read_page(self._object_store(job), job, after, rank)
+        return read_page(self.object_store(job), job, after, rank)
 
     def artifact(self, job: Job, name: str) -> bytes:
         """A file that the job has left. Raises ObjectNotFound, ConfigError for a name that cannot be."""
-        return self._object_store(job).get(JobKeys(job.id).artifact(name))
+        return self.object_store(job).get(JobKeys(job.id).artifact(name))
 
     def overview(self, window: Window) -> dict[str, Any]:
         """The cluster and a part of each list of jobs. See `orchestrator.control.reading.overview`."""
         return overview(self._store, self.nodes()[0], window)
-
-    def object_store(self, job: Job) -> ObjectStore:
-        """Where the job keeps what it leaves. With the submitter's keys while it has not ended, else with this process's own."""
-        return self._object_store(job)
 
     def ping(self) -> None:
         """Raises StoreUnavailable where the job store does not answer."""
@@ -255,8 +251,8 @@ class Client:
     def _own_store(self) -> ObjectStore:
         return open_store(StorageSpec(url=self.home.store.as_uri()))
 
-    def _object_store(self, job: Job) -> ObjectStore:
-        """With the submitter's keys while the job has not ended, else with this process's own."""
+    def object_store(self, job: Job) -> ObjectStore:
+        """Where it keeps what it leaves. With the submitter's keys while the job has not ended, else with this process's own."""
         path = self.home.secrets(job.id)
         secrets = json.loads(path.read_text()) if path.exists() else {}
         return open_store(job.spec.storage, {**os.environ, **secrets})

@@ -11,8 +11,6 @@ from orchestrator.cli.screen import Screen, as_json, best_line, command, first_l
 from orchestrator.job import Job, job_to_dict
 from orchestrator.supervision.ledger import as_of
 
-__all__ = ["as_json", "cancel_", "client_for", "resume_", "status_", "version_"]
-
 
 def status_(arguments: list[str]) -> int:
     parser = parser_for("status", "One job and its events.")
@@ -60,7 +58,7 @@ def cancel_(arguments: list[str]) -> int:
 
 def resume_(arguments: list[str]) -> int:
     from orchestrator.cli.follow import follow
-    from orchestrator.cli.jobspec import check_storage, secrets_for, with_package
+    from orchestrator.cli.keeping import check_storage, secrets_for, with_package
     from orchestrator.config import apply_overrides
     from orchestrator.control.local import ensure_cluster
 

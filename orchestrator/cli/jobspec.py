@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -17,20 +15,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator import layout
 from orchestrator.chaos.plan import plan
-from orchestrator.cli.screen import Screen, as_json, command, size
+from orchestrator.cli.keeping import check_storage, secrets_for, with_package
+from orchestrator.cli.screen import Screen, as_json, command
 from orchestrator.config import combinations, conf_dir, job_spec, load_job_spec
 from orchestrator.errors import ConfigError, OrchestratorError, UserError
 from orchestrator.job import job_to_dict
 from orchestrator.paths import Home
-from orchestrator.spec import JobSpec, Precision, StorageSpec, to_dict
+from orchestrator.spec import JobSpec, Precision, to_dict
 
 if TYPE_CHECKING:
-    from orchestrator.code.package import Package
     from orchestrator.control.client import Client
     from orchestrator.control.planning.policy import ChosenPolicy
-    from orchestrator.storage import ObjectStore
 
-SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 _HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
 _MULTIRUN = ("--multirun", "-m")
 _POLICY = ("scheduler=", "scheduler.")
@@ -218,39 +214,6 @@ def _rehearse(client: Client, spec: JobSpec, secrets: dict[str, str], switches: 
     if switches.json and not rehearsal.succeeded:
         print(as_json({"id": None, "state": None, "rehearsal": rehearsal.to_dict()}))
     return rehearsal.exit_code
-
-
-def secrets_for(storage: StorageSpec) -> dict[str, str]:
-    """The submitter's S3 keys, for the job's processes; they travel beside the spec, never in it."""
-    if not storage.url.startswith("s3://"):
-        return {}
-    return {name: os.environ[name] for name in SECRET_VARIABLES if name in os.environ}
-
-
-def with_package(spec: JobSpec, home: Home, secrets: dict[str, str], say: Callable[[str], None]) -> JobSpec:
-    """See `code.submission.packaged`."""
-    from orchestrator.code.package import keep_package
-    from orchestrator.code.submission import packaged
-
-    def told(package: Package) -> None:
-        say(f"packaged {len(package.files)} files of {spec.workload.code_dir}, {size(package.num_bytes)}")
-
-    return packaged(spec, lambda package: keep_package(store_of(spec, home, secrets), package), told)
-
-
-def check_storage(spec: JobSpec, home: Home, secrets: dict[str, str]) -> None:
-    """Raises the StorageError that the job would meet, before anything is queued or started."""
-    from orchestrator.storage import check_store
-
-    check_store(store_of(spec, home, secrets))
-
-
-def store_of(spec: JobSpec, home: Home, secrets: dict[str, str]) -> ObjectStore:
-    """Where the job keeps what it makes; in the home where no other place is named."""
-    from orchestrator.storage import open_store
-
-    url = spec.storage.url or home.store.as_uri()
-    return open_store(dataclasses.replace(spec.storage, url=url), {**os.environ, **secrets})
 
 
 def _dry_run(spec: JobSpec) -> int:

@@ -11,7 +11,8 @@ from datetime import datetime
 
 from orchestrator.cli.parser import client_for, parser_for
 from orchestrator.cli.screen import as_json, command
-from orchestrator.client.connection import Line, Verbs
+from orchestrator.client.connection import Verbs
+from orchestrator.client.lines import Line
 from orchestrator.client.reader import ServerReader
 from orchestrator.control.reading.logs import LogLine, LogReader, follow
 from orchestrator.errors import ClusterError, StorageUnavailable, UserError

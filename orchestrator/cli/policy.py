@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cli.jobs import as_json
 from orchestrator.cli.parser import parser_for, verbs_of
+from orchestrator.cli.screen import as_json
 from orchestrator.client.connection import Local, Verbs
 from orchestrator.control.planning.policy import DEFAULT, ChosenPolicy
 from orchestrator.errors import ConfigError, UserError

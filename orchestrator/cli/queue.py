@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from datetime import datetime
 
-from orchestrator.cli.jobs import as_json, client_for
-from orchestrator.cli.parser import parser_for, verbs_of
-from orchestrator.cli.screen import command, duration, table
+from orchestrator.cli.parser import client_for, parser_for, verbs_of
+from orchestrator.cli.screen import as_json, command, duration, table
 from orchestrator.control.reading.questions import Explained, QueueRow
 from orchestrator.job import JobState
 from orchestrator.paths import Home

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.cli.follow import follow
-from orchestrator.cli.jobspec import check_storage, secrets_for
+from orchestrator.cli.keeping import check_storage, secrets_for
 from orchestrator.cli.screen import Screen, as_json, command, size
 from orchestrator.client.connection import Verbs, connect, server
 from orchestrator.code.package import Package

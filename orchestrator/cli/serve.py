@@ -11,9 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.jobs import as_json
 from orchestrator.cli.parser import Parser, parser_for
-from orchestrator.cli.screen import command, table
+from orchestrator.cli.screen import as_json, command, table
 from orchestrator.control.records import database
 from orchestrator.errors import UserError, nearest
 from orchestrator.paths import Home, write_private

@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from orchestrator.client.connection import SERVER_VARIABLE, Line, Lines, Verbs, connect
+from orchestrator.client.connection import SERVER_VARIABLE, Verbs, connect
+from orchestrator.client.lines import Line, Lines
 from orchestrator.errors import ClusterError, StorageUnavailable, StoreUnavailable
 from orchestrator.events import Event
 from orchestrator.job import Job

@@ -7,10 +7,10 @@ import os
 import stat
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.client.lines import Line, Lines
 from orchestrator.code.package import Package, keep_package
 from orchestrator.control.client import Client as LocalClient
 from orchestrator.control.planning.policy import ChosenPolicy
@@ -30,28 +30,6 @@ from orchestrator.storage import open_store
 SERVER_VARIABLE = "ORCHESTRATOR_SERVER"
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "ORCHESTRATOR_TOKEN", "ORCHESTRATOR_TOKEN_FILE"
 LOOK_S = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """What a rank printed, of one epoch: a life of its worker group."""
-
-    rank: int
-    epoch: int
-    time_s: float
-    """When it reached the store, about a second after it was printed; 0: not known."""
-    text: str
-    offset: str = ""
-    """What comes after this line is read from here; empty where it was not asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lines:
-    lines: tuple[Line, ...]
-    offset: str
-    """What comes after these lines is read from here, at any time."""
-    ended: bool
-    """The job has ended, and these are its last lines."""
 
 
 class Verbs(Protocol):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from orchestrator.client.connection import Line, Verbs
+from orchestrator.client.connection import Verbs
+from orchestrator.client.lines import Line
 from orchestrator.errors import ClusterError, StorageUnavailable, StoreUnavailable
 
 

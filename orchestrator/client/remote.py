@@ -13,7 +13,7 @@ from urllib.parse import quote
 import httpx2
 
 from orchestrator import errors
-from orchestrator.client.connection import Line, Lines
+from orchestrator.client.lines import Line, Lines
 from orchestrator.code.package import Package, archive_of, keep_package
 from orchestrator.control.planning.policy import ChosenPolicy
 from orchestrator.control.planning.reputation import Incident

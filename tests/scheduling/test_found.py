@@ -238,3 +238,11 @@ def test_an_estimate_that_has_just_been_overrun_is_over_whatever_is_rounded():
     now = began + 14_400.0
     assert now - began < 14_400.0
     assert estimates.ends_s(job("r", 1), began, now) == began + 28_800.0
+
+
+def test_what_a_run_is_growing_into_counts_for_the_quota():
+    first = run("r0", ("n0", 2), larger=(3,), tenant="a", may_grow=True)
+    second = run("r1", ("n1", 1), larger=(2,), tenant="a", may_grow=True)
+    at = moment(running=(first, second), policy=replace(BATCH, tenants={"a": Tenant(quota=4)}))
+    assert [order.job_id for order in at.plan().resizes] == ["r0"]
+    assert not applied(at, at.plan()).plan().resizes

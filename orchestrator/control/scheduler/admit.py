@@ -55,6 +55,10 @@ class Accounts:
         self._used[job.tenant] = self._used.get(job.tenant, 0) + width
         self._jobs[user] = self._jobs.get(user, 0) + 1
 
+    def grows(self, job: Job, width: int) -> None:
+        """It was told to take so much more, which counts for its tenant's quota from then on."""
+        self._used[job.tenant] = self._used.get(job.tenant, 0) + width
+
     def wider(self, job: Job, width: int) -> None:
         """It holds so much more."""
         self.held[job.tenant] += width

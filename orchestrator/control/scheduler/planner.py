@@ -57,7 +57,8 @@ class Planner:
         self.accounts = Accounts(policy, running)
         self._fifo, self._preemptive = policy.mode == "fifo", policy.mode == "preemptive"
         for run, held in self.room.growing:
-            self.room.grow(run, held, self._fifo, self.accounts.left(run.job))
+            if (larger := self.room.grow(run, held, self._fifo, self.accounts.left(run.job))) is not None:
+                self.accounts.grows(run.job, (sum(count for _, count in larger) - run.workers) * (run.job.demand.gpus or 1))
         self._changes: list[float] = []
         self._shares: dict[str, float] = {}
         self._used: dict[str, float] = {}
@@ -126,8 +127,7 @@ class Planner:
         """What waits, in the same order, and what runs, once the plan is carried out and before anybody has left."""
         started, told = {start.job_id for start in self.starts}, {order.job_id for order in self._preempts}
         promised = {kept.job_id for kept in self._reservations}
-        jobs = self.turns.jobs if self.turns is not None else self.queue
-        queue = [decided.noted(job) if job.id in promised or job.cleared else job for job in jobs if job.id not in started]
+        queue = [decided.noted(job) if job.id in promised or job.cleared else job for job in self.queue if job.id not in started]
         running = [replace(run, leaving=True) if run.job.id in told else run for run, _ in self.room.everyone]
         return queue, running
 

@@ -192,6 +192,8 @@ class Job:
     """While it waits: when it starts, as reserved or predicted, as far as known."""
     reserved_s: float | None = None
     """The first start that was promised to it in this wait."""
+    cleared: tuple[tuple[str, int], ...] = ()
+    """While it waits: the place that others were told to leave for it."""
     standby: tuple[str, ...] = ()
     """While it holds a place: names of actors that were up for it, the supervisor and the agent of each bundle; '': it starts its own."""
 
@@ -235,6 +237,7 @@ _TO_JSON: dict[str, Callable[[Any], Any]] = {
     "progress": progress_to_dict,
     "result": lambda result: None if result is None else result_to_dict(result),
     "placement": placement_to_list,
+    "cleared": placement_to_list,
     "standby": list,
     "service": dataclasses.asdict,
     "order": order_to_dict,
@@ -262,6 +265,7 @@ def job_from_dict(values: Mapping[str, Any]) -> Job:
             "progress": progress_from_dict(values.get("progress") or {}),
             "result": None if result is None else result_from_dict(result),
             "placement": placement_from_list(values.get("placement")),
+            "cleared": placement_from_list(values.get("cleared")),
             "standby": tuple(values.get("standby") or ()),
             "service": Service(**known(Service, values.get("service") or {})),
             "order": order_from_dict(values.get("order")),

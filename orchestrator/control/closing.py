@@ -53,7 +53,7 @@ def finish(store: JobStore, job: Job, end: JobResult, now: float) -> Job:
         events.append(account)
     return store.update(
         job, events, stay, state=state, ended_s=now, reason=reason, result=end, progress=progress, service=_had(job, now), order=None,
-        position=0, start_s=None, reserved_s=None, **_NO_PLACE,
+        position=0, start_s=None, reserved_s=None, cleared=(), **_NO_PLACE,
     )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ class Execution:
         try:
             new = self._store.update(
                 job, events, state=JobState.STARTING, placement=placement, standby=standby, started_s=now, reason=warning, service=service,
-                order=order, position=0, start_s=None, reserved_s=None,
+                order=order, position=0, start_s=None, reserved_s=None, cleared=(),
             )  # fmt: skip
         except StaleWrite:
             self._groups.return_standby(placement, standby)

@@ -40,7 +40,7 @@ def waiting(job: Job, policy: Policy, short_since_s: float | None = None) -> sch
         queued_s=job.queued_s if policy.mode == "fifo" else job.waits_since_s,  # first in: it keeps its place in the line
         tenant=asked.tenant, user=job.user, priority=asked.priority, limit_s=asked.time_limit_s or None,
         attained=had.attained, ran_s=had.ran_s, waited_s=had.waited_s, preemptions=had.preemptions, preemptible=asked.preemptible,
-        reserved_s=job.reserved_s, resized_s=had.resized_s,
+        reserved_s=job.reserved_s, cleared=job.cleared, resized_s=had.resized_s,
         smaller=legal_world_sizes(job.spec)[:-1] if resources.min_workers else (),
         shrink_after_s=job.spec.recovery.shrink_after_s, short_since_s=short_since_s,
     )  # fmt: skip

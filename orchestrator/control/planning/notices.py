@@ -12,6 +12,7 @@ from orchestrator.control.planning.inputs import Inputs
 from orchestrator.control.planning.live import LiveJobs
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import Plan
+from orchestrator.control.scheduler.model import Placement
 from orchestrator.events import Event, EventKind
 from orchestrator.job import WAITS_FOR_CONTROLLER, Job
 
@@ -39,6 +40,8 @@ class Notices:
         self._now = 0.0
         self._asked: set[str] = set()
         """Jobs that nodes are asked for."""
+        self._cleared: dict[str, Placement] = {}
+        """Places that others have been told to leave, by the job that they are for."""
         self._untold: set[str] = set()
         """Jobs whose reason may be another since it was told."""
         self._starts: Mapping[str, float] = {}
@@ -52,6 +55,7 @@ class Notices:
         self._newest = inputs, plan
         self._positions = {job_id: place for place, job_id in enumerate(plan.order, 1)}
         self._asked = {ask.job_id for ask in plan.asks}
+        self._cleared = {kept.job_id: kept.placement for kept in plan.reservations if kept.cleared}
         self._untold = set(plan.order)
 
     def tell(self, blocked: Mapping[str, str], now: float) -> None:
@@ -62,7 +66,7 @@ class Notices:
         if due and (self._untold or now - self._forecast_s >= FORECAST_INTERVAL_S):
             self._told_s, self._turn = now, [job.id for job in waiting]
             self._foresee(len(waiting), now)
-        fresh = [job for job in waiting if job.reason == WAITS_FOR_CONTROLLER or job.id in blocked][:MAX_ROWS]
+        fresh = [job for job in waiting if job.reason == WAITS_FOR_CONTROLLER or job.id in blocked or self._is_promised(job)][:MAX_ROWS]
         told = self._told(fresh, {job.id for job in fresh}, blocked)
         if self._turn and (not due or len(waiting) <= MAX_ROWS):  # a forecast for many is enough for one round
             part, self._turn = set(self._turn[:MAX_ROWS]), self._turn[MAX_ROWS:]
@@ -86,7 +90,8 @@ class Notices:
             reason = blocked.get(job.id) or (self._reason(job) if job.id in explained else job.reason)
             new = replace(
                 job, reason=reason, position=self._positions.get(job.id, 0), start_s=self._starts.get(job.id),
-                reserved_s=self._reserved(job), progress=asked_since(job.progress, job.waits_since_s, job.id in self._asked, self._now),
+                reserved_s=self._reserved(job), cleared=self._cleared.get(job.id, ()),
+                progress=asked_since(job.progress, job.waits_since_s, job.id in self._asked, self._now),
             )  # fmt: skip
             if new != job:
                 found.append(new)
@@ -98,6 +103,10 @@ class Notices:
         reason = self._newest[1].reasons[job.id]
         leaving = [one.id for one in self._jobs.all() if one.order is not None and not one.order.left and one.order.for_job == job.id]
         return f"{reason} by {', '.join(leaving[:3])}" if leaving and reason.endswith(_CLEARED) else reason
+
+    def _is_promised(self, job: Job) -> bool:
+        """A place that the row does not name yet, or another one than it names: the next plan keeps to it."""
+        return job.cleared != self._cleared.get(job.id, ())
 
     def _reserved(self, job: Job) -> float | None:
         kept = () if self._newest is None else self._newest[1].reservations

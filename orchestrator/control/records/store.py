@@ -138,7 +138,7 @@ class JobStore:
         """Write why and how long jobs wait. A row that has changed since is left as it is; no version grows: nobody decides by these."""
         table = tables.jobs
         same_row = sa.and_(table.c.id == sa.bindparam("job_id"), table.c.version == sa.bindparam("job_version"))
-        names = ("reason", "position", "start_s", "reserved_s", "progress")
+        names = ("reason", "position", "start_s", "reserved_s", "cleared", "progress")
         statement = table.update().where(same_row).values({name: sa.bindparam(f"new_{name}") for name in names})
         rows = [
             {"job_id": job.id, "job_version": job.version}

@@ -34,6 +34,7 @@ jobs = sa.Table(
     sa.Column("position", sa.Integer, nullable=False),
     sa.Column("start_s", sa.Float),
     sa.Column("reserved_s", sa.Float),
+    sa.Column("cleared", Json, nullable=False),
 )
 events = sa.Table(
     "events",

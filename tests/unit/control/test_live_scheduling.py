@@ -151,13 +151,15 @@ def test_an_order_outlives_the_controller_and_is_given_once_to_each_life_of_the_
     urgent = world.submit(4, priority=1)
     world.turn()
     ((victim, *_),) = world.groups.preemptions
+    assert world.job(urgent).cleared == (("n1", 4),), "written at once: the place is kept for it by the next controller too"
     world.groups.held.clear()
     world.start_controller()
     world.turn()
+    assert world.job(urgent).cleared == (("n1", 4),)
     assert [told[0] for told in world.groups.preemptions] == [victim] * 2, "told by the new controller, and nobody else is"
     world.start_controller()
     world.leave(victim)
-    assert world.job(urgent).state is JobState.STARTING
+    assert (world.job(urgent).state, world.job(urgent).cleared) == (JobState.STARTING, ())
     assert len(world.told(victim, EventKind.PREEMPTED)) == 1
 
 

@@ -87,7 +87,7 @@ def test_a_job_goes_on_with_one_worker_when_a_node_is_lost_and_with_both_when_an
     cluster.lose_second()
     sandbox.wait_until(lambda: told(sandbox, job_id, EventKind.RESIZED), "fewer workers")
     code, shown = sandbox.run("list")
-    assert code == 0 and "1 of 2" in shown, shown
+    assert code == 0 and " 1/2 " in shown, shown
     cluster.add()
     job = sandbox.wait_ended(job_id)
     assert job.state is JobState.SUCCEEDED, sandbox.describe()

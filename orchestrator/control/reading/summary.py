@@ -45,8 +45,8 @@ class JobSummary:
 
     @property
     def share(self) -> float:
-        """Of its steps that are done, from 0 to 1."""
-        return min(1.0, self.progress.step / max(1, self.max_steps))
+        """Of its steps that are done, from 0 to 1; of a job that starts again, those that it goes on from."""
+        return min(1.0, max(self.progress.step, self.progress.committed_step or 0) / max(1, self.max_steps))
 
     @property
     def gpus(self) -> tuple[int, int]:

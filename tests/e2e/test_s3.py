@@ -46,8 +46,9 @@ def test_a_killed_job_on_s3_equals_the_calm_one_and_its_keys_stay_secret(sandbox
 
     assert not (sandbox.home.root / "store").exists(), "nothing went to the local folder"
     assert not list((sandbox.home.root / "secrets").glob("*.json")), "the keys are gone when the job is"
+    own_code = sandbox.home.root / "cache" / "code"  # these tests, packaged: they name the key themselves
     for path in sandbox.home.root.rglob("*"):
-        if path.is_file():
+        if path.is_file() and own_code not in path.parents:
             assert KEYS["AWS_SECRET_ACCESS_KEY"].encode() not in path.read_bytes(), path
     store = opened(endpoint, "root")
     for info in store.list(JobKeys(job_id).root):

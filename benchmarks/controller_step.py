@@ -59,7 +59,7 @@ class Bench:
     def __init__(self, root: Path) -> None:
         self.now, self.rng = 2e9, random.Random(1)
         self.home, self.groups = Home(root), BusyGroups()
-        self.client, store = Client(self.home, lambda: self.now), JobStore(self.home.jobs_db)
+        self.client, store = Client(self.home, clock=lambda: self.now), JobStore(self.home.jobs_db)
         nodes = tuple(Node(id=f"n{i:03d}", host=f"n{i:03d}", cpu_units=64 * CPU_UNITS, gpus=8) for i in range(RUNNING // 8))
         self.controller = Controller(store, self.home, self.groups, lambda: done(ClusterView(nodes=nodes)))
         self.cpu_ms: list[float] = []

@@ -99,7 +99,7 @@ def ledger(step, run):
 def live_through(root, at, kept):
     """A job, one of a higher priority that comes later, and one after that. The controller dies once."""
     home, groups, now = Home(root), ObedientGroups(), 100.0
-    client = Client(home, lambda: now)
+    client = Client(home, clock=lambda: now)
     client.set_policy("quick", {"mode": "preemptive", "min_run_s": 0, "gain_factor": 0})
     ids = [client.submit(dataclasses.replace(SPEC, name="a", scheduling=SchedulingSpec(tenant="t")), {}).id]
     store = CrashingStore(home.jobs_db)

@@ -35,7 +35,7 @@ def check_text(spec: JobSpec) -> None:
 
 def new_id(spec: JobSpec) -> str:
     name = re.sub(r"[^a-z0-9]+", "-", (spec.name or spec.workload.name).lower()).strip("-")[:40] or "job"
-    return f"{name}-{''.join(random_source.choice(_ID_LETTERS) for _ in range(6))}"
+    return f"{name}-{''.join(random_source.choice(_ID_LETTERS) for _ in range(8))}"
 
 
 def checked_id(job_id: str) -> str:

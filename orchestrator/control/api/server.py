@@ -41,7 +41,8 @@ class ApiServer:
     def start(self, home: Home, store: JobStore, pulse: Pulse) -> None:
         app = create_app(home, store, pulse, open_reads=self._open_reads)
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S, server_header=False, lifespan="off", ws="none"
+            app, http="httptools", loop="uvloop", log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S,
+            server_header=False, lifespan="off", ws="none",
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, name="api", daemon=True)

@@ -47,7 +47,7 @@ def ended(client: Client, home: Home):
 
 def test_submit_is_durable_and_fills_in_the_home(client, home):
     job = client.submit(SPEC, {})
-    assert re.fullmatch(r"my-tiny-[a-z2-7]{6}", job.id)
+    assert re.fullmatch(r"my-tiny-[a-z2-7]{8}", job.id)
     found = Client(home).job(job.id)
     assert found == job
     assert found.spec.storage.url == home.store.as_uri()

@@ -119,11 +119,6 @@ def apply_overrides(spec: JobSpec, overrides: Sequence[str]) -> JobSpec:
     return changed
 
 
-def with_home(spec: JobSpec, home: Path) -> JobSpec:
-    """The spec with its home filled in."""
-    return dataclasses.replace(spec, cluster=dataclasses.replace(spec.cluster, home=str(home)))
-
-
 def groups(schema: Schema = JOB, config_dir: Path | None = None) -> dict[str, list[str]]:
     """The options of every group that is shipped, with those of the user's own."""
     found: dict[str, list[str]] = {}

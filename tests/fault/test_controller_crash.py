@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from crashing_store import Crash, CrashingStore
 
 from orchestrator.control.client import Client
 from orchestrator.control.controller import Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done
-from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.events import Event, EventKind
@@ -26,30 +26,6 @@ SPEC = JobSpec(
 )
 VIEW = ClusterView(nodes=(Node(id="n", cpu_units=2 * CPU_UNITS),))
 ROUNDS = 60
-
-
-class Crash(BaseException):
-    """The process is gone."""
-
-
-class CrashingStore(JobStore):
-    """Dies at its write number `at`, which is lost (`kept=False`) or durable (`kept=True`)."""
-
-    at, kept, writes = -1, False, 0
-
-    def update(self, *arguments, **changes):
-        return self._count(lambda: super(CrashingStore, self).update(*arguments, **changes))
-
-    def append_from(self, *arguments):
-        return self._count(lambda: super(CrashingStore, self).append_from(*arguments))
-
-    def _count(self, write):
-        self.writes += 1
-        if self.writes != self.at:
-            return write()
-        if self.kept:
-            write()
-        raise Crash
 
 
 class TrainingGroups(ScriptedGroups):

@@ -6,6 +6,7 @@ import dataclasses
 from itertools import pairwise
 
 import pytest
+from crashing_store import Crash, CrashingStore
 
 from orchestrator.control.client import Client
 from orchestrator.control.controller import Controller
@@ -30,35 +31,6 @@ SPEC = JobSpec(
 )
 VIEW = ClusterView(nodes=(Node(id="n", cpu_units=2 * CPU_UNITS),))
 LAST, ROUNDS = 6, 40
-
-
-class Crash(BaseException):
-    """The process is gone."""
-
-
-class CrashingStore(JobStore):
-    """Dies at its write number `at` (of progress alone none is counted), which is lost (`kept=False`) or durable (`kept=True`)."""
-
-    at, kept, writes = -1, False, 0
-
-    def update(self, *arguments, **changes):
-        if set(changes) == {"progress"}:
-            return super().update(*arguments, **changes)
-        return self._count(lambda: super(CrashingStore, self).update(*arguments, **changes))
-
-    def append_from(self, *arguments):
-        return self._count(lambda: super(CrashingStore, self).append_from(*arguments))
-
-    def tell_waiting(self, *arguments):
-        return self._count(lambda: super(CrashingStore, self).tell_waiting(*arguments))
-
-    def _count(self, write):
-        self.writes += 1
-        if self.writes != self.at:
-            return write()
-        if self.kept:
-            write()
-        raise Crash
 
 
 class ObedientGroups(ScriptedGroups):
@@ -103,7 +75,7 @@ def live_through(root, at, kept):
     client.set_policy("quick", {"mode": "preemptive", "min_run_s": 0, "gain_factor": 0})
     ids = [client.submit(dataclasses.replace(SPEC, name="a", scheduling=SchedulingSpec(tenant="t")), {}).id]
     store = CrashingStore(home.jobs_db)
-    store.at, store.kept = at, kept
+    store.at, store.kept, store.counts_progress = at, kept, False
     controller = Controller(store, home, groups, lambda: done(VIEW))
     for _ in range(ROUNDS):
         now += 1.0

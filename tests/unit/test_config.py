@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.config import FIXED_ON_RESUME, apply_overrides, conf_dir, groups, load_job_spec, with_home
+from orchestrator.config import FIXED_ON_RESUME, apply_overrides, conf_dir, groups, load_job_spec
 from orchestrator.errors import ConfigError, LayoutError, UserError
 from orchestrator.layout import legal
 from orchestrator.spec import WHY_NO_OPTIMIZER, JobSpec, Precision, from_dict, to_dict
@@ -85,12 +85,6 @@ def test_packages_of_the_working_directory_are_found(folder: Path, module: str) 
     (folder / "package" / "__init__.py").touch()
     (folder / "package" / "inner.py").touch()
     assert load_job_spec(["workload=custom", f"workload.entrypoint={module}:X"]).workload.entrypoint == f"{module}:X"
-
-
-def test_the_home_is_filled_in(tmp_path: Path, stored: JobSpec) -> None:
-    spec = with_home(stored, tmp_path)
-    assert spec.cluster.home == str(tmp_path)
-    assert with_home(spec, Path(stored.cluster.home)).cluster.home == "."
 
 
 def test_the_groups_are_the_folders_of_conf() -> None:

@@ -21,13 +21,10 @@ Key = tuple[Any, ...]
 _TURN = attrgetter("turn")
 
 
-def starves_at(job: Job, policy: Policy, widest: float = math.inf) -> float:
-    """When a job that waits has waited too long: in this wait, or in all its waits together and longer than it ran."""
-    return job.queued_s + patience_s(job, policy, widest)
-
-
 def patience_s(job: Job, policy: Policy, widest: float = math.inf) -> float:
-    """How long it may wait this time. The same for jobs that are `alike`.
+    """How long it may wait this time until it has waited too long: in this wait, or in all its waits together and longer than it ran.
+
+    The same for jobs that are `alike`.
 
     `widest`: the GPUs of the largest node. A gang that needs more waits less long: jobs that come before it and fit one node take whatever
     becomes free, so that it finds no place by chance.

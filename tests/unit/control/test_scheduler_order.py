@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from random import Random
 
@@ -9,7 +10,7 @@ import pytest
 
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Job, Policy
-from orchestrator.control.scheduler.order import Turns, fifo_key, key, level, remaining, starves_at
+from orchestrator.control.scheduler.order import Turns, fifo_key, key, level, patience_s, remaining
 
 POLICY = Policy(mode="preemptive", max_wait_s=1000.0, max_total_wait_s=5000.0)
 ESTIMATES = Estimates({("", 1): (600.0,), ("", 8): (600.0,), ("a", 1): (600.0,), ("b", 1): (600.0,)})
@@ -19,6 +20,10 @@ NOW = 2000.0
 def job(name, gpus=1, queued_s=1900.0, submitted_s=0.0, **more):
     demand = Demand(num_workers=gpus, cpu_units=CPU_UNITS, gpus=1)
     return Job(id=name, demand=demand, submitted_s=submitted_s, queued_s=queued_s, **more)
+
+
+def starves_at(found, policy, widest=math.inf):
+    return found.queued_s + patience_s(found, policy, widest)
 
 
 def ordered(*jobs, policy=POLICY, ranks=()):

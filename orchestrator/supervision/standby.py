@@ -7,7 +7,9 @@ an agent must be in the job's place to learn which GPUs it has, on nodes with GP
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Collection, Sequence
 from uuid import uuid4
 
@@ -25,6 +27,8 @@ PREFIX = "standby:"
 HEAD = ""
 """In the place of a node: the supervisor."""
 READY_LIMIT_S = 60.0
+LOOK_S = 2.0
+"""Between two looks, while nothing is missing, whether the code has changed."""
 MAX_AGENTS = 16
 """An actor takes about 65 MB of its node."""
 
@@ -40,6 +44,7 @@ class Standby:
         self._ready: dict[str, str] = {}
         self._content = ""
         """Of the code that those which are ready have imported."""
+        self._looked_s = -math.inf
         self._swept = False
 
     def take(self, nodes: Sequence[str], agents: bool) -> tuple[str, ...]:
@@ -47,6 +52,7 @@ class Standby:
         places = [HEAD, *(nodes if agents else ())]
         with self._lock:
             if self._content != content():
+                self._looked_s = -math.inf
                 return ("",) * len(places)
             return tuple(self._ready.pop(place, "") for place in places)
 
@@ -58,7 +64,12 @@ class Standby:
     def lacks(self, nodes: Sequence[str]) -> bool:
         """Whether `fill` has something to do."""
         with self._lock:
-            return not self._swept or self._content != content() or any(place not in self._ready for place in _places(nodes))
+            if not self._swept or any(place not in self._ready for place in _places(nodes)):
+                return True
+            if (now := time.monotonic()) - self._looked_s < LOOK_S:
+                return False
+            self._looked_s = now
+            return self._content != content()
 
     def fill(self, nodes: Sequence[str], used: Collection[str]) -> None:
         """Start what is missing. `used`: what jobs have; what else there is was left by a controller that is gone, and is ended."""

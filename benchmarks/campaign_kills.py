@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 from record import Kept, options, publish, table
@@ -77,7 +78,9 @@ def wait_for_save(box: Sandbox, job_id: str) -> None:
     """Until state that a rank has staged is on its way to the store."""
 
     def saving() -> bool:
-        return any(Slab.open(path).state is SlabState.STAGED for path in slabs_of(SHARED_MEMORY, f"orchestrator-{job_id}"))
+        with suppress(FileNotFoundError):  # one is being made
+            return any(Slab.open(path).state is SlabState.STAGED for path in slabs_of(SHARED_MEMORY, f"orchestrator-{job_id}"))
+        return False
 
     limit = time.monotonic() + 60
     while not saving():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import errno
 import json
 import math
 import mmap
@@ -141,9 +142,11 @@ class Slab:
 
     @classmethod
     def open(cls, path: Path) -> Slab:
-        """Raises FileNotFoundError."""
+        """Raises FileNotFoundError, also for one that is being made, or whose maker was killed before it was there."""
         descriptor = os.open(path, os.O_RDWR)
         try:
+            if os.fstat(descriptor).st_size <= HEADER_BYTES:
+                raise FileNotFoundError(errno.ENOENT, "it is not whole yet", str(path))
             return cls(path, mmap.mmap(descriptor, 0))
         finally:
             os.close(descriptor)

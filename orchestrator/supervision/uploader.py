@@ -88,9 +88,10 @@ class Uploader:
         self._epoch = epoch
         with self._lock:
             for path in slabs_of(self._folder, self._stem):
-                slab, staged = Slab.open(path), _staged(path)
+                staged = _staged(path)
                 if str(path) in self._waiting or staged is None or staged.epoch >= epoch:
                     continue
+                slab = Slab.open(path)
                 if is_constant(path):
                     slab.describe(replace(staged, prefix="", epoch=epoch))
                 elif slab.state is SlabState.STAGED:

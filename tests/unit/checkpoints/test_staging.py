@@ -211,6 +211,20 @@ def test_the_beginning_of_an_epoch_leaves_what_it_has_staged_already(tmp_path):
     assert node.told.wait(1)["type"] == "saved"
 
 
+@pytest.mark.parametrize("num_bytes", [0, slabs.HEADER_BYTES])
+def test_a_slab_whose_maker_was_killed_before_it_was_whole_is_none(tmp_path, num_bytes):
+    node = Node(tmp_path, MemoryStore())
+    for number in range(2):
+        slab_path(tmp_path, f"{STEM}-0", number).write_bytes(bytes(num_bytes))
+    with pytest.raises(FileNotFoundError, match="not whole yet"):
+        Slab.open(slab_path(tmp_path, f"{STEM}-0", 0))
+    node.uploader.begin(node.epoch)
+    next_life = Node(tmp_path, node.store)
+    next_life.uploader.take(next_life.stage(1, WEIGHTS))
+    next_life.ring.drain(lambda: None)
+    assert next_life.told.wait(1)["type"] == "saved"
+
+
 def test_memory_that_is_not_there_is_said_before_the_copy(tmp_path, monkeypatch):
     def full(descriptor, offset, length):
         raise OSError(28, "No space left on device")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
@@ -12,25 +13,43 @@ from orchestrator.control.scheduler.model import Job, Policy, Run, Tenant, Usage
 _UNNAMED = Tenant()
 
 
+class Tally:
+    """What some runs hold together, by tenant and user."""
+
+    def __init__(self, running: Iterable[Run] = ()) -> None:
+        self.runs: Counter[str] = Counter()
+        """By tenant; so are the widths: of all, and of those that are leaving."""
+        self.width: Counter[str] = Counter()
+        self.leaving: Counter[str] = Counter()
+        self.jobs: Counter[tuple[str, str]] = Counter()
+        """By tenant and user."""
+        for run in running:
+            self.count(run, 1)
+
+    def count(self, run: Run, sign: int) -> None:
+        """1: it is there now; -1: not any more."""
+        tenant, user, width = run.job.tenant, (run.job.tenant, run.job.user), sign * run.width
+        self.runs[tenant] += sign
+        self.width[tenant] += width
+        self.jobs[user] += sign
+        if run.leaving:
+            self.leaving[tenant] += width
+        if not self.jobs[user]:
+            del self.jobs[user]
+        if not self.runs[tenant]:
+            del self.runs[tenant], self.width[tenant], self.leaving[tenant]
+
+
 class Accounts:
     """What each tenant holds, in widths, and how many jobs each user runs."""
 
-    def __init__(self, policy: Policy, running: Iterable[Run]) -> None:
+    def __init__(self, policy: Policy, running: Tally) -> None:
         self._policy = policy
-        self.held: dict[str, int] = {}
-        """Without those that are leaving: by that tenants are compared."""
-        self.charged: dict[str, int] = {}
+        self.charged = dict(running.width)
         """With those that are leaving: for that tenants are charged."""
-        self._used: dict[str, int] = {}
-        self._jobs: dict[tuple[str, str], int] = {}
-        self._limits = any(tenant.quota or tenant.jobs_per_user for tenant in policy.tenants.values())
-        held, charged = self.held, self.charged
-        for run in running:
-            if self._limits:
-                self._count(run.job, run.width)
-            tenant, width = run.job.tenant, run.width
-            charged[tenant] = charged.get(tenant, 0) + width
-            held[tenant] = held.get(tenant, 0) + (0 if run.leaving else width)
+        self.held = {tenant: width - running.leaving[tenant] for tenant, width in self.charged.items()}
+        """Without those that are leaving: by that tenants are compared."""
+        self._used, self._jobs = dict(self.charged), dict(running.jobs)
 
     def start(self, job: Job, width: int) -> None:
         """It holds that from now on."""

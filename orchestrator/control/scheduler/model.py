@@ -127,6 +127,11 @@ class Demand:
         """What is charged for it: GPUs, or workers of a job on CPUs."""
         return self.num_workers * (self.gpus or 1)
 
+    @property
+    def key(self) -> str:
+        """Equal for equal demands."""
+        return f"{self.num_workers} {self.cpu_units} {self.gpus} {self.max_workers_per_node} {self.group}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -178,7 +183,7 @@ class Job:
         had = self.attained or self.ran_s or self.waited_s or self.queued_s != self.submitted_s
         if had or self.smaller or self.larger or self.cleared:
             return ""
-        return f"{self.tenant}\n{self.priority} {self.limit_s} {self.demand}"
+        return f"{self.tenant}\n{self.priority} {self.limit_s} {self.demand.key}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from itertools import chain
-from operator import attrgetter
 from typing import Any
 
 from orchestrator.control.scheduler.estimate import Estimates
+from orchestrator.control.scheduler.line import Block, Line, block_of, merged
 from orchestrator.control.scheduler.model import Job, Policy
 
 Key = tuple[Any, ...]
-_TURN = attrgetter("turn")
 
 
 def patience_s(job: Job, policy: Policy, widest: float = math.inf) -> float:
@@ -62,52 +60,37 @@ def key(job: Job, starved: bool, policy: Policy, tenant_ranks: Mapping[str, int]
 
 
 class Turns:
-    """The jobs that wait, in their order. Those that are alike are put in it together, so that thousands of them take little time."""
+    """The blocks of those that wait, in their order."""
 
     def __init__(
-        self, queue: Sequence[Job], now: float, policy: Policy, tenant_ranks: Mapping[str, int], estimates: Estimates, widest: float
+        self, line: Line, now: float, policy: Policy, tenant_ranks: Mapping[str, int], estimates: Estimates, widest: float
     ) -> None:
         self._now, self._policy, self._widest = now, policy, widest
-        self._starved: list[Job] = []
-        self.next_starves: tuple[float, str] = math.inf, ""
-        """(when, who of those that are not yet)."""
-        parts: dict[Key, list[list[Job]]] = {}
-        self.others = [job for job in queue if not job.alike]
-        """Those that are like no other, in no order."""
-        for members in _groups(queue):
-            if patient := self._patient(members):
-                parts.setdefault(key(patient[0], False, policy, tenant_ranks, estimates)[:-2], []).append(patient)
-        self.starved = {job.id for job in self._starved}
-        self.jobs = sorted(self._starved, key=starved_key)
+        self._patient: list[tuple[float, Block]] = []
+        """(how long each of them may wait, those that have not waited so long)."""
+        self._started: set[str] = set()
+        starved: list[Job] = []
+        parts: dict[Key, list[Block]] = {}
+        for block in chain(line.blocks, (Block("", [job], [job.id]) for job in line.others)):
+            waits_s = patience_s(block.jobs[0], policy, widest)
+            number = bisect_right(block.jobs, now, key=lambda job, waits_s=waits_s: job.queued_s + waits_s)  # type: ignore[misc]
+            starved += block.jobs[:number]
+            if number < len(block.jobs):
+                patient = block.since(number)
+                self._patient.append((waits_s, patient))
+                parts.setdefault(key(patient.jobs[0], False, policy, tenant_ranks, estimates)[:-2], []).append(patient)
+        starved.sort(key=starved_key)
+        self.starved = {job.id for job in starved}
+        self.blocks = [block_of(starved)] if starved else []
         """Who is next first."""
-        for prefix in sorted(parts):
-            jobs, *others = parts[prefix]
-            self.jobs += sorted(chain(jobs, *others), key=_TURN) if others else jobs
+        self.blocks += [merged(parts[prefix]) for prefix in sorted(parts)]
 
     def starve_next(self, started: Collection[str]) -> float:
-        """When the next of them does, but those that were `started`. Infinite: none will."""
-        if self.next_starves[1] in started:
-            self.next_starves = math.inf, ""
-            for members in _groups([job for job in self.jobs if job.id not in started and job.id not in self.starved]):
-                self._patient(members)
-        return self.next_starves[0]
-
-    def _patient(self, members: list[Job]) -> list[Job]:
-        """Those of alike jobs that are not starved, in their order."""
-        waits_s = patience_s(members[0], self._policy, self._widest)
-        number = bisect_right(members, self._now, key=lambda job: job.queued_s + waits_s)
-        self._starved += members[:number]
-        if number < len(members):
-            self.next_starves = min(self.next_starves, (members[number].queued_s + waits_s, members[number].id))
-        return members[number:]
-
-
-def _groups(queue: Sequence[Job]) -> Iterator[list[Job]]:
-    """The jobs that are alike, in their order."""
-    groups: defaultdict[str, list[Job]] = defaultdict(list)
-    for job in queue:
-        groups[job.alike].append(job)
-    yield from ([job] for job in groups.pop("", ()))
-    for members in groups.values():
-        members.sort(key=_TURN)
-        yield members
+        """When the next of them does, but those that were `started`, now or in a call before. Infinite: none will."""
+        self._started.update(started)
+        found = math.inf
+        for waits_s, block in self._patient:
+            first = next((job for job in block.jobs if job.id not in self._started), None)
+            if first is not None:
+                found = min(found, first.queued_s + waits_s)
+        return found

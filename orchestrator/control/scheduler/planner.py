@@ -15,15 +15,17 @@ from functools import partial
 from typing import Any
 
 from orchestrator.control.scheduler import reasons as why
-from orchestrator.control.scheduler.admit import Accounts, ranks_change_at, shares, tenant_ranks, used_by_tenant
+from orchestrator.control.scheduler.admit import Accounts
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.kinds import Kind
+from orchestrator.control.scheduler.line import Block, Line, block_of, without
 from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Preempt, Reservation, Resize, Run, Start, Usage
-from orchestrator.control.scheduler.order import Turns, fifo_key, level
+from orchestrator.control.scheduler.order import Turns, fifo_key
 from orchestrator.control.scheduler.place import Place
-from orchestrator.control.scheduler.preempt import Claim, Footing
+from orchestrator.control.scheduler.preempt import Claim
 from orchestrator.control.scheduler.resize import due_s
 from orchestrator.control.scheduler.room import Room
+from orchestrator.control.scheduler.tenants import Tenants
 
 
 def plan(cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...], usage: Usage, now: float, policy: Policy) -> Plan:
@@ -34,7 +36,7 @@ def plan(cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...],
         planner = Planner(cluster, queue, running, usage, now, policy)
         decided = following = planner.decide()
         while planner.goes_on:
-            planner = Planner(cluster, *planner.after(following), usage, now, policy, planner.turns)
+            planner = planner.after(following)
             following = planner.decide()
             decided = decided.then(following)
         return decided
@@ -48,27 +50,24 @@ class Planner:
 
     def __init__(
         self, cluster: ClusterView, queue: Sequence[Job], running: Sequence[Run], usage: Usage, now: float, policy: Policy,
-        turns: Turns | None = None,
+        before: tuple[Turns | None, list[Block]] | None = None,
     ) -> None:  # fmt: skip
-        """`turns`: of another plan of this moment; then `queue` is in that order."""
+        """`before`: the order of another plan of this moment, and what of it waits still; then `queue` is not looked at."""
         self._cluster, self._running, self._usage, self._now, self._policy = cluster, running, usage, now, policy
         self._estimates = Estimates(usage.history)
         self.room = Room(cluster, running, now, policy, self._estimates)
-        self.accounts = Accounts(policy, running)
+        self.accounts = Accounts(policy, self.room.tally)
         self._fifo, self._preemptive = policy.mode == "fifo", policy.mode == "preemptive"
         for run, held in self.room.growing:
             if (larger := self.room.grow(run, held, self._fifo, self.accounts.left(run.job))) is not None:
                 self.accounts.grows(run.job, (sum(count for _, count in larger) - run.workers) * (run.job.demand.gpus or 1))
         self._changes: list[float] = []
-        self._shares: dict[str, float] = {}
-        self._used: dict[str, float] = {}
-        self._ranks: dict[str, int] = {}
-        self.turns = turns
-        self._again = turns is not None
+        self._again = before is not None
+        self._turns: Turns | None = None
         self._starved: set[str] = set()
         self._promised: dict[str, tuple[Kind, Place]] = {}
         """Who keeps the place that others were told to leave for it before."""
-        self.queue = self._ordered(queue)
+        self._blocks = self._ordered(queue) if before is None else self._ordered_as(*before)
         self.starts: list[Start] = []
         self._preempts: list[Preempt] = []
         self._reservations: list[Reservation] = []
@@ -77,6 +76,11 @@ class Planner:
         self._reasons: dict[str, Callable[[], str]] = {}
         self._short: list[str] = []
         self._waiting: list[Job] = []
+        self._order: list[str] = []
+        """Their ids."""
+        self._started: list[Job] = []
+        self._kept: list[Job] = []
+        """Those that are promised a place, or kept one."""
         self._claims: set[Claim] = set()
         self._resizes: list[Resize] = []
         self.head = ""  # who keeps all behind it waiting
@@ -94,24 +98,21 @@ class Planner:
 
     def decide(self, grow: bool = True) -> Plan:
         """`grow`: runs may be given more workers if nobody waits."""
-        later: list[Job] = []
+        later: list[Block] = []
         priority: int | None = None
-        queue = [job for job in self.queue if not self._is_redeemed(job)] if self._promised else self.queue
-        for job in queue if self._shares else ():
-            if later and job.priority != priority:
+        for block in self._not_redeemed():
+            if later and block.jobs[0].priority != priority:
                 self._try_all(later)
                 later = []
-            priority = job.priority
-            if job.id not in self._starved and job.id not in self._promised and not self._stays_within_share(job):
-                later.append(job)
-            else:
-                self._try_all((job,))
-        self._try_all(later if self._shares else queue)
+            priority = block.jobs[0].priority
+            if (rest := self._try_block(block, self._tenants.are_several)).jobs:
+                later.append(rest)
+        self._try_all(later)
         if grow and not self._blocked:
             self._grow()
         return Plan(
             starts=tuple(self.starts), preempts=tuple(self._preempts), resizes=tuple(self._resizes),
-            reservations=tuple(self._reservations), order=tuple([job.id for job in self._waiting]),
+            reservations=tuple(self._reservations), order=tuple(self._order),
             reasons=why.Reasons(self._waiting, self._reasons, self._why_waiting), short=tuple(self._short),
             next_change_at=self._next_change(),
         )  # fmt: skip
@@ -121,39 +122,62 @@ class Planner:
         """Once those who were told to leave are leaving, more may be done at this moment: for a tenant that is under its share then, on
         a node from which more leaves than was known when it was promised, or before a reservation that comes sooner. Not where somebody
         shrinks: that is done at once."""
-        return bool(self._preempts) and not self._resizes and (bool(self._shares) or self._evicts_late or self.room.is_wider())
+        return bool(self._preempts) and not self._resizes and (self._tenants.are_several or self._evicts_late or self.room.is_wider())
 
-    def after(self, decided: Plan) -> tuple[list[Job], list[Run]]:
-        """What waits, in the same order, and what runs, once the plan is carried out and before anybody has left."""
-        started, told = {start.job_id for start in self.starts}, {order.job_id for order in self._preempts}
-        promised = {kept.job_id for kept in self._reservations}
-        queue = [decided.noted(job) if job.id in promised or job.cleared else job for job in self.queue if job.id not in started]
+    def after(self, decided: Plan) -> Planner:
+        """For what waits, in the same order, and what runs, once the plan is carried out and before anybody has left."""
+        told = {order.job_id for order in self._preempts}
+        blocks = without(self._blocks, self._started, self._kept, decided.noted)
         running = [replace(run, leaving=True) if run.job.id in told else run for run, _ in self.room.everyone]
-        return queue, running
+        return Planner(self._cluster, (), running, self._usage, self._now, self._policy, (self._turns, blocks))
 
     # order
 
-    def _ordered(self, queue: Sequence[Job]) -> list[Job]:
+    @property
+    def queue(self) -> list[Job]:
+        """Who is next first."""
+        return [job for block in self._blocks for job in block.jobs]
+
+    def _ordered(self, queue: Sequence[Job]) -> list[Block]:
         if self._fifo:
-            return sorted(queue, key=fifo_key)
-        names = {job.tenant for job in queue}.union(self.accounts.held)
-        if len(names) > 1:
-            self._used = used_by_tenant(self._policy, self._usage, self._running, names, self._now)
-            self._ranks = tenant_ranks(self._used)
-            wanted = dict(self.accounts.charged)
-            for job in queue:
-                wanted[job.tenant] = wanted.get(job.tenant, 0) + job.demand.width
-            total = sum(node.gpus for node in self._cluster.usable)
-            self._shares = shares(self._policy, total, wanted)
+            blocks = [block_of(sorted(queue, key=fifo_key))] if queue else []
+            self._tenants = self._tenants_of(blocks)
+            return blocks
+        line: Line = self._cluster.memo.setdefault("line", Line())
+        line.follow(queue)
+        others = line.others
+        self._tenants = self._tenants_of([*line.blocks, block_of(others)])
         widest = len(self.room.grid.buckets) - 1
-        jobs = others = queue
-        if self.turns is None:
-            self.turns = Turns(queue, self._now, self._policy, self._ranks, self._estimates, widest)
-            jobs, others = self.turns.jobs, self.turns.others
-        self._starved = self.turns.starved
-        for job in sorted((job for job in others if job.cleared), key=lambda job: (job.reserved_s or 0.0, job.queued_s, job.id)):
+        self._turns = Turns(line, self._now, self._policy, self._tenants.ranks, self._estimates, widest)
+        self._starved = self._turns.starved
+        self._keep_promises(others)
+        return self._turns.blocks
+
+    def _ordered_as(self, turns: Turns | None, blocks: list[Block]) -> list[Block]:
+        self._tenants = self._tenants_of(blocks)
+        self._turns = turns
+        self._starved = turns.starved if turns is not None else set()
+        self._keep_promises(job for block in blocks if not block.alike for job in block.jobs)
+        return blocks
+
+    def _tenants_of(self, blocks: Iterable[Block]) -> Tenants:
+        return Tenants(self.accounts, blocks, self._cluster, self._running, self._usage, self._now, self._policy)
+
+    def _keep_promises(self, jobs: Iterable[Job]) -> None:
+        for job in sorted((job for job in jobs if job.cleared), key=lambda job: (job.reserved_s or 0.0, job.queued_s, job.id)):
             self._keep(job)
-        return list(jobs)
+
+    def _not_redeemed(self) -> list[Block]:
+        """Without those that start where they were promised to, before all others."""
+        if not self._promised:
+            return self._blocks
+        found = []
+        for block in self._blocks:
+            if block.alike:
+                found.append(block)
+            elif rest := [job for job in block.jobs if not self._is_redeemed(job)]:
+                found.append(block if len(rest) == len(block.jobs) else block_of(rest))
+        return found
 
     def _keep(self, job: Job) -> None:
         """It still has the place that others were told to leave for it, if that is there."""
@@ -163,26 +187,36 @@ class Planner:
             self.accounts.add(job, kind.demand.width)
             self._promised[job.id] = kind, found
 
-    def _stays_within_share(self, job: Job) -> bool:
-        return self.accounts.held.get(job.tenant, 0) + job.demand.width <= self._shares[job.tenant]
-
     # one job
 
-    def _try_all(self, jobs: Iterable[Job]) -> None:
-        in_vain, wait, now, after_s, first_s = self._in_vain, self._waiting.append, self._now, self._policy.reserve_after_s, math.inf
-        for job in jobs:
-            if job.alike in in_vain and (self._reserved_all or now < job.queued_s + after_s):
-                wait(job)
-                if job.queued_s < first_s and not self._reserved_all:
-                    first_s = job.queued_s
+    def _try_all(self, blocks: Iterable[Block]) -> None:
+        for block in blocks:
+            self._try_block(block, within_share=False)
+
+    def _try_block(self, block: Block, within_share: bool) -> Block:
+        """Try each of them. Returns those that are left for later: `within_share`, what would give their tenant more than its share."""
+        later: list[Job] = []
+        for number, job in enumerate(block.jobs):
+            if within_share and job.id not in self._starved and job.id not in self._promised and not self._tenants.stays_within_share(job):
+                if block.alike:
+                    return block.since(number)
+                later.append(job)
+            elif job.alike in self._in_vain and (self._reserved_all or self._now < job.queued_s + self._policy.reserve_after_s):
+                if not self._reserved_all:
+                    self._changes.append(job.queued_s + self._policy.reserve_after_s)
+                if block.alike:  # nothing that changes this comes before the last of them
+                    self._waiting += block.jobs[number:]
+                    self._order += block.ids[number:]
+                    break
+                self._wait(job)
             elif job.cleared and job.id in self._promised:
                 if self._again or not self._is_redeemed(job, elsewhere=True):
-                    self._waiting.append(job)
+                    self._wait(job)
                     self._blocked = True
                     self._promise(job, *self._promised[job.id])
             else:
                 self._try(job)
-        self._changes.append(first_s + after_s)
+        return block_of(later)
 
     def _is_redeemed(self, job: Job, elsewhere: bool = False) -> bool:
         """A job that was promised a place starts there, before all others, if it is free; when its turn comes, also `elsewhere`."""
@@ -246,8 +280,7 @@ class Planner:
         sizes = (self.room.kind(demand) for demand in self._smaller_demands(job))
         kind = next((kind for kind in sizes if kind.possible), None)
         if kind is None:
-            self._reasons[job.id] = partial(why.infeasible, self._cluster.usable, job.demand)
-            self._waiting.append(job)
+            self._wait(job, partial(why.infeasible, self._cluster.usable, job.demand))
             return None
         starts_at = (self._now if job.short_since_s is None else job.short_since_s) + job.shrink_after_s
         if starts_at <= self._now or (self._fifo and self.head):
@@ -270,6 +303,7 @@ class Planner:
         self._place_at(job, kind, found, ends_s)
 
     def _place_at(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
+        self._started.append(job)
         self.room.start(job, kind.demand, found, ends_s)
         if len(self.room.reservations):  # beside it until then, as expected
             self._changes.append(ends_s)
@@ -279,6 +313,7 @@ class Planner:
     def _wait(self, job: Job, reason: Callable[[], str] | None = None) -> None:
         """`reason`: None if it is the usual one."""
         self._waiting.append(job)
+        self._order.append(job.id)
         if reason is not None:
             self._reasons[job.id] = reason
 
@@ -292,14 +327,14 @@ class Planner:
         elif not self._preemptive:
             return self._reserve(job, kind, None)
         else:
-            claim = self._claim(job)
+            claim = self._tenants.claim(job, job.id in self._starved)
             if not self._evict(job, kind, claim):
                 self._claims.add(claim)
                 return self._reserve(job, kind, claim)
         return True
 
     def _evict(self, job: Job, kind: Kind, claim: Claim) -> bool:
-        found = self.room.evict(kind, claim, self._policy.gain_factor, self._tenants())
+        found = self.room.evict(kind, claim, self._policy.gain_factor, self._tenants.footings())
         if found is None:
             return False
         victims, place = found
@@ -318,6 +353,7 @@ class Planner:
 
     def _promise(self, job: Job, kind: Kind, place: Place) -> None:
         soon_s, placement = self._now + self._policy.grace_s, self.room.grid.named(place)
+        self._kept.append(job)
         self._reservations.append(Reservation(job_id=job.id, start_s=soon_s, placement=placement, cleared=True))
         self.cleared[job.id] = place
         self._reasons[job.id] = lambda: why.cleared(kind.demand, self.room.leavers(place))
@@ -348,26 +384,18 @@ class Planner:
         return True
 
     def _reserve(self, job: Job, kind: Kind, claim: Claim | None) -> bool:
-        found = self.room.reserve(kind, claim, self._tenants()) if self._may_reserve(job) else None
+        found = self.room.reserve(kind, claim, self._tenants.footings()) if self._may_reserve(job) else None
         if found is None:
             return False
         start_s, place = found
         kept = self.room.reservations
         self._reserved_all = len(kept) >= self._policy.max_reservations or 4 * kept.nodes.bit_count() >= len(self._cluster.usable)
         self.accounts.promise(job, kind.demand.width)
+        self._kept.append(job)
         self._reservations.append(Reservation(job_id=job.id, start_s=start_s, placement=self.room.grid.named(place)))
         self._reasons[job.id] = lambda: self._why_waiting(job, kind) + why.reserved(start_s - self._now)
         self._changes += [time_s for time_s, *_ in self.room.releases if self._now < time_s <= start_s]
         return True
-
-    def _claim(self, job: Job) -> Claim:
-        within = not self._shares or self._stays_within_share(job)
-        rank = self._ranks.get(job.tenant, 0)
-        return Claim(job.id in self._starved, job.priority, job.tenant, level(job.attained, self._policy), within, rank, job.ran_s > 0.0)
-
-    def _tenants(self) -> dict[str, Footing]:
-        held = self.accounts.held
-        return {name: (held.get(name, 0) > share, self._ranks[name]) for name, share in self._shares.items()}
 
     # what is told
 
@@ -381,13 +409,13 @@ class Planner:
         return reason + why.kept_out(usable, [usable[i] for i in allowed])
 
     def _next_change(self) -> float | None:
-        if self.turns is not None:
-            self._changes.append(self.turns.starve_next({start.job_id for start in self.starts}))
-        if self._used and self._waiting:
-            self._changes.append(ranks_change_at(self._policy, self._used, self.accounts.charged, self._now))
+        if self._turns is not None:
+            self._changes.append(self._turns.starve_next({job.id for job in self._started}))
+        if self._waiting:
+            self._changes.append(self._tenants.change_at())
         if self._blocked and not self._fifo:
             self._changes += [due_s(run, self._policy.resize_interval_s) for run, _ in self.room.elastic]
-        tenants = self._tenants()
+        tenants = self._tenants.footings()
         for claim in self._claims:
             self._changes.append(self.room.victims.next_at(claim, tenants))
         return min((time for time in self._changes if self._now < time < math.inf), default=None)

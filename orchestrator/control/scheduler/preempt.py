@@ -73,13 +73,6 @@ ANYBODY = 0
 
 def times(run: Run, policy: Policy) -> Times:
     """The first is the earliest; infinite: it is left alone for ever."""
-    known: tuple[Policy, Times] | None = run.memo.get("times")
-    if known is None or known[0] is not policy:
-        known = run.memo["times"] = policy, _times(run, policy)
-    return known[1]
-
-
-def _times(run: Run, policy: Policy) -> Times:
     until = protected_until(run, policy)
     leaves = [run.started_s + (bound - run.job.attained) / run.width for bound in policy.levels]
     return (until, *(max(until, time) for time in (*leaves, run.started_s + policy.turn_s)))

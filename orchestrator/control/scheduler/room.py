@@ -11,6 +11,7 @@ from orchestrator.control.scheduler.clearing import cheapest
 from orchestrator.control.scheduler.estimate import Estimates
 from orchestrator.control.scheduler.kinds import Kind, possible
 from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Placement, Policy, Run
+from orchestrator.control.scheduler.occupied import occupied
 from orchestrator.control.scheduler.place import Grid, Place, place
 from orchestrator.control.scheduler.preempt import ALONE, Claim, Footing, Victim, evictable_from
 from orchestrator.control.scheduler.reserve import Release, Reservations
@@ -23,44 +24,32 @@ class Room:
 
     def __init__(self, cluster: ClusterView, running: Sequence[Run], now: float, policy: Policy, estimates: Estimates) -> None:
         self._now, self._policy, self._estimates, self._cluster = now, policy, estimates, cluster
-        if "empty" not in cluster.memo:
-            cluster.memo["empty"] = Grid(cluster)
-        self.grid: Grid = cluster.memo["empty"].copy()
-        self._runs: list[tuple[Run, Place]] = []
+        self._running = running
+        held = occupied(cluster, running)
+        self.grid: Grid = held.grid.copy()
+        self.tally = held.tally
+        """What runs hold as the plan begins."""
+        self._runs, self._leaving = held.runs, held.leaving
+        self.growing = sorted(held.growing, key=lambda row: row[0].job.id)
+        """Those that were told to leave for a larger place."""
+        self._elastic = held.elastic
+        self._known = len(self._runs)
+        """So many of the runs are known to be elastic or not."""
         self._starting: list[tuple[Job, Place]] = []
-        self._leaving: list[tuple[Run, Place]] = []
         self._soon: Grid | None = None
         self._free: Grid | None = None
         """What is free now, of what is promised too; None as long as nothing is promised."""
         self.reservations = Reservations(self.grid)
         self._kinds: dict[Demand, Kind] = {}
         self._victims: Victims | None = None
-        self._looked_at = 0
+        self._looked_at = len(self._runs)
         """So many of the runs are among the victims."""
         self._promises: list[tuple[Demand, Place]] = []
-        self._elastic: list[tuple[Run, Place]] = []
-        self._known = 0
-        """So many of the runs are known to be elastic or not."""
         self._ends: dict[str, float] = {}
         self._refused: set[tuple[Any, ...]] = set()
         self._gone: set[str] = set()
         """Who was told to leave, or to shrink."""
         self._shrunk: dict[str, Place] = {}
-        self._hold(running)
-
-    def _hold(self, running: Sequence[Run]) -> None:
-        """Take what runs hold."""
-        grid, cluster = self.grid, self._cluster
-        for run in running:
-            known = run.memo.get("held")
-            if known is None or known[0] is not cluster:
-                known = run.memo["held"] = cluster, grid.indexed(run.placement)
-            held, demand = known[1], run.job.demand
-            for i, workers in held:
-                grid.cpus[i] -= workers * demand.cpu_units
-                grid.gpus[i] -= workers * demand.gpus
-            (self._leaving if run.leaving else self._runs).append((run, held))
-        grid.sort()
 
     def kind(self, demand: Demand) -> Kind:
         found = self._kinds.get(demand)
@@ -92,11 +81,6 @@ class Room:
             if self._victims is not None:
                 self._victims.touched(taken)
         self.reservations.take(demand, taken, ends_s)
-
-    @property
-    def growing(self) -> list[tuple[Run, Place]]:
-        """Those that were told to leave for a larger place."""
-        return sorted((row for row in self._runs if row[0].growing), key=lambda row: row[0].job.id)
 
     @property
     def runs(self) -> list[tuple[Run, Place]]:
@@ -241,7 +225,7 @@ class Room:
     @property
     def victims(self) -> Victims:
         if self._victims is None:
-            self._victims = Victims(self._now, self._policy)
+            self._victims = Victims(self._now, self._policy, occupied(self._cluster, self._running).evictable(self._policy))
         for run, held in self.runs[self._looked_at :]:
             self._victims.add(run, held)
         self._looked_at = len(self._runs)

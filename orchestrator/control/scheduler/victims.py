@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.control.scheduler.clearing import Search
 from orchestrator.control.scheduler.model import Demand, Policy, Run
+from orchestrator.control.scheduler.occupied import Evictable, Group
 from orchestrator.control.scheduler.place import Grid, Place
-from orchestrator.control.scheduler.preempt import (
-    ALONE,
-    Claim,
-    Footing,
-    Held,
-    Times,
-    Victim,
-    cost,
-    grounds,
-    times,
-)  # fmt: skip
+from orchestrator.control.scheduler.preempt import ALONE, Claim, Footing, Held, Victim, cost, grounds, times
 
 
 class Victims:
     """Runs of equal priority, tenant and level are a class: a claim is good against all that are in it, or none. Sets of classes are
     integers: bit c stands for class c."""
 
-    def __init__(self, now: float, policy: Policy) -> None:
+    def __init__(self, now: float, policy: Policy, known: Mapping[Group, Mapping[int, Evictable]]) -> None:
+        """`known`: who may be told to leave at some time; with those that are added since."""
         self._now, self._policy = now, policy
-        self._groups: dict[tuple[int, str], list[tuple[Run, Place, Times]]] = {}
+        self._groups: dict[Group, list[Evictable]] = {}
         self._classes: dict[tuple[int, str, int], int] = {}
         self._nodes: dict[int, list[tuple[int, Held]]] = {}
         self._gone: set[str] = set()
@@ -36,21 +28,37 @@ class Victims:
         """Nodes, each time that what is free there or who may leave changed."""
         self._searches: dict[tuple[int, Demand], tuple[Search, list[int]]] = {}
         self._next: dict[tuple[int, str, int], float] = {}
+        for group, runs in known.items():
+            if runs:
+                self._groups[group] = list(runs.values())
+                self._sort_in(group, self._groups[group])
 
     def add(self, run: Run, held: Place) -> None:
         when = times(run, self._policy)
-        if when[0] == math.inf or not held:
-            return
-        job, now = run.job, self._now
-        self._groups.setdefault((job.priority, job.tenant), []).append((run, held, when))
-        if when[0] > now:
-            return
-        at = bisect_right(when, now, 1, len(when) - 1) - 1
-        past = (2 << at) - 1 | (when[-1] <= now) << len(when) - 1
-        kind = 1 << self._classes.setdefault((job.priority, job.tenant, past), len(self._classes))
-        victim = Victim(run, held, cost(run, now), (-at, run.attained(now)))
-        for i, workers in held:
-            self._nodes.setdefault(i, []).append((kind, (victim, workers)))
+        if when[0] < math.inf and held:
+            group = run.job.priority, run.job.tenant
+            self._groups.setdefault(group, []).append((run, held, when))
+            self._sort_in(group, [(run, held, when)])
+
+    def _sort_in(self, group: Group, runs: Sequence[Evictable]) -> None:
+        """Those of them that may be told to leave now."""
+        now, nodes = self._now, self._nodes
+        kinds: dict[int, int] = {}
+        for run, held, when in runs:
+            if when[0] > now:
+                continue
+            last = len(when) - 1
+            at = bisect_right(when, now, 1, last) - 1
+            past = (2 << at) - 1 | (when[last] <= now) << last
+            kind = kinds.get(past)
+            if kind is None:
+                kind = kinds[past] = 1 << self._classes.setdefault((*group, past), len(self._classes))
+            victim = Victim(run, held, cost(run, now), (-at, run.attained(now)))
+            for i, workers in held:
+                if i in nodes:
+                    nodes[i].append((kind, (victim, workers)))
+                else:
+                    nodes[i] = [(kind, (victim, workers))]
 
     def __iter__(self) -> Iterator[Victim]:
         rows = (row for group in self._groups.values() for row in group if row[0].job.id not in self._gone)
@@ -103,8 +111,9 @@ class Victims:
     def _next_of(self, priority: int, tenant: str, ground: int) -> float:
         key = priority, tenant, ground
         if key not in self._next:
-            rows = (when[ground] for _, _, when in self._groups[priority, tenant])
-            self._next[key] = min((time for time in rows if time > self._now), default=math.inf)
+            now = self._now
+            times_s = [when[ground] for _, _, when in self._groups[priority, tenant] if when[ground] > now]
+            self._next[key] = min(times_s, default=math.inf)
         return self._next[key]
 
     def _held(self, i: int, classes: int) -> list[Held]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.control.scheduler.admit import Accounts, ranks_change_at, shares, tenant_ranks, used_by_tenant
+from orchestrator.control.scheduler.admit import Accounts, Tally, ranks_change_at, shares, tenant_ranks, used_by_tenant
 from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Job, Policy, Run, Tenant, Usage
 
 
@@ -25,20 +25,20 @@ def policy(**tenants):
 
 
 def test_a_quota_is_of_all_that_a_tenant_holds_and_the_reason_has_the_numbers():
-    accounts = Accounts(policy(t=Tenant(quota=8)), [run("r", 6)])
+    accounts = Accounts(policy(t=Tenant(quota=8)), Tally([run("r", 6)]))
     assert accounts.refusal(job("x", 2), 2) == ""
     assert accounts.refusal(job("x", 3), 3) == "needs 3 of the quota of t: 6 of 8 are in use"
     assert accounts.refusal(job("x", 99, tenant="other"), 99) == ""
 
 
 def test_so_many_jobs_of_a_user():
-    accounts = Accounts(policy(t=Tenant(jobs_per_user=1)), [run("r")])
+    accounts = Accounts(policy(t=Tenant(jobs_per_user=1)), Tally([run("r")]))
     assert accounts.refusal(job("x"), 1) == "u runs 1 job, the most that the tenant allows a user"
     assert accounts.refusal(job("x", user="v"), 1) == ""
 
 
 def test_who_leaves_counts_for_the_quota_until_it_has_left_but_not_for_the_share():
-    accounts = Accounts(policy(t=Tenant(quota=8)), [run("r", 6, leaving=True)])
+    accounts = Accounts(policy(t=Tenant(quota=8)), Tally([run("r", 6, leaving=True)]))
     assert accounts.held == {"t": 0}
     assert accounts.refusal(job("x", 3), 3)
 

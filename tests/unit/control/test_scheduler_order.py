@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from orchestrator.control.scheduler.estimate import Estimates
+from orchestrator.control.scheduler.line import Line
 from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Job, Policy
 from orchestrator.control.scheduler.order import Turns, fifo_key, key, level, patience_s, remaining
 
@@ -90,12 +91,16 @@ def test_jobs_that_are_put_in_order_together_stand_as_each_would_alone(seed):
         had = {"attained": rng.choice((100.0, 8000.0)), "ran_s": 100.0, "waited_s": rng.choice((0.0, 4200.0))}
         queue.append(replace(one, **had) if rng.randrange(3) == 2 else replace(one, limit_s=rng.choice((None, 60.0))))
     ranks, order = {"a": 0, "b": 1}, lambda one: key(one, starves_at(one, POLICY, 4) <= NOW, POLICY, ranks, ESTIMATES)
-    turns = Turns(queue, NOW, POLICY, ranks, ESTIMATES, 4)
-    assert turns.jobs == sorted(queue, key=order)
+    line = Line()
+    line.follow(queue)
+    turns = Turns(line, NOW, POLICY, ranks, ESTIMATES, 4)
+    jobs = [one for block in turns.blocks for one in block.jobs]
+    assert jobs == sorted(queue, key=order) and [name for block in turns.blocks for name in block.ids] == [one.id for one in jobs]
     assert turns.starved == {one.id for one in queue if starves_at(one, POLICY, 4) <= NOW}
-    patient = [one for one in turns.jobs if one.id not in turns.starved]
-    assert turns.next_starves[0] == min(starves_at(one, POLICY, 4) for one in patient)
+    patient = [one for one in jobs if one.id not in turns.starved]
+    assert turns.starve_next(()) == min(starves_at(one, POLICY, 4) for one in patient)
     rng.shuffle(patient)
-    for number in range(0, len(patient), 5):
-        started = {one.id for one in patient[:number]}
-        assert turns.starve_next(started) == min(starves_at(one, POLICY, 4) for one in patient if one.id not in started)
+    for number in range(0, len(patient) - 5, 5):
+        assert turns.starve_next([one.id for one in patient[number : number + 5]]) == min(
+            starves_at(one, POLICY, 4) for one in patient[number + 5 :]
+        )

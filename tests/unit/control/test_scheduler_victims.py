@@ -34,7 +34,7 @@ def a_run(rng, name, node, gpus):
 def world(rng):
     """(what is free, the arranged victims, the runs by id)."""
     grid = Grid(ClusterView(nodes=tuple(Node(id=f"n{i}", cpu_units=8 * CPU_UNITS, gpus=8) for i in range(NODES))))
-    victims, runs = Victims(NOW, POLICY), {}
+    victims, runs = Victims(NOW, POLICY, {}), {}
     for node in range(NODES):
         while (gpus := rng.choice((1, 2, 4))) <= grid.gpus[node] and rng.random() < 0.9:
             run = a_run(rng, f"r{len(runs)}", node, gpus)
@@ -86,7 +86,7 @@ def test_one_eviction_after_the_other_costs_as_little_as_if_all_were_looked_at(s
 
 
 def test_who_has_left_is_not_a_victim_again():
-    victims = Victims(NOW, POLICY)
+    victims = Victims(NOW, POLICY, {})
     run = Run(job=Job(id="r", demand=need(8), submitted_s=0.0, queued_s=0.0), placement=(("n0", 8),), started_s=0.0)
     victims.add(run, ((0, 8),))
     (victim,) = list(victims)

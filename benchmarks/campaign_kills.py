@@ -82,7 +82,7 @@ def wait_for_save(box: Sandbox, job_id: str) -> None:
             return any(Slab.open(path).state is SlabState.STAGED for path in slabs_of(SHARED_MEMORY, f"orchestrator-{job_id}"))
         return False
 
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 240
     while not saving():
         assert time.monotonic() < limit, box.describe()
 

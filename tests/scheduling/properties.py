@@ -227,13 +227,13 @@ def nothing_is_left_to_do(moment: Moment, plan: Plan) -> Findings:
 
 def may_follow(moment: Moment, before: Plan, plan: Plan) -> bool:
     """The plan only starts what could not start in the one before it at the same time: jobs that are promised places where others leave,
-    if all that leaves is room enough for those before them and they fit already; or, where the policy preempts, jobs on nodes that are
-    reserved, beside others that the plan before started there: it took these to stay until their estimated end, this one until they may
+    if all that leaves is room enough for those before them and they fit already; or, where the policy preempts, jobs on nodes of which some
+    are reserved, beside others that the plan before started there: it took these to stay until their estimated end, this one until they may
     be preempted."""
     started = {start.job_id for start in plan.starts}
     places = {node_id for start in plan.starts for node_id, _ in start.placement}
     promised = bool(before.preempts) and started <= {kept.job_id for kept in before.reservations}
-    beside = moment.policy.mode == "preemptive" and bool(before.starts) and places <= reserved_nodes(before)
+    beside = moment.policy.mode == "preemptive" and bool(before.starts) and not places.isdisjoint(reserved_nodes(before))
     return (promised or beside) and not plan.preempts and not plan.resizes
 
 

@@ -246,3 +246,25 @@ def test_what_a_run_is_growing_into_counts_for_the_quota():
     at = moment(running=(first, second), policy=replace(BATCH, tenants={"a": Tenant(quota=4)}))
     assert [order.job_id for order in at.plan().resizes] == ["r0"]
     assert not applied(at, at.plan()).plan().resizes
+
+
+def test_a_place_that_is_being_left_is_not_promised_to_one_that_can_start_once_a_reservation_has_made_way_for_it():
+    """The reservation goes where the place that is promised is not, and leaves free what it had kept from the job."""
+    nodes = ClusterView(nodes=tuple(replace(node(f"n{number}", 8), cpu_units=2 * CPU_UNITS) for number in range(3)))
+    runs = (run("r1", ("n1", 2), ("n2", 1)), run("r3", ("n2", 1), leaving=True), run("r5", ("n0", 1), ran=FULL_DAY))
+    first, second = job("first", 3, LONG_AGO), job("second", 1, ran_s=FULL_DAY, demand=replace(need(1), gpus=2))
+    at = moment(first, second, running=runs, cluster=nodes, policy=BATCH)
+    plan = at.plan()
+    assert [start.job_id for start in plan.starts] == ["second"] and [kept.job_id for kept in plan.reservations] == ["first"]
+    assert not applied(at, plan).plan().starts
+
+
+def test_who_comes_above_its_share_by_a_start_may_be_evicted_in_the_same_plan():
+    old, other = (run(name, (on, 3), tenant=name[0], ran=FULL_DAY, saved_s=NOW) for name, on in (("a1", "n0"), ("c1", "n2")))
+    first, second = job("first", 4, tenant="b"), job("second", 6, tenant="a", demand=replace(need(6), gpus=0))
+    nodes = ClusterView(nodes=(node("n0", 6), replace(node("n1", 0), cpu_units=8 * CPU_UNITS), node("n2", 6)))
+    at = moment(first, second, running=(old, other), cluster=nodes, policy=replace(PREEMPTIVE, levels=()))
+    plan = at.plan()
+    assert [start.job_id for start in plan.starts] == ["second"]
+    assert [order.job_id for order in plan.preempts] == ["a1"]
+    assert not applied(at, plan).plan().preempts

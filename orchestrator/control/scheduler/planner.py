@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from orchestrator.control.scheduler import reasons as why
 from orchestrator.control.scheduler.admit import Accounts
@@ -22,7 +22,7 @@ from orchestrator.control.scheduler.line import Block, Line, block_of, without
 from orchestrator.control.scheduler.model import ClusterView, Demand, Job, Plan, Policy, Preempt, Reservation, Resize, Run, Start, Usage
 from orchestrator.control.scheduler.order import Turns, fifo_key
 from orchestrator.control.scheduler.place import Place
-from orchestrator.control.scheduler.preempt import Claim
+from orchestrator.control.scheduler.preempt import Claim, Footing
 from orchestrator.control.scheduler.resize import due_s
 from orchestrator.control.scheduler.room import Room
 from orchestrator.control.scheduler.tenants import Tenants
@@ -45,14 +45,24 @@ def plan(cluster: ClusterView, queue: tuple[Job, ...], running: tuple[Run, ...],
             gc.enable()
 
 
+class Before(NamedTuple):
+    """Of another plan of this moment."""
+
+    turns: Turns | None
+    blocks: list[Block]
+    """Who waits still."""
+    left_for: frozenset[str]
+    """The jobs that others were told to leave for."""
+
+
 class Planner:
     """One plan while it is made; `explain` asks it what was left in the end."""
 
     def __init__(
         self, cluster: ClusterView, queue: Sequence[Job], running: Sequence[Run], usage: Usage, now: float, policy: Policy,
-        before: tuple[Turns | None, list[Block]] | None = None,
+        before: Before | None = None,
     ) -> None:  # fmt: skip
-        """`before`: the order of another plan of this moment, and what of it waits still; then `queue` is not looked at."""
+        """`before`: then `queue` is not looked at."""
         self._cluster, self._running, self._usage, self._now, self._policy = cluster, running, usage, now, policy
         self._estimates = Estimates(usage.history)
         self.room = Room(cluster, running, now, policy, self._estimates)
@@ -62,12 +72,12 @@ class Planner:
             if (larger := self.room.grow(run, held, self._fifo, self.accounts.left(run.job))) is not None:
                 self.accounts.grows(run.job, (sum(count for _, count in larger) - run.workers) * (run.job.demand.gpus or 1))
         self._changes: list[float] = []
-        self._again = before is not None
+        self._left_for = frozenset[str]() if before is None else before.left_for
         self._turns: Turns | None = None
         self._starved: set[str] = set()
         self._promised: dict[str, tuple[Kind, Place]] = {}
         """Who keeps the place that others were told to leave for it before."""
-        self._blocks = self._ordered(queue) if before is None else self._ordered_as(*before)
+        self._blocks = self._ordered(queue) if before is None else self._ordered_as(before)
         self.starts: list[Start] = []
         self._preempts: list[Preempt] = []
         self._reservations: list[Reservation] = []
@@ -81,7 +91,8 @@ class Planner:
         self._started: list[Job] = []
         self._kept: list[Job] = []
         """Those that are promised a place, or kept one."""
-        self._claims: set[Claim] = set()
+        self._claims: dict[Claim, int] = {}
+        """What was claimed in vain, and against which classes of victims."""
         self._resizes: list[Resize] = []
         self.head = ""  # who keeps all behind it waiting
         self._blocked = False
@@ -92,8 +103,8 @@ class Planner:
         """So were jobs that are alike."""
         self._reserved_all = not policy.max_reservations
         """No more places are kept: a quarter of the nodes, if not fewer, may be waited for at once."""
-        self._evicts_late = False
-        """Somebody leaves though a reservation was made before."""
+        self._clears_late = False
+        """A place is promised that is being left, though a reservation was made before."""
         self._limits = any(tenant.quota or tenant.jobs_per_user for tenant in policy.tenants.values())
 
     def decide(self, grow: bool = True) -> Plan:
@@ -119,17 +130,25 @@ class Planner:
 
     @property
     def goes_on(self) -> bool:
-        """Once those who were told to leave are leaving, more may be done at this moment: for a tenant that is under its share then, on
-        a node from which more leaves than was known when it was promised, or before a reservation that comes sooner. Not where somebody
-        shrinks: that is done at once."""
-        return bool(self._preempts) and not self._resizes and (self._tenants.are_several or self._evicts_late or self.room.is_wider())
+        """Once what was decided is done, more may be done at this moment: for a tenant that is under its share then, or against one that is
+        above it, on a node from which more leaves than was known when it was promised, or before a reservation that comes sooner. Not where
+        somebody shrinks: that is done at once."""
+        if self._resizes:
+            return False
+        return self._clears_late or (bool(self._preempts) and (self._tenants.are_several or self.room.is_wider())) or self._claims_more()
+
+    def _claims_more(self) -> bool:
+        """Whether what has started has made more of those that run evictable for one that waits."""
+        footings = self._tenants.footings() if self.starts else {}
+        return bool(footings) and any(self.room.victims.open_to(claim, footings) & ~known for claim, known in self._claims.items())
 
     def after(self, decided: Plan) -> Planner:
         """For what waits, in the same order, and what runs, once the plan is carried out and before anybody has left."""
         told = {order.job_id for order in self._preempts}
         blocks = without(self._blocks, self._started, self._kept, decided.noted)
         running = [replace(run, leaving=True) if run.job.id in told else run for run, _ in self.room.everyone]
-        return Planner(self._cluster, (), running, self._usage, self._now, self._policy, (self._turns, blocks))
+        left_for = self._left_for.union(order.for_job for order in self._preempts)
+        return Planner(self._cluster, (), running, self._usage, self._now, self._policy, Before(self._turns, blocks, left_for))
 
     # order
 
@@ -153,12 +172,11 @@ class Planner:
         self._keep_promises(others)
         return self._turns.blocks
 
-    def _ordered_as(self, turns: Turns | None, blocks: list[Block]) -> list[Block]:
-        self._tenants = self._tenants_of(blocks)
-        self._turns = turns
-        self._starved = turns.starved if turns is not None else set()
-        self._keep_promises(job for block in blocks if not block.alike for job in block.jobs)
-        return blocks
+    def _ordered_as(self, before: Before) -> list[Block]:
+        self._tenants, self._turns = self._tenants_of(before.blocks), before.turns
+        self._starved = before.turns.starved if before.turns is not None else set()
+        self._keep_promises(job for block in before.blocks if not block.alike for job in block.jobs)
+        return before.blocks
 
     def _tenants_of(self, blocks: Iterable[Block]) -> Tenants:
         return Tenants(self.accounts, blocks, self._cluster, self._running, self._usage, self._now, self._policy)
@@ -210,7 +228,7 @@ class Planner:
                     break
                 self._wait(job)
             elif job.cleared and job.id in self._promised:
-                if self._again or not self._is_redeemed(job, elsewhere=True):
+                if job.id in self._left_for or not self._is_redeemed(job, elsewhere=True):
                     self._wait(job)
                     self._blocked = True
                     self._promise(job, *self._promised[job.id])
@@ -327,18 +345,18 @@ class Planner:
         elif not self._preemptive:
             return self._reserve(job, kind, None)
         else:
-            claim = self._tenants.claim(job, job.id in self._starved)
-            if not self._evict(job, kind, claim):
-                self._claims.add(claim)
+            claim, footings = self._tenants.claim(job, job.id in self._starved), self._tenants.footings()
+            if not self._evict(job, kind, claim, footings):
+                open_to = self.room.victims.open_to(claim, footings)
+                self._claims[claim] = self._claims.get(claim, open_to) & open_to
                 return self._reserve(job, kind, claim)
         return True
 
-    def _evict(self, job: Job, kind: Kind, claim: Claim) -> bool:
-        found = self.room.evict(kind, claim, self._policy.gain_factor, self._tenants.footings())
+    def _evict(self, job: Job, kind: Kind, claim: Claim, footings: dict[str, Footing]) -> bool:
+        found = self.room.evict(kind, claim, self._policy.gain_factor, footings)
         if found is None:
             return False
         victims, place = found
-        self._evicts_late = self._evicts_late or len(self.room.reservations) > 0
         for victim in victims:
             self.accounts.leaves(victim.run)
             receipt = why.receipt(job.id, victim.cost, claim.starved)
@@ -348,6 +366,7 @@ class Planner:
 
     def _clear(self, job: Job, kind: Kind, place: Place) -> None:
         """The job is promised a place that others are about to leave."""
+        self._clears_late = self._clears_late or len(self.room.reservations) > 0
         self.accounts.add(job, kind.demand.width)
         self._promise(job, kind, place)
 

@@ -1,6 +1,7 @@
 """The jobs of a control plane as a trace: what if they had run under another policy?
 
-Of each job that has ended and ever had a place: its submission, its workers, and the time that it would have taken without interruption.
+Of each job that has ended and ever had a place: its submission, its workers, who it was for, its newest priority and its time limit, and
+the time that it would have taken without interruption.
 That time is what the goodput ledger counts while the job held its place, without what was lost and what it took to find a failure and to
 come back from it, in worker-seconds, by the workers that it asked for. A worker without GPUs counts as one GPU.
 """
@@ -56,8 +57,9 @@ def _duration_s(job: Job) -> float:
 
 
 def _trace_job(job: Job, duration_s: float) -> TraceJob:
-    resources = job.spec.resources
+    resources, asked = job.spec.resources, job.spec.scheduling
     sizes = legal_world_sizes(job.spec) if resources.min_workers else ()
     return TraceJob(
-        id=job.id, submit_s=job.submitted_s, gpus=resources.num_workers, duration_s=duration_s, status=job.state.value, sizes=sizes
+        id=job.id, submit_s=job.submitted_s, gpus=resources.num_workers, duration_s=duration_s, tenant=job.tenant, user=job.user,
+        priority=asked.priority, limit_s=asked.time_limit_s or None, status=job.state.value, sizes=sizes,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from orchestrator.control.scheduler.model import CPU_UNITS, ClusterView, Node
 from orchestrator.job import Job, JobState, Progress
 from orchestrator.simulation.log_trace import LogTrace, log_trace, shapes_of
 from orchestrator.simulation.model import Shape, TraceJob
-from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, TrainingSpec, WorkloadSpec
+from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, SchedulingSpec, TrainingSpec, WorkloadSpec
 from orchestrator.supervision.accounting import Bucket
 from orchestrator.supervision.ledger import Ledger
 
@@ -40,6 +40,12 @@ def test_a_job_takes_what_it_took_without_its_interruptions() -> None:
 def test_without_a_ledger_the_last_stay_is_all_that_is_known() -> None:
     (found,) = log_trace([job("a", JobState.CANCELLED)]).jobs
     assert (found.duration_s, found.status) == (100.0, "cancelled")
+
+
+def test_whom_it_was_for_and_before_whom_it_came_are_kept() -> None:
+    asked = SchedulingSpec(tenant="vision", priority=2, time_limit_s=600.0)
+    (found,) = log_trace([job("a", spec=dataclasses.replace(SPEC, scheduling=asked), tenant="vision", user="ada")]).jobs
+    assert (found.tenant, found.user, found.priority, found.limit_s) == ("vision", "ada", 2, 600.0)
 
 
 def test_jobs_that_live_or_never_had_a_place_are_left_out_and_counted() -> None:

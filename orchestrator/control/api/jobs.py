@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import time
 from typing import Annotated, Any, Literal
@@ -82,7 +81,7 @@ async def events(
 
 @router.get("/{job}/logs", response_model=LogPage)
 async def logs(
-    asker: Asker, job: JobName, rank: Rank | None = None,
+    asker: Asker, api: Api, job: JobName, rank: Rank | None = None,
     after: Annotated[str, Query(description="`next` of the page before; empty: from the beginning")] = "", wait_s: Wait = 0.0,
     offsets: Annotated[bool, Query(description="Each line with the offset of what comes after it")] = False,
 ) -> Response:  # fmt: skip
@@ -91,11 +90,9 @@ async def logs(
     while True:
         found = await run_in_threadpool(asker.job, job)
         page = await run_in_threadpool(asker.logs, found, after, rank)
-        left_s = deadline_s - time.monotonic()
-        if page.lines or page.ended or left_s <= 0:
+        if page.lines or page.ended or not await api.watch.pause(LOOK_S, deadline_s):
             lines = [_line(line, offsets) for line in page.lines]
             return answer({"lines": lines, "next": page.offset, "ended": page.ended})
-        await asyncio.sleep(min(LOOK_S, left_s))
 
 
 @router.get("/{job}/artifacts/{name}", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})

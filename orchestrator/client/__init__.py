@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from orchestrator.client.connection import SERVER_VARIABLE, Verbs, connect
+from orchestrator.client.connection import SERVER_VARIABLE, UserVerbs, Verbs, connect, remove_all
 from orchestrator.client.lines import Line, Lines
 from orchestrator.client.patience import patiently
 from orchestrator.events import Event
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from orchestrator.control.scheduler import ClusterView
     from orchestrator.spec import JobSpec
 
-__all__ = ["SERVER_VARIABLE", "Client", "Line", "Lines", "Verbs", "connect"]
+__all__ = ["SERVER_VARIABLE", "Client", "Line", "Lines", "UserVerbs", "Verbs", "connect"]
 
 WAIT_S = 20.0
 """For news, in one question."""
@@ -77,6 +77,18 @@ class Client:
     def resume(self, job: str, spec: JobSpec | None = None, secrets: Mapping[str, str] | None = None) -> Job:
         """Queue a job that has ended once more."""
         return self._verbs.resume(job, spec, secrets or {})
+
+    def remove(self, job: str, secrets: Mapping[str, str] | None = None) -> int:
+        """Delete what a job that has ended keeps in its object store (checkpoints, output, artifacts), and its MLflow run.
+
+        Returns how many objects that were. `secrets`: keys for the store, if the control plane has none of its own.
+        """
+        return remove_all(self._verbs, job, secrets or {})
+
+    @property
+    def users(self) -> UserVerbs:
+        """For admins: `all()`, `add(name, tenant, role)` and `renew(name)`, which return the token, `revoke(name)`."""
+        return self._verbs.users
 
     def events(self, job: str, after: int = 0) -> list[tuple[int, Event]]:
         """(number, event) of those with a number above `after`."""

@@ -19,6 +19,8 @@ from orchestrator.control.api.shapes import (
     Number,
     Priority,
     Rank,
+    Removal,
+    RemovedView,
     Resumption,
     Stop,
     Submission,
@@ -123,6 +125,13 @@ def priority(asker: Asker, job: JobName, asked: Priority) -> Response:
 def resume(asker: Asker, job: JobName, asked: Resumption) -> Response:
     """Queue a job that has ended once more: it goes on from its newest commit."""
     return answer(job_to_dict(asker.resume(job, asked.spec, asked.secrets)))
+
+
+@router.post("/{job}/remove", response_model=RemovedView)
+def remove(asker: Asker, job: JobName, asked: Removal) -> Response:
+    """Delete what a job that has ended keeps in its object store, and its MLflow run: some seconds' worth; ask until it is done."""
+    job_id = asker.job(job).id
+    return answer({"id": job_id, **dataclasses.asdict(asker.remove(job_id, asked.secrets))})
 
 
 def _events(asker: Client, job_id: str, after: int, limit: int) -> tuple[Job, list[tuple[int, Event]]]:

@@ -26,10 +26,10 @@ from orchestrator.control.records.audit import Entry
 from orchestrator.control.records.database import place_of
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.records.users import Role, User, local_user
-from orchestrator.control.removal import Removed, check_unpinned, delete_all
+from orchestrator.control.removal import Removed, check_not_removed, delete_all, mark
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import Tenant
-from orchestrator.control.submission import carried_over, check_feasible, check_secrets, check_text, checked_id, new_id
+from orchestrator.control.submission import at_home, carried_over, check_feasible, check_secrets, check_text, checked_id, new_id
 from orchestrator.errors import ConfigError, JobNotFound, StaleWrite, StateError, UserError, nearest
 from orchestrator.events import Event, EventKind
 from orchestrator.job import WAITS_FOR_CONTROLLER, Job, JobState
@@ -168,8 +168,7 @@ class Client:
 
         def change(job: Job) -> Job:
             self._may.require_own(job, "resume")
-            if self._was_removed(job):
-                raise StateError(f"{job.id} was removed: nothing is left that it could go on from. Submit it anew.")
+            check_not_removed(self._store, job)
             new = self._completed(self._may.owned(spec or job.spec), job.id)
             if not job.state.terminal:
                 if spec is not None and new != job.spec:
@@ -197,25 +196,14 @@ class Client:
         Raises StateError if it has not ended, or while a checkpoint of it is pinned.
         """
         check_secrets(secrets)
+        environ = {**os.environ, **secrets}
 
         def change(job: Job) -> Job:
             self._may.require_own(job, "remove")
-            if not job.state.terminal:
-                raise StateError(f"{job.id} is {job.state.value}: it can be removed when it has ended. `orchestrator cancel {job.id}`")
-            check_unpinned(open_store(job.spec.storage, environ), job.id)
-            if self._was_removed(job):
-                return job
-            event = _event(EventKind.REMOVED, job.id, self._clock(), "what it kept is deleted")
-            progress = dataclasses.replace(job.progress, committed_step=None, best_step=None, best_value=None)
-            result = job.result and dataclasses.replace(job.result, resumable=False)
-            return self._store.update(job, [event], also=[self._may.entry("remove", job.id)], progress=progress, result=result)
+            return mark(self._store, job, self._clock(), self._may.entry("remove", job.id), lambda: open_store(job.spec.storage, environ))
 
-        environ = {**os.environ, **secrets}
         job = self._guarded(job_id, change)
         return delete_all(job, open_store(job.spec.storage, environ), within_s)
-
-    def _was_removed(self, job: Job) -> bool:
-        return self._store.last_event(job.id, EventKind.REMOVED, 0.0) is not None
 
     # the queue
 
@@ -307,12 +295,7 @@ class Client:
         if spec.scheduling.after:
             after = check_after(spec.scheduling.after, self._store.find, job_id)
             spec = dataclasses.replace(spec, scheduling=dataclasses.replace(spec.scheduling, after=after))
-        if not spec.storage.url:
-            spec = dataclasses.replace(spec, storage=dataclasses.replace(spec.storage, url=self.home.store.as_uri()))
-        if spec.tracking.enabled and not spec.tracking.uri:
-            uri = f"sqlite:///{self.home.mlflow / 'mlflow.db'}"
-            spec = dataclasses.replace(spec, tracking=dataclasses.replace(spec.tracking, uri=uri))
-        return spec
+        return at_home(spec, self.home)
 
     def _check_feasible(self, spec: JobSpec) -> None:
         quota = self.policy().policy.tenants.get(spec.scheduling.tenant, Tenant()).quota

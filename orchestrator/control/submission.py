@@ -12,6 +12,7 @@ from orchestrator.control.scheduler import ClusterView, Demand, feasible
 from orchestrator.errors import ConfigError
 from orchestrator.job import Progress
 from orchestrator.layout import legal_world_sizes
+from orchestrator.paths import Home
 from orchestrator.spec import JobSpec, to_dict
 
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, in lower case
@@ -34,6 +35,16 @@ def check_text(spec: JobSpec) -> None:
         raise ConfigError(f"the job's settings cannot be written as JSON: {error}") from error
     if "\\u0000" in text:
         raise ConfigError("the job's settings hold a zero byte: allowed is text.")
+
+
+def at_home(spec: JobSpec, home: Home) -> JobSpec:
+    """`spec` with the home's own store and tracking database where none is named."""
+    if not spec.storage.url:
+        spec = dataclasses.replace(spec, storage=dataclasses.replace(spec.storage, url=home.store.as_uri()))
+    if spec.tracking.enabled and not spec.tracking.uri:
+        uri = f"sqlite:///{home.mlflow / 'mlflow.db'}"
+        spec = dataclasses.replace(spec, tracking=dataclasses.replace(spec.tracking, uri=uri))
+    return spec
 
 
 def check_feasible(spec: JobSpec, view: ClusterView | None, quota: int | None) -> None:

@@ -32,6 +32,7 @@ class EventKind(enum.Enum):
     STOP_REQUESTED = "stop_requested"
     RESUMED = "resumed"
     ENDED = "ended"
+    REMOVED = "removed"  # what it kept was deleted by a person
     WARNING = "warning"
 
 

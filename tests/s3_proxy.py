@@ -1,4 +1,4 @@
-"""A way to an S3 server on which things go wrong: a reverse proxy with faults, each at its n-th request."""
+"""A way to a server on which things go wrong: a reverse proxy with faults, in front of S3 each at its n-th request."""
 
 from __future__ import annotations
 
@@ -80,9 +80,10 @@ class Proxy:
 
 
 @contextmanager
-def s3_proxy(upstream: str, tls: tuple[Path, Path] | None = None) -> Iterator[Proxy]:
-    """In front of the server at `upstream`; with `tls`, a certificate and its key, by https."""
-    proxy = Proxy(upstream=upstream)
+def s3_proxy(upstream: str, tls: tuple[Path, Path] | None = None, proxy: Proxy | None = None) -> Iterator[Proxy]:
+    """In front of the server at `upstream`; with `tls`, a certificate and its key, by https. `proxy`: with another choice of faults."""
+    proxy = proxy or Proxy()
+    proxy.upstream = upstream
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
     if tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -52,6 +52,7 @@ Serve
 
 Stop
   cancel JOB [--now]           save a checkpoint and stop (--now: at once)
+  remove JOB --yes             delete what a job that has ended keeps: checkpoints, output, artifacts, its MLflow run
   up                           start the local cluster without a job; it stays until `down`
   down                         stop it
 
@@ -105,8 +106,9 @@ def _verbs() -> dict[str, Callable[[], Verb]]:
 
 _MODULES = {
     "resume": "jobs", "list": "listing", "status": "jobs", "logs": "logs", "events": "events", "wait": "events", "cancel": "jobs",
-    "dashboard": "cluster", "doctor": "doctor", "up": "cluster", "down": "cluster", "version": "jobs", "queue": "queue", "explain": "queue",
-    "priority": "queue", "policy": "policy", "serve": "serve", "user": "serve", "audit": "serve", "store": "serve",
+    "remove": "remove", "dashboard": "cluster", "doctor": "doctor", "up": "cluster", "down": "cluster", "version": "jobs",
+    "queue": "queue", "explain": "queue", "priority": "queue", "policy": "policy", "serve": "serve", "user": "users", "audit": "users",
+    "store": "serve",
 }  # fmt: skip
 """Verb -> the module of this package in which its function stands."""
 

@@ -15,7 +15,7 @@ _orchestrator_complete() {
 }
 complete -o nosort -F _orchestrator_complete orchestrator
 """
-_JOB_VERBS = ("status", "logs", "cancel", "resume", "events", "explain", "priority")
+_JOB_VERBS = ("status", "logs", "cancel", "resume", "events", "explain", "priority", "remove")
 
 
 def completion(arguments: list[str]) -> int:

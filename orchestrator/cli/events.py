@@ -7,17 +7,22 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
+from orchestrator.cli.logs import tell_trouble
 from orchestrator.cli.parser import client_for, parser_for
 from orchestrator.cli.screen import as_json, command, first_line
 from orchestrator.client.connection import Verbs
+from orchestrator.client.patience import PATIENCE_S, patiently
 from orchestrator.control.local import controller_alive
 from orchestrator.errors import UserError
 from orchestrator.events import Event
 from orchestrator.job import Job, JobState
 
 LOOK_S = 0.2
+WAIT_S = 20.0
+"""For news, in one question."""
 TIMED_OUT = 124
 """As of the command `timeout`."""
 
@@ -31,14 +36,13 @@ def events_(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     client = client_for(asked.home, asked.job)
     job, after = client.job(asked.job), asked.after
-    while True:
-        ended = client.job(job.id).state.terminal  # asked before the look: what was written until then is seen
-        for number, event in client.events(job.id, after):
+    more = True
+    while more:
+        told, ended = patiently(partial(client.next_events, job.id, after, WAIT_S if asked.follow else 0.0), tell_trouble)
+        for number, event in told:
             print(as_json(event_to_dict(number, event)) if asked.json else event_line(event), flush=True)
             after = number
-        if ended or not asked.follow:
-            break
-        time.sleep(LOOK_S)
+        more = not ended and (asked.follow or bool(told))
     if not asked.json:
         print(f"next: {command(f'logs {job.id}' if ended else f'events {job.id} -f', client.home)}")
     return 0
@@ -80,7 +84,10 @@ def _until_ended(client: Verbs, ids: Sequence[str], timeout_s: float | None) -> 
     limit, warned = None if timeout_s is None else time.monotonic() + timeout_s, False
     done: dict[str, Job] = {}
     while True:
-        done |= {job_id: client.job(job_id) for job_id in ids if job_id not in done or not done[job_id].state.terminal}
+        for job_id in ids:
+            if job_id not in done or not done[job_id].state.terminal:
+                patience_s = PATIENCE_S if limit is None else limit - time.monotonic()
+                done[job_id] = patiently(partial(client.job, job_id), tell_trouble, patience_s)
         left_s = LOOK_S if limit is None else min(LOOK_S, limit - time.monotonic())
         if left_s <= 0 or all(job.state.terminal for job in done.values()):
             return [done[job_id] for job_id in ids]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import time
+from functools import partial
 from typing import Any
 
 from orchestrator.cli.screen import Screen, best_line, command, state_line
 from orchestrator.client.connection import Verbs
+from orchestrator.client.patience import patiently
 from orchestrator.control.local import LocalCluster, controller_alive, ensure_cluster, stop_cluster
 from orchestrator.errors import ObjectNotFound, StorageError
 from orchestrator.job import EndReason, Job, JobState
@@ -40,7 +42,7 @@ def follow(client: Verbs, job_id: str, cluster: LocalCluster, screen: Screen) ->
 def _watch(client: Verbs, job_id: str, screen: Screen) -> Job:
     check_s = time.monotonic() + _CONTROLLER_INTERVAL_S
     while True:
-        job = client.job(job_id)
+        job = patiently(partial(client.job, job_id), lambda error: screen.say(f"{error}; trying again"))
         if job.state.terminal:
             return job
         screen.line(state_line(job))

@@ -8,6 +8,7 @@ from pathlib import Path
 from orchestrator.cli.events import event_line, event_to_dict
 from orchestrator.cli.parser import Parser, client_for, parser_for
 from orchestrator.cli.screen import Screen, as_json, best_line, command, first_line, goodput_line, state_line
+from orchestrator.events import EventKind
 from orchestrator.job import Job, job_to_dict
 from orchestrator.supervision.ledger import as_of
 
@@ -34,7 +35,8 @@ def status_(arguments: list[str]) -> int:
         print(goodput_line(ledger))
     if job.result and job.result.mlflow_run_id:
         print(f"MLflow run {job.result.mlflow_run_id}   ({command('dashboard', client.home)})")
-    print(f"next: {command(f'resume {job.id}' if job.state.terminal else f'logs -f {job.id}', client.home)}")
+    if not any(event.kind is EventKind.REMOVED for _, event in events):
+        print(f"next: {command(f'resume {job.id}' if job.state.terminal else f'logs -f {job.id}', client.home)}")
     return 0
 
 

@@ -24,7 +24,6 @@ from orchestrator.paths import Home
 from orchestrator.spec import JobSpec, Precision, to_dict
 
 if TYPE_CHECKING:
-    from orchestrator.control.client import Client
     from orchestrator.control.planning.policy import ChosenPolicy
 
 _HYDRA_ONLY = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
@@ -145,6 +144,7 @@ def _with_policy(chosen: ChosenPolicy, act: Act, spec: JobSpec, switches: Switch
 
 def _train(spec: JobSpec, switches: Switches) -> int:
     from orchestrator.cli.follow import follow
+    from orchestrator.cli.rehearse import rehearsed
     from orchestrator.client.connection import Local, server
     from orchestrator.control.local import ensure_cluster, stop_cluster
 
@@ -161,7 +161,7 @@ def _train(spec: JobSpec, switches: Switches) -> int:
     cluster = ensure_cluster(home, spec.cluster, screen.say)
     client = Local(home)
     try:
-        status = _rehearse(client, spec, secrets, switches, screen)
+        status = rehearsed(client, spec, switches.rehearse, secrets, screen, json=switches.json)
         job = client.submit(spec, secrets) if status == 0 else None
     except (OrchestratorError, KeyboardInterrupt):
         if cluster.started:
@@ -179,6 +179,7 @@ def _train(spec: JobSpec, switches: Switches) -> int:
 
 
 def _submit(spec: JobSpec, switches: Switches) -> int:
+    from orchestrator.cli.rehearse import rehearsed
     from orchestrator.client.connection import Local, server
     from orchestrator.control.local import ensure_cluster
 
@@ -193,7 +194,7 @@ def _submit(spec: JobSpec, switches: Switches) -> int:
     spec = with_package(spec, home, secrets, screen.say)
     ensure_cluster(home, spec.cluster, screen.say)
     client = Local(home)
-    if status := _rehearse(client, spec, secrets, switches, screen):
+    if status := rehearsed(client, spec, switches.rehearse, secrets, screen, json=switches.json):
         return status
     job = client.submit(spec, secrets)
     if switches.json:
@@ -202,18 +203,6 @@ def _submit(spec: JobSpec, switches: Switches) -> int:
         follow, look = (command(f"{verb} {job.id}", home) for verb in ("logs -f", "status"))
         print(f"job {job.id} is queued\n  follow it:  {follow}\n  its state:  {look}")
     return 0
-
-
-def _rehearse(client: Client, spec: JobSpec, secrets: dict[str, str], switches: Switches, screen: Screen) -> int:
-    """The exit status of a rehearsal that failed; 0 if it succeeded, or if none was asked for."""
-    if switches.rehearse is None:
-        return 0
-    from orchestrator.cli.rehearse import rehearse
-
-    rehearsal = rehearse(client, spec, switches.rehearse, secrets, screen)
-    if switches.json and not rehearsal.succeeded:
-        print(as_json({"id": None, "state": None, "rehearsal": rehearsal.to_dict()}))
-    return rehearsal.exit_code
 
 
 def _dry_run(spec: JobSpec) -> int:

@@ -15,7 +15,7 @@ from orchestrator.client.connection import Verbs
 from orchestrator.client.lines import Line
 from orchestrator.client.reader import ServerReader
 from orchestrator.control.reading.logs import LogLine, LogReader, follow
-from orchestrator.errors import ClusterError, StorageUnavailable, UserError
+from orchestrator.errors import ClusterError, OrchestratorError, StoreUnavailable, UserError
 from orchestrator.job import Job
 from orchestrator.storage import open_store
 
@@ -67,8 +67,8 @@ def _lines(
     def ended() -> bool:
         try:
             return client.job(job_id).state.terminal
-        except ClusterError as error:
-            print(f"orchestrator: {error}; trying again", file=sys.stderr, flush=True)
+        except (ClusterError, StoreUnavailable) as error:
+            tell_trouble(error)
             return False
 
     if asked.tail is not None or since_s is not None:
@@ -76,12 +76,12 @@ def _lines(
     if asked.tail is not None:
         yield from reader.last(asked.tail, ended() or not asked.follow)
     if asked.follow:
-        yield from follow(reader, ended, _tell_trouble)
+        yield from follow(reader, ended, tell_trouble)
     elif asked.tail is None:
         yield from reader.lines(ended=True)
 
 
-def _tell_trouble(error: StorageUnavailable) -> None:
+def tell_trouble(error: OrchestratorError) -> None:
     print(f"orchestrator: {error}; trying again", file=sys.stderr, flush=True)
 
 

@@ -1,21 +1,20 @@
-"""`--rehearse`: two tiny steps of a job before it is queued."""
+"""`--rehearse`: two tiny steps of a job before it is queued, here or at a server."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from orchestrator.cli.screen import Screen, state_line
-from orchestrator.control.client import Client
+from orchestrator.cli.screen import Screen, as_json, state_line
+from orchestrator.client.connection import Verbs, remove_all
+from orchestrator.client.patience import patiently
 from orchestrator.control.rehearsal import Proof, advice, proofs, rehearsal_of, second_step, tracked
 from orchestrator.errors import OrchestratorError
 from orchestrator.job import EndReason, Job, JobState
-from orchestrator.paths import JobKeys
 from orchestrator.spec import JobSpec
-from orchestrator.storage import open_store
 
 LOOK_S = 0.1
 
@@ -32,7 +31,17 @@ class Rehearsal:
         return {"succeeded": self.succeeded, "proofs": [proof.to_dict() for proof in self.proofs], "message": self.message}
 
 
-def rehearse(client: Client, spec: JobSpec, workers: int, secrets: Mapping[str, str], screen: Screen) -> Rehearsal:
+def rehearsed(client: Verbs, spec: JobSpec, workers: int | None, secrets: Mapping[str, str], screen: Screen, *, json: bool) -> int:
+    """The exit status of a rehearsal that failed; 0 if it succeeded, or if none was asked for (`workers` None)."""
+    if workers is None:
+        return 0
+    rehearsal = rehearse(client, spec, workers, secrets, screen)
+    if json and not rehearsal.succeeded:
+        print(as_json({"id": None, "state": None, "rehearsal": rehearsal.to_dict()}))
+    return rehearsal.exit_code
+
+
+def rehearse(client: Verbs, spec: JobSpec, workers: int, secrets: Mapping[str, str], screen: Screen) -> Rehearsal:
     """Returns how it went, which `screen` has been told. Nothing of it stays but its row and the data set. Ctrl-C ends it."""
     first = rehearsal_of(spec, workers)
     job = client.submit(first, secrets)
@@ -48,18 +57,18 @@ def rehearse(client: Client, spec: JobSpec, workers: int, secrets: Mapping[str, 
         job = _watch(client, job.id, screen)
         raise
     finally:
-        _remove(job, secrets, screen)
+        _remove(client, job, secrets, screen)
     return _told(job, shown, spec, screen)
 
 
-def _watch(client: Client, job_id: str, screen: Screen) -> Job:
-    while not (job := client.job(job_id)).state.terminal:
+def _watch(client: Verbs, job_id: str, screen: Screen) -> Job:
+    while not (job := patiently(partial(client.job, job_id), lambda error: screen.say(f"{error}; trying again"))).state.terminal:
         screen.line(f"rehearsal: {state_line(job)}")
         time.sleep(LOOK_S)
     return job
 
 
-def _lacks_tracking(client: Client, job: Job) -> bool:
+def _lacks_tracking(client: Verbs, job: Job) -> bool:
     """To wait for it once more would tell nothing new."""
     return job.spec.tracking.enabled and not tracked(job, [event for _, event in client.events(job.id)]).shown
 
@@ -80,15 +89,9 @@ def _told(job: Job, shown: list[Proof], spec: JobSpec, screen: Screen) -> Rehear
     return Rehearsal(False, shown, message, 2 if reason.users else 1)
 
 
-def _remove(job: Job, secrets: Mapping[str, str], screen: Screen) -> None:
-    """What it has kept in the object store, and its run."""
+def _remove(client: Verbs, job: Job, secrets: Mapping[str, str], screen: Screen) -> None:
+    """What it has kept in the object store, and its run: by the control plane, for the store may be its own."""
     try:
-        store = open_store(job.spec.storage, {**os.environ, **secrets})
-        for info in list(store.list(JobKeys(job.id).root)):
-            store.delete(info.key)
-        if job.result and job.result.mlflow_run_id:
-            from orchestrator.tracking.mlflow_run import delete_run
-
-            delete_run(job.spec.tracking.uri, job.result.mlflow_run_id)
+        remove_all(client, job.id, secrets)
     except OrchestratorError as error:
         screen.say(f"what the rehearsal kept is not all removed: {error}")

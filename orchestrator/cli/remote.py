@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from orchestrator.cli.follow import follow
 from orchestrator.cli.keeping import check_storage, secrets_for
+from orchestrator.cli.rehearse import rehearsed
 from orchestrator.cli.screen import Screen, as_json, command, size
 from orchestrator.client.connection import Verbs, connect, server
 from orchestrator.code.package import Package
 from orchestrator.code.submission import packaged
 from orchestrator.control.local import LocalCluster
-from orchestrator.errors import UserError
 from orchestrator.job import Job, job_to_dict
 from orchestrator.paths import Home
 from orchestrator.spec import JobSpec
@@ -17,12 +17,13 @@ from orchestrator.spec import JobSpec
 
 def submit_there(spec: JobSpec, *, json: bool, rehearse: int | None, watch: bool) -> int:
     """Returns the exit status."""
-    if rehearse is not None:
-        raise UserError("--rehearse is not possible with a server: rehearse on its machine, or submit a job of two steps.")
     home = Home.find(spec.cluster.home)
     client, screen = connect(home, server()), Screen(beside_json=json)
     secrets = secrets_for(spec.storage)
-    job = client.submit(_with_code(client, spec, home, secrets, screen), secrets)
+    spec = _with_code(client, spec, home, secrets, screen)
+    if status := rehearsed(client, spec, rehearse, secrets, screen, json=json):
+        return status
+    job = client.submit(spec, secrets)
     if not watch and json:
         print(as_json({"id": job.id, "state": job.state.value}))
         return 0

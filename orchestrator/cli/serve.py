@@ -1,24 +1,16 @@
-"""`orchestrator serve`: the control plane as a service, with its HTTP API; and its users and what they did."""
+"""`orchestrator serve` and `store`: the control plane as a service, with its HTTP API, and its job store as a file."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
-from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from orchestrator.cli.parser import Parser, parser_for
-from orchestrator.cli.screen import as_json, command, table
+from orchestrator.cli.parser import parser_for
+from orchestrator.cli.screen import as_json, command
 from orchestrator.control.records import database
-from orchestrator.errors import UserError, nearest
-from orchestrator.paths import Home, write_private
-
-if TYPE_CHECKING:
-    from orchestrator.control.records.users import Users
+from orchestrator.paths import Home
 
 PORT = 8470
 
@@ -60,109 +52,6 @@ def _check_listen(asked: argparse.Namespace) -> None:
     from orchestrator.control.api.server import ApiServer
 
     ApiServer(asked.host, asked.port, open_reads=asked.open_reads).close()
-
-
-def user_(arguments: list[str]) -> int:
-    actions = {"add": _add, "list": _list, "renew": _renew, "revoke": _revoke}
-    if not arguments or arguments[0] not in actions:
-        given = arguments[0] if arguments else ""
-        raise UserError(f"user {given} is not possible: allowed is user {', '.join(actions)}.{nearest(given, actions)}")
-    return actions[arguments[0]](arguments[1:])
-
-
-def _user_parser(action: str, about: str) -> Parser:
-    parser = parser_for(f"user {action}", about)
-    if action != "list":
-        parser.add_argument("name")
-    if action in ("add", "renew"):
-        parser.add_argument("--token-file", default="", metavar="FILE", help="write the token there, mode 0600, instead of printing it")
-    parser.add_argument("--json", action="store_true")
-    return parser
-
-
-def _add(arguments: list[str]) -> int:
-    parser = _user_parser("add", "A new user; the token is shown once.")
-    parser.add_argument("--tenant", default="", help="whose jobs the user may change; default: the user's own name")
-    parser.add_argument("--role", default="user", help="admin (all jobs), user (those of the tenant), viewer (looks on); default: user")
-    asked = parser.parse_args(arguments)
-    users, log = _users(Home.find(asked.home))
-    token = users.add(asked.name, asked.tenant or asked.name, asked.role)
-    log("user add", asked.name, f"tenant {asked.tenant or asked.name}, role {asked.role}")
-    return _hand_over(token, asked)
-
-
-def _renew(arguments: list[str]) -> int:
-    asked = _user_parser("renew", "A new token; the old one is worth nothing from now on.").parse_args(arguments)
-    users, log = _users(Home.find(asked.home))
-    token = users.renew(asked.name)
-    log("user renew", asked.name, "")
-    return _hand_over(token, asked)
-
-
-def _revoke(arguments: list[str]) -> int:
-    asked = _user_parser("revoke", "The user's token is worth nothing from now on.").parse_args(arguments)
-    users, log = _users(Home.find(asked.home))
-    users.revoke(asked.name)
-    log("user revoke", asked.name, "")
-    print(as_json({"user": asked.name, "revoked": True}) if asked.json else f"{asked.name}'s token is revoked")
-    return 0
-
-
-def _list(arguments: list[str]) -> int:
-    asked = _user_parser("list", "All users.").parse_args(arguments)
-    found = _users(Home.find(asked.home))[0].all()
-    if asked.json:
-        print(as_json([{**dataclasses.asdict(user), "role": user.role.value} for user in found]))
-        return 0
-    rows = [(user.name, user.tenant, user.role.value, "revoked" if user.revoked_s else "active") for user in found]
-    print(table(("USER", "TENANT", "ROLE", "TOKEN"), rows) if rows else "no users; `orchestrator user add NAME` makes one")
-    return 0
-
-
-def audit_(arguments: list[str]) -> int:
-    from orchestrator.control.client import Client
-
-    parser = parser_for("audit", "Who changed or tried to change what.")
-    parser.add_argument("--after", type=int, default=0, metavar="N", help="only entries with a higher number")
-    parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(arguments)
-    home = Home.find(asked.home)
-    found = Client(home).audit(asked.after) if database.exists(home) else []
-    if asked.json:
-        print(as_json([dataclasses.asdict(entry) for entry in found]))
-        return 0
-    rows = [(str(e.seq), _time(e.time_s), e.user, e.tenant or "-", e.action, e.subject, e.detail) for e in found]
-    print(table(("NO", "TIME", "USER", "TENANT", "ACTION", "SUBJECT", "DETAIL"), rows) if rows else "nothing was changed yet")
-    return 0
-
-
-def _users(home: Home) -> tuple[Users, Callable[[str, str, str], None]]:
-    """(the users, how a change of them is written down)."""
-    from orchestrator.control.records.audit import AuditLog
-    from orchestrator.control.records.store import JobStore
-    from orchestrator.control.records.users import Users, local_user
-
-    engine = JobStore(database.place_of(home)).engine
-    log = AuditLog(engine)
-    return Users(engine), lambda action, subject, detail: log.add(local_user(), action, subject, detail)
-
-
-def _hand_over(token: str, asked: argparse.Namespace) -> int:
-    file = asked.token_file
-    if file:
-        write_private(Path(file), f"{token}\n")
-    if asked.json:
-        print(as_json({"user": asked.name, **({"token_file": file} if file else {"token": token})}))
-    elif file:
-        print(f"the token is in {file}; use it: export ORCHESTRATOR_TOKEN_FILE={file}")
-    else:
-        print(token)
-        print("this is the only time that it is shown; use it: export ORCHESTRATOR_TOKEN=...", file=sys.stderr)
-    return 0
-
-
-def _time(time_s: float) -> str:
-    return f"{datetime.fromtimestamp(time_s):%Y-%m-%d %H:%M:%S}"
 
 
 def store_(arguments: list[str]) -> int:

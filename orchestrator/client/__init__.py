@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING
 
-from orchestrator.client.connection import SERVER_VARIABLE, Verbs, connect
+from orchestrator.client.connection import SERVER_VARIABLE, UserVerbs, Verbs, connect, remove_all
 from orchestrator.client.lines import Line, Lines
-from orchestrator.errors import ClusterError, StorageUnavailable, StoreUnavailable
+from orchestrator.client.patience import patiently
 from orchestrator.events import Event
 from orchestrator.job import Job
 from orchestrator.paths import Home
@@ -31,14 +32,10 @@ if TYPE_CHECKING:
     from orchestrator.control.scheduler import ClusterView
     from orchestrator.spec import JobSpec
 
-__all__ = ["SERVER_VARIABLE", "Client", "Line", "Lines", "Verbs", "connect"]
-
-_T = TypeVar("_T")
+__all__ = ["SERVER_VARIABLE", "Client", "Line", "Lines", "UserVerbs", "Verbs", "connect"]
 
 WAIT_S = 20.0
 """For news, in one question."""
-PATIENCE_S = 120.0
-"""How long a server may be out of reach before somebody who follows a job gives up."""
 
 
 class Client:
@@ -81,6 +78,18 @@ class Client:
         """Queue a job that has ended once more."""
         return self._verbs.resume(job, spec, secrets or {})
 
+    def remove(self, job: str, secrets: Mapping[str, str] | None = None) -> int:
+        """Delete what a job that has ended keeps in its object store (checkpoints, output, artifacts), and its MLflow run.
+
+        Returns how many objects that were. `secrets`: keys for the store, if the control plane has none of its own.
+        """
+        return remove_all(self._verbs, job, secrets or {})
+
+    @property
+    def users(self) -> UserVerbs:
+        """For admins: `all()`, `add(name, tenant, role)` and `renew(name)`, which return the token, `revoke(name)`."""
+        return self._verbs.users
+
     def events(self, job: str, after: int = 0) -> list[tuple[int, Event]]:
         """(number, event) of those with a number above `after`."""
         return list(self._verbs.events(self._verbs.job(job).id, after))
@@ -111,7 +120,7 @@ class Client:
         limit_s = None if timeout_s is None else time.monotonic() + timeout_s
         ended = False
         while not ended:
-            told, ended = self._patiently(lambda after=after: self._verbs.next_events(job, after, self._left(limit_s, job)))  # type: ignore[misc]
+            told, ended = patiently(partial(self._next_events, job, after, limit_s), sleep=self._sleep)
             yield from told
             after = told[-1][0] if told else after
 
@@ -122,9 +131,12 @@ class Client:
         """
         ended = False
         while not ended:
-            page = self._patiently(lambda after=after: self._verbs.next_logs(job, after, rank, WAIT_S))  # type: ignore[misc]
+            page = patiently(partial(self._verbs.next_logs, job, after, rank, WAIT_S), sleep=self._sleep)
             yield from page.lines
             after, ended = page.offset, page.ended
+
+    def _next_events(self, job: str, after: int, limit_s: float | None) -> tuple[list[tuple[int, Event]], bool]:
+        return self._verbs.next_events(job, after, self._left(limit_s, job))
 
     def _left(self, limit_s: float | None, job: str) -> float:
         if limit_s is None:
@@ -132,15 +144,3 @@ class Client:
         if time.monotonic() >= limit_s:
             raise TimeoutError(f"{job} has not ended in time")
         return min(WAIT_S, limit_s - time.monotonic())
-
-    def _patiently(self, ask: Callable[[], _T]) -> _T:
-        """Again after a lost connection, with the same question."""
-        pause_s, began = 0.1, time.monotonic()
-        while True:
-            try:
-                return ask()
-            except (ClusterError, StoreUnavailable, StorageUnavailable):
-                if time.monotonic() - began > PATIENCE_S:
-                    raise
-            self._sleep(pause_s)
-            pause_s = min(5.0, 2 * pause_s)

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import stat
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ from orchestrator.control.reading.logs import LogLine
 from orchestrator.control.reading.questions import Explained, QueueRow
 from orchestrator.control.reading.summary import JobSummary
 from orchestrator.control.records.audit import Entry
+from orchestrator.control.records.users import User
+from orchestrator.control.removal import Removed
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.errors import AuthenticationError, ConfigError
 from orchestrator.events import Event
@@ -32,12 +34,24 @@ TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "ORCHESTRATOR_TOKEN", "ORCHESTRATOR_TOKEN_
 LOOK_S = 0.2
 
 
+class UserVerbs(Protocol):
+    """`orchestrator.control.administration.Administration`, or over HTTP."""
+
+    def all(self) -> list[User]: ...
+    def add(self, name: str, tenant: str = "", role: str = "user") -> str: ...
+    def renew(self, name: str) -> str: ...
+    def revoke(self, name: str) -> None: ...
+
+
 class Verbs(Protocol):
     """What can be asked of jobs, here or over HTTP: `orchestrator.control.client.Client`, and waiting for news."""
 
     home: Home
     remote: bool
     """Over HTTP: the files of the control plane are not to be found here."""
+
+    @property
+    def users(self) -> UserVerbs: ...
 
     def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job: ...
     def keep_code(self, package: Package, storage: StorageSpec, secrets: Mapping[str, str]) -> bool:
@@ -50,6 +64,9 @@ class Verbs(Protocol):
     def artifact(self, job: Job, name: str) -> bytes: ...
     def request_stop(self, job_id: str, mode: str) -> Job: ...
     def resume(self, job_id: str, spec: JobSpec | None, secrets: Mapping[str, str]) -> Job: ...
+    def remove(self, job_id: str, secrets: Mapping[str, str]) -> Removed:
+        """As much as can be deleted in some seconds; see `remove_all`."""
+
     def queue(self) -> list[QueueRow]: ...
     def explain(self, job_id: str) -> Explained: ...
     def set_priority(self, job_id: str, priority: int) -> Job: ...
@@ -91,6 +108,16 @@ class Local(LocalClient):
             if page.lines or page.ended or time.monotonic() >= limit_s:
                 return Lines(lines=tuple(_line(line, offsets) for line in page.lines), offset=page.offset, ended=page.ended)
             time.sleep(LOOK_S)
+
+
+def remove_all(verbs: Verbs, job_id: str, secrets: Mapping[str, str], tell: Callable[[int], None] = lambda objects: None) -> int:
+    """Until nothing is left of what the job kept. `tell` hears how many objects are gone so far; returns how many there were."""
+    deleted, done = 0, False
+    while not done:
+        removed = verbs.remove(job_id, secrets)
+        deleted, done = deleted + removed.objects, removed.done
+        tell(deleted)
+    return deleted
 
 
 def _line(line: LogLine, offsets: bool) -> Line:

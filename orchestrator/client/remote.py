@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +20,8 @@ from orchestrator.control.planning.reputation import Incident
 from orchestrator.control.reading.questions import Explained, QueueRow
 from orchestrator.control.reading.summary import JobSummary
 from orchestrator.control.records.audit import Entry
+from orchestrator.control.records.users import Role, User
+from orchestrator.control.removal import Removed
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.submission import new_id
 from orchestrator.errors import ClusterError, ConfigError, OrchestratorError
@@ -31,6 +33,8 @@ from orchestrator.storage import open_store
 
 ANSWER_S = 30.0
 """That a server may take, on top of what it was asked to wait."""
+REMOVAL_S = 120.0
+"""That it may take more where MLflow has to be asked."""
 PAUSES_S = (0.2, 1.0)
 """Between the tries of a submission."""
 _PAGE = 10_000
@@ -102,6 +106,14 @@ class Remote:
         asked = {"spec": None if spec is None else to_dict(spec), "secrets": dict(secrets)}
         return job_from_dict(self._ask("POST", f"{_job(job_id)}/resume", asked))
 
+    def remove(self, job_id: str, secrets: Mapping[str, str]) -> Removed:
+        told = self._ask("POST", f"{_job(job_id)}/remove", {"secrets": dict(secrets)}, wait_s=REMOVAL_S)
+        return Removed(objects=told["objects"], done=told["done"])
+
+    @property
+    def users(self) -> RemoteUsers:
+        return RemoteUsers(self._ask)
+
     def queue(self) -> list[QueueRow]:
         return [QueueRow(**row) for row in self._ask("GET", "/v1/queue")["jobs"]]
 
@@ -172,6 +184,25 @@ class Remote:
             return _ERRORS.get(told["error"], OrchestratorError)(told["message"])
         except (ValueError, TypeError, KeyError):
             return ClusterError(f"{self.url} answers {response.status_code} {response.reason_phrase}: {response.text[:200]!r}")
+
+
+class RemoteUsers:
+    """Tokens are in the answers, never in an address."""
+
+    def __init__(self, ask: Callable[..., Any]) -> None:
+        self._ask = ask
+
+    def all(self) -> list[User]:
+        return [User(**{**row, "role": Role(row["role"])}) for row in self._ask("GET", "/v1/users")["users"]]
+
+    def add(self, name: str, tenant: str = "", role: str = Role.USER.value) -> str:
+        return str(self._ask("POST", "/v1/users", {"name": name, "tenant": tenant, "role": role})["token"])
+
+    def renew(self, name: str) -> str:
+        return str(self._ask("POST", f"/v1/users/{quote(name, safe='')}/renew")["token"])
+
+    def revoke(self, name: str) -> None:
+        self._ask("POST", f"/v1/users/{quote(name, safe='')}/revoke")
 
 
 def _job(name: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from orchestrator.code.package import is_kept, keep_archive
+from orchestrator.control.administration import Administration
 from orchestrator.control.permissions import Permissions
 from orchestrator.control.planning.dependencies import check_after
 from orchestrator.control.planning.policy import ChosenPolicy, chosen_policy, keep_policy
@@ -25,13 +26,13 @@ from orchestrator.control.records.audit import Entry
 from orchestrator.control.records.database import place_of
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.records.users import Role, User, local_user
-from orchestrator.control.scheduler import ClusterView, Demand, feasible
+from orchestrator.control.removal import Removed, check_not_removed, delete_all, mark
+from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import Tenant
-from orchestrator.control.submission import carried_over, check_secrets, check_text, checked_id, new_id
+from orchestrator.control.submission import at_home, carried_over, check_feasible, check_secrets, check_text, checked_id, new_id
 from orchestrator.errors import ConfigError, JobNotFound, StaleWrite, StateError, UserError, nearest
 from orchestrator.events import Event, EventKind
 from orchestrator.job import WAITS_FOR_CONTROLLER, Job, JobState
-from orchestrator.layout import legal_world_sizes
 from orchestrator.paths import Home, JobKeys, write_private
 from orchestrator.service import Service
 from orchestrator.spec import JobSpec, StorageSpec
@@ -39,6 +40,8 @@ from orchestrator.storage import ObjectStore, open_store
 
 CLUSTER = "cluster"
 """Key of the job store's facts: the newest view of the cluster's nodes, kept by the controller."""
+
+REMOVAL_S = 10.0
 
 _STOP_MODES = ("drain", "now")
 _STRENGTH = {"": 0, "limit": 1, "drain": 2, "now": 3}
@@ -52,6 +55,7 @@ class Client:
     ) -> None:
         self.home = home
         self.user = user or local_user()
+        self._beside_the_files = user is None
         self._clock = clock
         self._store = store or JobStore(place_of(home))
         self._may = Permissions(self.user, self._store.engine)
@@ -164,6 +168,7 @@ class Client:
 
         def change(job: Job) -> Job:
             self._may.require_own(job, "resume")
+            check_not_removed(self._store, job)
             new = self._completed(self._may.owned(spec or job.spec), job.id)
             if not job.state.terminal:
                 if spec is not None and new != job.spec:
@@ -183,6 +188,22 @@ class Client:
             )  # fmt: skip
 
         return self._guarded(job_id, change)
+
+    def remove(self, job_id: str, secrets: Mapping[str, str], within_s: float = REMOVAL_S) -> Removed:
+        """Delete what a job that has ended keeps in its object store, and its MLflow run; its row and events stay.
+
+        As much as `within_s` seconds allow: who calls again goes on with it. `secrets`: keys for its object store, as of its submission.
+        Raises StateError if it has not ended, or while a checkpoint of it is pinned.
+        """
+        check_secrets(secrets)
+        environ = {**os.environ, **secrets}
+
+        def change(job: Job) -> Job:
+            self._may.require_own(job, "remove")
+            return mark(self._store, job, self._clock(), self._may.entry("remove", job.id), lambda: open_store(job.spec.storage, environ))
+
+        job = self._guarded(job_id, change)
+        return delete_all(job, open_store(job.spec.storage, environ), within_s)
 
     # the queue
 
@@ -248,6 +269,10 @@ class Client:
         """Who changed what: entries with a number above `after`."""
         return self._may.read(after, limit)
 
+    @property
+    def users(self) -> Administration:
+        return Administration(self._store.engine, self._may, keep_an_admin=not self._beside_the_files)
+
     def _own_store(self) -> ObjectStore:
         return open_store(StorageSpec(url=self.home.store.as_uri()))
 
@@ -270,31 +295,12 @@ class Client:
         if spec.scheduling.after:
             after = check_after(spec.scheduling.after, self._store.find, job_id)
             spec = dataclasses.replace(spec, scheduling=dataclasses.replace(spec.scheduling, after=after))
-        if not spec.storage.url:
-            spec = dataclasses.replace(spec, storage=dataclasses.replace(spec.storage, url=self.home.store.as_uri()))
-        if spec.tracking.enabled and not spec.tracking.uri:
-            uri = f"sqlite:///{self.home.mlflow / 'mlflow.db'}"
-            spec = dataclasses.replace(spec, tracking=dataclasses.replace(spec.tracking, uri=uri))
-        return spec
+        return at_home(spec, self.home)
 
     def _check_feasible(self, spec: JobSpec) -> None:
-        least = legal_world_sizes(spec)[0]
+        quota = self.policy().policy.tenants.get(spec.scheduling.tenant, Tenant()).quota
         view: dict[str, Any] | None = self._store.meta(CLUSTER)
-        demand = dataclasses.replace(Demand.of(spec.resources), num_workers=least)
-        why = feasible(ClusterView.from_dict(view), demand) if view else None
-        if why:
-            name = "num_workers" if least == spec.resources.num_workers else "min_workers"
-            raise ConfigError(
-                f"resources.{name}={least} is more than the cluster can ever have: the job {why}. "
-                "Ask for fewer workers, or less for each (resources.cpus_per_worker)."
-            )
-        tenant = spec.scheduling.tenant
-        quota = self.policy().policy.tenants.get(tenant, Tenant()).quota
-        if quota is not None and demand.width > quota:
-            raise ConfigError(
-                f"resources.num_workers={least} is more than the quota of scheduling.tenant={tenant} ({quota}). "
-                f"Ask for fewer, or raise it: orchestrator policy tenants.{tenant}.quota={demand.width}"
-            )
+        check_feasible(spec, ClusterView.from_dict(view) if view else None, quota)
 
     def _write_secrets(self, job_id: str, secrets: Mapping[str, str]) -> None:
         if secrets:

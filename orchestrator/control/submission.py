@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import secrets as random_source
 from collections.abc import Mapping
 
+from orchestrator.control.scheduler import ClusterView, Demand, feasible
 from orchestrator.errors import ConfigError
 from orchestrator.job import Progress
+from orchestrator.layout import legal_world_sizes
+from orchestrator.paths import Home
 from orchestrator.spec import JobSpec, to_dict
 
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"  # RFC 4648 base32, in lower case
@@ -31,6 +35,35 @@ def check_text(spec: JobSpec) -> None:
         raise ConfigError(f"the job's settings cannot be written as JSON: {error}") from error
     if "\\u0000" in text:
         raise ConfigError("the job's settings hold a zero byte: allowed is text.")
+
+
+def at_home(spec: JobSpec, home: Home) -> JobSpec:
+    """`spec` with the home's own store and tracking database where none is named."""
+    if not spec.storage.url:
+        spec = dataclasses.replace(spec, storage=dataclasses.replace(spec.storage, url=home.store.as_uri()))
+    if spec.tracking.enabled and not spec.tracking.uri:
+        uri = f"sqlite:///{home.mlflow / 'mlflow.db'}"
+        spec = dataclasses.replace(spec, tracking=dataclasses.replace(spec.tracking, uri=uri))
+    return spec
+
+
+def check_feasible(spec: JobSpec, view: ClusterView | None, quota: int | None) -> None:
+    """Raises ConfigError for a job that the cluster, as it was seen, or the quota of its tenant can never hold."""
+    least = legal_world_sizes(spec)[0]
+    demand = dataclasses.replace(Demand.of(spec.resources), num_workers=least)
+    why = feasible(view, demand) if view is not None else None
+    if why:
+        name = "num_workers" if least == spec.resources.num_workers else "min_workers"
+        raise ConfigError(
+            f"resources.{name}={least} is more than the cluster can ever have: the job {why}. "
+            "Ask for fewer workers, or less for each (resources.cpus_per_worker)."
+        )
+    tenant = spec.scheduling.tenant
+    if quota is not None and demand.width > quota:
+        raise ConfigError(
+            f"resources.num_workers={least} is more than the quota of scheduling.tenant={tenant} ({quota}). "
+            f"Ask for fewer, or raise it: orchestrator policy tenants.{tenant}.quota={demand.width}"
+        )
 
 
 def new_id(spec: JobSpec) -> str:

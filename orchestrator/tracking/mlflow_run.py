@@ -230,11 +230,16 @@ def _parts(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def delete_run(uri: str, run_id: str) -> None:
-    """Put a run among MLflow's deleted ones. Raises TrackingUnavailable or TrackingRefused."""
+    """Put a run among MLflow's deleted ones; no error if it is there, or gone. Raises TrackingUnavailable or TrackingRefused."""
     from mlflow import MlflowClient
 
-    with _translated():
-        MlflowClient(tracking_uri=uri).delete_run(run_id)
+    client = MlflowClient(tracking_uri=uri)
+    try:
+        with _translated():
+            if client.get_run(run_id).info.lifecycle_stage != "deleted":
+                client.delete_run(run_id)
+    except RunMissing:
+        return
 
 
 @contextmanager

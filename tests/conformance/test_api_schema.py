@@ -14,6 +14,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 from orchestrator.control.api.app import create_app
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.pulse import Pulse
+from orchestrator.control.records.audit import AuditLog
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.records.users import Users
 from orchestrator.control.scheduler import ClusterView
@@ -31,7 +32,7 @@ SPEC = JobSpec(
     training=TrainingSpec(max_steps=10, global_batch_size=8, micro_batch_size=2),
 )
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
-JOB, NODE = "known", "host"
+JOB, ENDED, NODE, USER = "known", "over", "host", "ann"
 FEW = settings(
     max_examples=12, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate], database=None,
     suppress_health_check=list(HealthCheck),
@@ -41,7 +42,9 @@ FEW = settings(
 class Service:
     def __init__(self, home: Home) -> None:
         self.home, self.store = home, JobStore(home.jobs_db)
-        self.token = Users(self.store.engine).add("root", "ops", "admin")
+        self.users = Users(self.store.engine)
+        self.token = self.users.add("root", "ops", "admin")
+        self.users.add(USER, "vision", "user")
         self.app = create_app(home, self.store, Pulse())
         node = Node(id="n", host=NODE, cpu_units=64 * CPU_UNITS, gpus=8)
         self.store.set_meta(CLUSTER, ClusterView(nodes=(node,)).to_dict())
@@ -49,7 +52,15 @@ class Service:
         progress = Progress(step=3, loss=float("nan"), max_steps=10)
         self.store.put(dataclasses.replace(job, id=JOB, state=JobState.RUNNING, placement=(("n", 1),), progress=progress))
         self.store.append_events(JOB, [Event(kind=EventKind.WARNING, job_id=JOB, time_s=1.0, message="w", fields={"loss": float("inf")})])
-        open_store(job.spec.storage).put(f"{JobKeys(JOB).logs}00000001/00000000/000000000000", b"one\ntwo")
+        self.store.put(dataclasses.replace(job, id=ENDED, state=JobState.CANCELLED))
+        self.objects = open_store(job.spec.storage)
+        for name in (JOB, ENDED):
+            self.objects.put(f"{JobKeys(name).logs}00000001/00000000/000000000000", b"one\ntwo")
+
+    def kept(self) -> str:
+        """All that a request may change."""
+        tables = self.store.all(), self.store.meta("policy"), self.users.all(), AuditLog(self.store.engine).read()
+        return repr((tables, sorted(info.key for info in self.objects.list(""))))
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +91,8 @@ def briefly(case) -> None:
         case.query["wait_s"] = 0.01
 
 
-def at_known(case) -> None:
-    for name, known in (("job", JOB), ("node", NODE)):
+def at_known(case, job: str = JOB) -> None:
+    for name, known in (("job", job), ("node", NODE), ("name", USER)):
         if name in (case.path_parameters or {}):
             case.path_parameters[name] = known
 
@@ -89,20 +100,21 @@ def at_known(case) -> None:
 def test_no_request_is_an_error_of_the_server(schema, service):
     def ask(case) -> None:
         briefly(case)
-        for change in (lambda case: None, at_known):
+        for change in (lambda case: None, at_known, lambda case: at_known(case, ENDED)):
             change(case)
             response = case.call(headers={"Authorization": f"Bearer {service.token}"})
             case.validate_response(response, checks=CHECKS)
 
-    assert ask_everything(schema, ask) >= 18
+    assert ask_everything(schema, ask) >= 31
 
 
 def test_nothing_changes_without_a_token(schema, service):
     def ask(case) -> None:
-        at_known(case)
-        case.headers.pop("Authorization", None)
-        assert case.call().status_code in (400, 401, 422)
+        for job in (JOB, ENDED):
+            at_known(case, job)
+            case.headers.pop("Authorization", None)
+            assert case.call().status_code in (400, 401, 422)
 
-    before = service.store.all(), service.store.meta("policy")
-    assert ask_everything(schema, ask, ("POST", "PUT", "PATCH", "DELETE")) >= 6
-    assert repr((service.store.all(), service.store.meta("policy"))) == repr(before)
+    before = service.kept()
+    assert ask_everything(schema, ask, ("POST", "PUT", "PATCH", "DELETE")) >= 11
+    assert service.kept() == before

@@ -252,6 +252,17 @@ def test_another_schema_version_is_refused_with_the_way_out(store, where):
         JobStore(where)
 
 
+def test_admins_who_revoke_each_other_at_the_same_moment_leave_one(store):
+    users, admins = Users(store.engine), ("ann", "bob", "cat", "dan")
+    for name in (*admins, "eve"):
+        users.add(name, "ops", "user" if name == "eve" else "admin")
+    with ThreadPoolExecutor(len(admins)) as pool:
+        revoked = list(pool.map(lambda name: users.revoke(name, keep_an_admin=True), admins))
+    assert sorted(revoked) == [False, True, True, True]
+    (left,) = [user.name for user in users.all() if user.role is Role.ADMIN and user.revoked_s is None]
+    assert users.revoke("eve", keep_an_admin=True) is True and users.revoke(left) is True
+
+
 def test_a_store_goes_through_a_file_into_the_other_kind_and_back(store, where, server, tmp_path):
     result = JobResult(end_reason=EndReason.CANCELLED, message="m")
     store.put(Job(id="a", spec=SPEC, progress=Progress(loss=math.nan), result=result), [event("one", n={"x": [1]}), event("two")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -14,8 +15,10 @@ from harness import TESTS, TINY, Sandbox, kill
 
 from orchestrator.client import Client
 from orchestrator.control.keeper import free_port
+from orchestrator.control.rehearsal import PREFIX
 from orchestrator.errors import ClusterError, PermissionDenied
 from orchestrator.job import JobState
+from orchestrator.paths import JobKeys
 from orchestrator.storage import open_store
 
 DROPS = 5
@@ -171,6 +174,23 @@ def test_others_may_look_but_not_touch_and_the_owner_stops_it(sandbox, service, 
     assert ann.wait(job.id, timeout_s=120).state is JobState.CANCELLED
     code, output = sandbox.run("audit")
     assert code == 0 and "refused stop" in output and output.count(job.id) >= 3, output
+
+
+def test_a_rehearsal_through_the_server_leaves_nothing_there_and_queues_the_job(sandbox, service, tokens, monkeypatch):
+    mine = {"SERVER": f"http://127.0.0.1:{service[0]}", "TOKEN": tokens["ann"], "HOME": str(sandbox.root / "elsewhere")}
+    for name, value in mine.items():
+        monkeypatch.setitem(sandbox.environment, f"ORCHESTRATOR_{name}", value)
+    code, output = sandbox.run("submit", "--rehearse", "--json", *TINY)
+    assert code == 0, output + sandbox.describe()
+    job_id = json.loads(output.splitlines()[-1])["id"]
+    assert output.count("  ok  ") == 4 and "not all removed" not in output, output
+    rehearsal = next(job for job in sandbox.jobs() if job.id.startswith(PREFIX))
+    assert (rehearsal.state, rehearsal.progress.step, rehearsal.tenant) == (JobState.SUCCEEDED, 2, "vision")
+    assert list(sandbox.store(rehearsal.id).list(JobKeys(rehearsal.id).root)) == []
+    code, output = sandbox.run("cancel", job_id, "--now")
+    assert code == 0 and sandbox.wait_ended(job_id).state is JobState.CANCELLED, output
+    code, output = sandbox.run("remove", job_id, "--yes")
+    assert code == 0 and list(sandbox.store(job_id).list(JobKeys(job_id).root)) == [], output
 
 
 def test_a_second_controller_of_the_same_store_leaves_at_once(sandbox, service, tmp_path):

@@ -24,8 +24,9 @@ from orchestrator.spec import DataSpec, JobSpec, ModelSpec, StorageSpec, Trackin
 from orchestrator.storage import open_store
 from orchestrator.tracking.delivery import load_delivered, state_path, tracking_uri
 from orchestrator.tracking.journal import Journal
-from orchestrator.tracking.mlflow_run import MlflowRun
+from orchestrator.tracking.mlflow_run import MlflowRun, TrackingUnavailable, delete_run
 from orchestrator.tracking.redact import Redactor
+from orchestrator.tracking.removal import delete_run_apart
 from orchestrator.tracking.writer import ALL_DELIVERED, MLFLOW_ENVIRONMENT, SOMETHING_LEFT, Writer, drain
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCY"
@@ -371,3 +372,20 @@ def test_a_writer_without_a_server_ends_when_told(tmp_path: Path, ended: list[su
     ended[-1].terminate()
     assert ended[-1].wait(60) == SOMETHING_LEFT
     assert load_delivered(job.path).last_seq == 0
+
+
+def test_a_run_is_deleted_once_and_for_all(job: Tracked):
+    job.steps(1, 3)
+    job.deliver()
+    uri, run_id = tracking_uri(job.spec.tracking, job.home), job.run().info.run_id
+    delete_run_apart(uri, run_id)
+    assert job.client.get_run(run_id).info.lifecycle_stage == "deleted"
+    for gone in (run_id, "f" * 32):
+        delete_run(uri, gone)
+    with pytest.raises(TrackingUnavailable, match=r"MLflow: .*127\.0\.0\.1"):
+        delete_run("http://127.0.0.1:9", run_id)
+
+
+def test_a_run_that_cannot_be_deleted_is_told_by_the_process_that_tried():
+    with pytest.raises(TrackingUnavailable, match=r"the run f00d is not deleted: MLflow: .*127\.0\.0\.1"):
+        delete_run_apart("http://127.0.0.1:9", "f00d")

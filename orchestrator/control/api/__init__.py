@@ -6,6 +6,7 @@
     shapes.py     what goes in and out, for the OpenAPI schema
     jobs.py       /v1/jobs...
     cluster.py    /v1/nodes, /v1/cluster, /v1/queue, /v1/policy, /v1/audit, /v1/user, /v1/health, /metrics
+    users.py      /v1/users
     code.py       /v1/code: packaged working directories
     listing.py    lists of jobs, kept until a row changes
     views.py      /v1/overview, /v1/jobs/JOB/page, curve, tail: what the page shows, with ETags

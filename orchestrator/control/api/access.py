@@ -46,7 +46,9 @@ def asker(
         return api.client.acting_for(api.users.of_token(credentials.credentials))
     if api.open_reads and request.method in _READS:
         return api.client.acting_for(_ANYBODY)
-    raise AuthenticationError("a token is needed: `Authorization: Bearer TOKEN`; `orchestrator user add NAME` beside the server makes one.")
+    raise AuthenticationError(
+        "a token is needed: `Authorization: Bearer TOKEN`; `orchestrator user add NAME` makes one, by an admin or beside the server."
+    )
 
 
 Api = Annotated[Shared, Depends(shared)]

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from orchestrator import errors
 from orchestrator.control.api.shapes import Problem
+from orchestrator.tracking.mlflow_run import TrackingUnavailable
 
 STATUS: dict[type[errors.OrchestratorError], int] = {
     errors.AuthenticationError: 401,
@@ -23,6 +24,7 @@ STATUS: dict[type[errors.OrchestratorError], int] = {
     errors.StoreUnavailable: 503,
     errors.StorageUnavailable: 503,
     errors.ClusterError: 503,
+    TrackingUnavailable: 503,
     errors.StateError: 409,
     errors.UserError: 422,
     errors.StorageError: 502,
@@ -34,7 +36,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for code, about in {
         400: "no JSON", 401: "no token, or one that is not known", 403: "not allowed for this user", 404: "no such thing",
         409: "not possible in this state", 413: "the request is too large", 422: "cannot be done as asked", 502: "the object store refuses",
-        503: "job store, object store or Ray does not answer",
+        503: "job store, object store, MLflow or Ray does not answer",
     }.items()
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.control.api import cluster, code, jobs, page, views
+from orchestrator.control.api import cluster, code, jobs, page, users, views
 from orchestrator.control.api.access import Shared
 from orchestrator.control.api.answers import tell_errors
 from orchestrator.control.api.follow import Watch
@@ -45,6 +45,7 @@ def create_app(home: Home, store: JobStore, pulse: Pulse, *, open_reads: bool = 
     tell_errors(app)
     app.include_router(jobs.router)
     app.include_router(cluster.router)
+    app.include_router(users.router)
     app.include_router(code.router)
     app.include_router(views.router)
     app.include_router(page.router)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import time
 from typing import Annotated, Any, Literal
@@ -20,6 +19,8 @@ from orchestrator.control.api.shapes import (
     Number,
     Priority,
     Rank,
+    Removal,
+    RemovedView,
     Resumption,
     Stop,
     Submission,
@@ -82,7 +83,7 @@ async def events(
 
 @router.get("/{job}/logs", response_model=LogPage)
 async def logs(
-    asker: Asker, job: JobName, rank: Rank | None = None,
+    asker: Asker, api: Api, job: JobName, rank: Rank | None = None,
     after: Annotated[str, Query(description="`next` of the page before; empty: from the beginning")] = "", wait_s: Wait = 0.0,
     offsets: Annotated[bool, Query(description="Each line with the offset of what comes after it")] = False,
 ) -> Response:  # fmt: skip
@@ -91,11 +92,9 @@ async def logs(
     while True:
         found = await run_in_threadpool(asker.job, job)
         page = await run_in_threadpool(asker.logs, found, after, rank)
-        left_s = deadline_s - time.monotonic()
-        if page.lines or page.ended or left_s <= 0:
+        if page.lines or page.ended or not await api.watch.pause(LOOK_S, deadline_s):
             lines = [_line(line, offsets) for line in page.lines]
             return answer({"lines": lines, "next": page.offset, "ended": page.ended})
-        await asyncio.sleep(min(LOOK_S, left_s))
 
 
 @router.get("/{job}/artifacts/{name}", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})
@@ -126,6 +125,13 @@ def priority(asker: Asker, job: JobName, asked: Priority) -> Response:
 def resume(asker: Asker, job: JobName, asked: Resumption) -> Response:
     """Queue a job that has ended once more: it goes on from its newest commit."""
     return answer(job_to_dict(asker.resume(job, asked.spec, asked.secrets)))
+
+
+@router.post("/{job}/remove", response_model=RemovedView)
+def remove(asker: Asker, job: JobName, asked: Removal) -> Response:
+    """Delete what a job that has ended keeps in its object store, and its MLflow run: some seconds' worth; ask until it is done."""
+    job_id = asker.job(job).id
+    return answer({"id": job_id, **dataclasses.asdict(asker.remove(job_id, asked.secrets))})
 
 
 def _events(asker: Client, job_id: str, after: int, limit: int) -> tuple[Job, list[tuple[int, Event]]]:

@@ -52,6 +52,16 @@ class Resumption(_Strict):
     secrets: Secrets = {}
 
 
+class Removal(_Strict):
+    secrets: Annotated[dict[str, str], Field(description="Keys for the job's object store, as of its submission")] = {}
+
+
+class NewUser(_Strict):
+    name: str
+    tenant: str = Field("", description="Whose jobs the user may change; empty: the user's own name")
+    role: str = Field("user", description="viewer, user or admin")
+
+
 class Priority(_Strict):
     priority: int
 
@@ -129,3 +139,31 @@ class LogPage(BaseModel):
 class Forgiven(BaseModel):
     node: str
     incidents: int
+
+
+class RemovedView(BaseModel):
+    id: str
+    objects: int = Field(description="That were deleted now")
+    done: bool = Field(description="Nothing is left; if not, ask again")
+
+
+class UserView(BaseModel):
+    name: str
+    tenant: str
+    role: str
+    created_s: float
+    revoked_s: float | None = Field(description="When the token was revoked; null: it counts")
+
+
+class UserList(BaseModel):
+    users: list[UserView]
+
+
+class NewToken(BaseModel):
+    user: str
+    token: str = Field(description="Shown this once: only a hash of it is kept")
+
+
+class Revoked(BaseModel):
+    user: str
+    revoked: bool

@@ -12,11 +12,12 @@ import hmac
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from orchestrator.control.records.database import create_tables, writing
+from orchestrator.control.records.database import Also, create_tables, execute, lock_key, writing
 from orchestrator.control.records.tables import metadata
 from orchestrator.errors import AuthenticationError, ConfigError, UserError, nearest
 from orchestrator.paths import safe_name
@@ -35,7 +36,6 @@ TABLE = sa.Table(
     sa.Column("revoked_s", sa.Float),
 )
 
-
 _OF_NAME = sa.select(TABLE).where(TABLE.c.name == sa.bindparam("name"))
 
 
@@ -44,7 +44,7 @@ class Role(enum.Enum):
 
     VIEWER = "viewer"  # look
     USER = "user"  # submit; change the jobs of the own tenant
-    ADMIN = "admin"  # change all jobs, forgive machines, read the audit log
+    ADMIN = "admin"  # change all jobs and users, forgive machines, read the audit log
 
     def allows(self, needed: Role) -> bool:
         order = list(Role)
@@ -69,14 +69,17 @@ def local_user() -> User:
     return User(name=name, tenant="", role=Role.ADMIN)
 
 
+_ADMINS = sa.select(TABLE.c.name).where(TABLE.c.role == Role.ADMIN.value, TABLE.c.revoked_s.is_(None))
+
+
 class Users:
-    """The users of one job store."""
+    """The users of one job store. `also`: statements that are executed with a change, in its transaction."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         create_tables(engine, TABLE)
 
-    def add(self, name: str, tenant: str, role: str) -> str:
+    def add(self, name: str, tenant: str, role: str, also: Sequence[Also] = ()) -> str:
         """A new user's token. Raises ConfigError for a name, tenant or role that cannot be, UserError if the name is taken."""
         safe_name(name)
         SchedulingSpec(tenant=tenant)
@@ -85,19 +88,26 @@ class Users:
         try:
             with writing(self._engine) as connection:
                 connection.execute(TABLE.insert().values(**row))
+                execute(connection, also)
         except sa.exc.IntegrityError as error:
             raise UserError(f"there is already a user named {name}: `orchestrator user renew {name}` makes a new token.") from error
         return token
 
-    def renew(self, name: str) -> str:
+    def renew(self, name: str, also: Sequence[Also] = ()) -> str:
         """A new token for a user, also for one that was revoked; the old one is worth nothing from now on."""
         token = _new_token(name)
-        self._change(name, token_hash=_hashed(token), revoked_s=None)
+        with writing(self._engine) as connection:
+            self._change(connection, name, also, token_hash=_hashed(token), revoked_s=None)
         return token
 
-    def revoke(self, name: str) -> None:
-        """The user's token is worth nothing from now on."""
-        self._change(name, revoked_s=time.time())
+    def revoke(self, name: str, also: Sequence[Also] = (), *, keep_an_admin: bool = False) -> bool:
+        """The user's token is worth nothing from now on. With `keep_an_admin` the last admin stays as it is: then False."""
+        with writing(self._engine) as connection:
+            lock_key(connection, "users")
+            if keep_an_admin and list(connection.execute(_ADMINS).scalars()) == [name]:
+                return False
+            self._change(connection, name, also, revoked_s=time.time())
+        return True
 
     def all(self) -> list[User]:
         with self._engine.connect() as connection:
@@ -113,12 +123,12 @@ class Users:
             raise AuthenticationError("this token is not known, or was revoked: `orchestrator user renew NAME` makes a new one.")
         return _user(row)
 
-    def _change(self, name: str, **values: object) -> None:
-        with writing(self._engine) as connection:
-            changed = connection.execute(TABLE.update().where(TABLE.c.name == name).values(**values)).rowcount
-        if not changed:
-            known = [user.name for user in self.all()]
+    def _change(self, connection: sa.Connection, name: str, also: Sequence[Also], **values: object) -> None:
+        known = list(connection.execute(sa.select(TABLE.c.name).order_by(TABLE.c.name)).scalars())
+        if name not in known:
             raise UserError(f"no user is named '{name}'. Known: {', '.join(known) or 'none'}.{nearest(name, known)}")
+        connection.execute(TABLE.update().where(TABLE.c.name == name).values(**values))
+        execute(connection, also)
 
 
 def role_named(name: str) -> Role:

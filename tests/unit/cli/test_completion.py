@@ -30,8 +30,9 @@ def test_verbs_are_completed() -> None:
     assert complete("orchestrator d") == ["dashboard", "doctor", "down"]
     assert complete("orchestrator x") == []
     assert complete("orchestrator ") == [
-        "train", "submit", "resume", "list", "status", "logs", "events", "wait", "cancel", "dashboard", "doctor", "up", "down", "version",
-        "queue", "explain", "priority", "policy", "serve", "user", "audit", "store", "nodes", "simulate", "checkpoint", "completion",
+        "train", "submit", "resume", "list", "status", "logs", "events", "wait", "cancel", "remove", "dashboard", "doctor", "up", "down",
+        "version", "queue", "explain", "priority", "policy", "serve", "user", "audit", "store", "nodes", "simulate", "checkpoint",
+        "completion",
     ]  # fmt: skip
 
 

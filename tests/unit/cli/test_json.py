@@ -60,6 +60,7 @@ COMMANDS = [
     ("list",), ("status", "JOB"), ("events", "JOB"), ("logs", "JOB"), ("logs", "JOB", "--tail", "1"), ("wait", "JOB"), ("cancel", "JOB"),
     ("nodes",), ("nodes", "forgive", "n1"), ("version",), ("down",), ("doctor", "--only", "limits,network,tracking"),
     ("checkpoint", "ls", "JOB"), ("checkpoint", "gc", "JOB"), ("queue",), ("policy",), ("audit",), ("user", "add", "ann"), ("user", "list"),
+    ("remove", "JOB", "--yes"),
 ]  # fmt: skip
 
 

@@ -11,17 +11,26 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.client import Client
-from orchestrator.client.connection import Local, Verbs, connect, found_token
+from orchestrator.client.connection import Local, Verbs, connect, found_token, remove_all
 from orchestrator.client.remote import Remote
 from orchestrator.code.package import archive_of, is_kept, read_package, unpack
 from orchestrator.control.api.server import ApiServer
 from orchestrator.control.client import CLUSTER
 from orchestrator.control.pulse import Pulse
 from orchestrator.control.records.store import JobStore
-from orchestrator.control.records.users import Users
+from orchestrator.control.records.users import Role, Users
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
-from orchestrator.errors import AuthenticationError, ClusterError, ConfigError, JobNotFound, LayoutError, StateError, UserError
+from orchestrator.errors import (
+    AuthenticationError,
+    ClusterError,
+    ConfigError,
+    JobNotFound,
+    LayoutError,
+    PermissionDenied,
+    StateError,
+    UserError,
+)
 from orchestrator.events import Event, EventKind
 from orchestrator.job import JobState, Progress
 from orchestrator.paths import Home, JobKeys
@@ -120,6 +129,37 @@ def test_lists_logs_artifacts_nodes_and_policy(verbs, store, place):
     assert verbs.audit()[-1].action == "policy"
 
 
+def test_users(verbs, place, tmp_path):
+    name = f"ann-{type(verbs).__name__.lower()}"
+    token = verbs.users.add(name, role="viewer")
+    shown = {user.name: user for user in verbs.users.all()}
+    assert (shown[name].tenant, shown[name].role, shown[name].revoked_s) == (name, Role.VIEWER, None) and "root" in shown
+    with pytest.raises(UserError, match=f"already a user named {name}"):
+        verbs.users.add(name)
+    with pytest.raises(UserError, match=r"no user is named 'a b\?#'"):
+        verbs.users.revoke("a b?#")
+    with pytest.raises(PermissionDenied, match="needs the role admin"):
+        connect(Home(tmp_path), place[2], token).users.all()
+    renewed = verbs.users.renew(name)
+    assert connect(Home(tmp_path), place[2], renewed).jobs() == Local(place[0]).jobs()
+    verbs.users.revoke(name)
+    for old in (token, renewed):
+        with pytest.raises(AuthenticationError, match="not known, or was revoked"):
+            connect(Home(tmp_path), place[2], old).jobs()
+    told = [entry for entry in verbs.audit(limit=10_000) if entry.subject == name]
+    assert [entry.action for entry in told] == ["user add", "user renew", "user revoke"]
+    assert not [secret for secret in (token, renewed) if secret in repr(verbs.audit(limit=10_000))]
+
+
+def test_what_a_job_keeps_is_removed(verbs, store, place):
+    job_id = prepared(store, place[0])
+    assert remove_all(verbs, job_id, {}) == 3 and remove_all(verbs, job_id, {}) == 0
+    objects = open_store(verbs.job(job_id).spec.storage)
+    assert list(objects.list(JobKeys(job_id).root)) == []
+    with pytest.raises(StateError, match="was removed: nothing is left"):
+        verbs.resume(job_id, None, {})
+
+
 def test_the_working_directory_of_a_workload_of_ones_own_goes_to_the_server_once(verbs, tmp_path):
     marker = type(verbs).__name__
     (tmp_path / "mine.py").write_text(f"WHERE = '{marker}'\n")
@@ -148,6 +188,8 @@ VERBS = [
     ("list",), ("list", "--state", "succeeded", "--json"), ("status", "JOB"), ("status", "JOB", "--json"), ("events", "JOB"),
     ("events", "JOB", "--json"), ("logs", "JOB"), ("logs", "JOB", "--json"), ("logs", "JOB", "--tail", "1"), ("logs", "JOB", "--rank", "0"),
     ("logs", "-f", "JOB"), ("wait", "JOB"), ("queue", "--json"), ("explain", "JOB"), ("nodes",), ("nodes", "--json"), ("policy",),
+    ("audit",), ("audit", "--json"), ("user", "list"), ("user", "list", "--json"), ("user", "add", "root"),
+    ("user", "renew", "nobody"), ("remove", "JOB"), ("audit", "--after", "100000"),
     ("cancel", "JOB"), ("status", "none"), ("cancel", "nothing", "--json"),
 ]  # fmt: skip
 
@@ -169,6 +211,25 @@ def test_the_command_line_says_the_same_through_a_server(place, store, tmp_path,
     monkeypatch.setenv("ORCHESTRATOR_TOKEN", token)
     for words in VERBS:
         assert said(words, own, url) == said(words, home, ""), words
+
+
+def test_a_user_of_the_command_line_through_a_server(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("ORCHESTRATOR_SERVER", place[2])
+    monkeypatch.setenv("ORCHESTRATOR_TOKEN", place[3])
+    file = tmp_path / "of-carl" / "token"
+    assert main(["user", "add", "carl", "--tenant", "vision", "--role", "admin", "--token-file", str(file)]) == 0
+    assert file.stat().st_mode & 0o777 == 0o600 and not (tmp_path / "elsewhere").exists()
+    assert main(["user", "renew", "carl", "--json"]) == 0
+    token = json.loads(capsys.readouterr().out.splitlines()[-1])["token"]
+    monkeypatch.setenv("ORCHESTRATOR_TOKEN", file.read_text().strip())
+    assert main(["user", "list"]) == 2 and "was revoked" in capsys.readouterr().err
+    monkeypatch.setenv("ORCHESTRATOR_TOKEN", token)
+    assert main(["user", "revoke", "carl"]) == 0 and "carl's token is revoked" in capsys.readouterr().out
+    assert main(["audit"]) == 2
+    monkeypatch.setenv("ORCHESTRATOR_TOKEN", place[3])
+    assert main(["user", "add", "carla", "--token-file", str(tmp_path)]) == 2 and "allowed is a file" in capsys.readouterr().err
+    assert "carla" not in [user.name for user in Users(JobStore(place[0].jobs_db).engine).all()]
 
 
 # connections

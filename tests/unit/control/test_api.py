@@ -31,7 +31,11 @@ SPEC = JobSpec(
     training=TrainingSpec(max_steps=10, global_batch_size=8, micro_batch_size=2),
 )
 BODY = {"spec": to_dict(SPEC)}
-CHANGES = ("/v1/jobs", "/v1/jobs/JOB/stop", "/v1/jobs/JOB/resume", "/v1/nodes/n/forgive")
+CHANGES = (
+    "/v1/jobs", "/v1/jobs/JOB/stop", "/v1/jobs/JOB/resume", "/v1/jobs/JOB/remove", "/v1/nodes/n/forgive", "/v1/users",
+    "/v1/users/bob/renew", "/v1/users/bob/revoke",
+)  # fmt: skip
+BODIES = {"/v1/jobs": BODY, "/v1/users": {"name": "new"}}
 
 
 class Service:
@@ -41,8 +45,8 @@ class Service:
         self.home = home
         self.store = JobStore(home.jobs_db)
         self.pulse = Pulse()
-        users = Users(self.store.engine)
-        self.tokens = {name: users.add(name, tenant, role) for name, tenant, role in (
+        self.users = Users(self.store.engine)
+        self.tokens = {name: self.users.add(name, tenant, role) for name, tenant, role in (
             ("ann", "vision", "user"), ("bob", "speech", "user"), ("eve", "vision", "viewer"), ("root", "ops", "admin"))}  # fmt: skip
         self.app = create_app(home, self.store, self.pulse, open_reads=open_reads)
         self.http = TestClient(self.app, base_url="http://127.0.0.1")
@@ -146,19 +150,22 @@ def test_nothing_changes_without_a_token(tmp_path, path, open_reads):
     service = Service(Home(tmp_path), open_reads)
     job_id = service.submit()
     for user, wrong in (("", "a token is needed"), ("orc.ann.wrong", "not known"), (b"\xff", "not known")):
-        response = service.ask("POST", path.replace("JOB", job_id), user, json=BODY if path == "/v1/jobs" else {})
+        response = service.ask("POST", path.replace("JOB", job_id), user, json=BODIES.get(path, {}))
         said(response, 401, "AuthenticationError", wrong)
         assert response.headers["www-authenticate"] == "Bearer"
     assert [job.stop_requested for job in service.store.all()] == [""]
+    assert sorted((user.name, user.revoked_s) for user in service.users.all()) == [(name, None) for name in ("ann", "bob", "eve", "root")]
+    assert service.ask("GET", "/v1/user", "bob").status_code == 200
 
 
 @pytest.mark.parametrize("path", CHANGES)
 def test_who_only_looks_on_changes_nothing_and_the_attempt_is_written_down(service, path):
     job_id = service.submit()
-    response = service.ask("POST", path.replace("JOB", job_id), "eve", json=BODY if path == "/v1/jobs" else {})
+    response = service.ask("POST", path.replace("JOB", job_id), "eve", json=BODIES.get(path, {}))
     said(response, 403, "PermissionDenied", "eve has the role viewer")
     last = service.ask("GET", "/v1/audit", "root").json()["entries"][-1]
     assert last["user"] == "eve" and last["action"].startswith("refused ")
+    assert service.ask("GET", "/v1/user", "bob").status_code == 200 and len(service.users.all()) == 4
 
 
 def test_a_user_changes_the_jobs_of_the_own_tenant_and_an_admin_all(service):
@@ -173,6 +180,57 @@ def test_a_user_changes_the_jobs_of_the_own_tenant_and_an_admin_all(service):
     said(service.ask("GET", "/v1/audit", "ann"), 403, "PermissionDenied", "needs the role admin")
     said(service.ask("POST", "/v1/nodes/n/forgive", "root"), 422, "UserError", "no node is named 'n'")
     assert service.ask("GET", "/v1/user", "eve").json() == {"name": "eve", "tenant": "vision", "role": "viewer"}
+
+
+def test_an_admin_adds_lists_renews_and_revokes_users(service, caplog):
+    caplog.set_level(logging.DEBUG)
+    added = service.ask("POST", "/v1/users", "root", json={"name": "new", "role": "viewer"})
+    assert (added.status_code, added.json()["user"], added.headers["cache-control"]) == (201, "new", "no-store")
+    first = added.json()["token"]
+    assert service.ask("GET", "/v1/user", first).json() == {"name": "new", "tenant": "new", "role": "viewer"}
+    listed = {user["name"]: user for user in service.ask("GET", "/v1/users", "root").json()["users"]}
+    assert (listed["new"]["role"], listed["new"]["revoked_s"], set(listed)) == ("viewer", None, {"ann", "bob", "eve", "new", "root"})
+    second = service.ask("POST", "/v1/users/new/renew", "root").json()["token"]
+    assert (service.ask("GET", "/v1/user", first).status_code, service.ask("GET", "/v1/user", second).status_code) == (401, 200)
+    assert service.ask("POST", "/v1/users/new/revoke", "root").json() == {"user": "new", "revoked": True}
+    assert service.ask("GET", "/v1/user", second).status_code == 401
+    told = service.ask("GET", "/v1/audit", "root").json()["entries"]
+    assert [(entry["user"], entry["action"], entry["subject"], entry["detail"]) for entry in told] == [
+        ("root", "user add", "new", "tenant new, role viewer"), ("root", "user renew", "new", ""), ("root", "user revoke", "new", ""),
+    ]  # fmt: skip
+    assert not [token for token in (first, second, service.tokens["root"]) if token in caplog.text + json.dumps(told) + json.dumps(listed)]
+
+
+@pytest.mark.parametrize(("body", "words"), [
+    ({"name": "ann"}, "already a user named ann: `orchestrator user renew ann`"), ({"name": "a/b"}, "'a/b' cannot be"),
+    ({"name": "x", "role": "amdin"}, "role=amdin is not possible: allowed is viewer, user, admin. Did you mean 'admin'?"),
+    ({"name": "x", "tenant": "A B"}, "tenant"), ({"name": "x", "token": "mine"}, "token"),
+])  # fmt: skip
+def test_a_user_who_cannot_be_is_refused_and_nothing_is_written(service, body, words):
+    refused = service.ask("POST", "/v1/users", "root", json=body)
+    assert refused.status_code == 422 and words in refused.json()["message"], refused.text
+    assert len(service.users.all()) == 4 and service.ask("GET", "/v1/audit", "root").json()["entries"] == []
+    said(service.ask("POST", "/v1/users/anm/renew", "root"), 422, "UserError", "no user is named 'anm'", "Did you mean 'ann'?")
+
+
+def test_users_are_for_admins(service):
+    for method, path in (("GET", "/v1/users"), ("POST", "/v1/users"), ("POST", "/v1/users/ann/renew"), ("POST", "/v1/users/ann/revoke")):
+        said(service.ask(method, path, "ann", json={"name": "new"}), 403, "PermissionDenied", "needs the role admin")
+    told = service.ask("GET", "/v1/audit", "root").json()["entries"]
+    assert [entry["action"] for entry in told] == [f"refused user {verb}" for verb in ("list", "add", "renew", "revoke")]
+    opened = Service(Home(service.home.root / "open"), open_reads=True)
+    said(opened.ask("GET", "/v1/users", ""), 403, "PermissionDenied", "needs the role admin")
+
+
+def test_the_last_admin_is_not_revoked_over_http_but_beside_the_files(service):
+    refused = service.ask("POST", "/v1/users/root/revoke", "root")
+    said(refused, 409, "StateError", "root is the last admin", "user add NAME --role admin", "beside the server")
+    assert service.ask("GET", "/v1/audit", "root").json()["entries"][-1]["action"] == "refused user revoke"
+    other = service.ask("POST", "/v1/users", "root", json={"name": "other", "role": "admin"}).json()["token"]
+    assert service.ask("POST", "/v1/users/root/revoke", "root").status_code == 200
+    said(service.ask("POST", "/v1/users/other/revoke", other), 409, "StateError", "other is the last admin")
+    Client(service.home).users.revoke("other")
+    assert service.ask("GET", "/v1/user", other).status_code == 401
 
 
 def test_reads_need_a_token_unless_they_are_open_and_then_only_under_a_name_of_this_machine(tmp_path):
@@ -231,6 +289,40 @@ def test_artifacts(service):
     assert service.ask("GET", f"/v1/jobs/{job_id}/artifacts/sample.txt").content == b"text"
     assert service.ask("GET", f"/v1/jobs/{job_id}/artifacts/other.txt").status_code == 404
     assert service.ask("GET", f"/v1/jobs/{job_id}/artifacts/..%2F..%2Fsecret").status_code in (404, 422)
+
+
+def test_what_a_job_that_has_ended_keeps_is_removed_by_its_tenant(service):
+    job_id = service.submit()
+    store, keys = open_store(service.store.get(job_id).spec.storage), JobKeys(job_id)
+    for key in (keys.commit(1, 5), keys.artifact("sample.txt"), f"{keys.root}ckpt/seg", f"{JobKeys(job_id + '-more').root}ckpt/seg"):
+        store.put(key, b"x")
+    said(service.ask("POST", f"/v1/jobs/{job_id}/remove", json={}), 409, "StateError", "is queued: it can be removed when it has ended")
+    service.end(job_id)
+    said(service.ask("POST", f"/v1/jobs/{job_id}/remove", "bob", json={}), 403, "PermissionDenied", "belongs to the tenant vision")
+    store.put(keys.pin(1, 5), b"{}")
+    said(service.ask("POST", f"/v1/jobs/{job_id}/remove", json={}), 409, "StateError", "pinned checkpoints (step 5)", "checkpoint unpin")
+    store.delete(keys.pin(1, 5))
+    assert len(list(store.list(keys.root))) == 3 and service.store.events(job_id)[-1][1].kind is not EventKind.REMOVED
+    for objects in (3, 0):
+        assert service.ask("POST", f"/v1/jobs/{job_id}/remove", json={}).json() == {"id": job_id, "objects": objects, "done": True}
+    assert [info.key for info in store.list("jobs/")] == [f"{JobKeys(job_id + '-more').root}ckpt/seg"]
+    assert [event.kind for _, event in service.store.events(job_id)].count(EventKind.REMOVED) == 1
+    said(service.ask("POST", f"/v1/jobs/{job_id}/resume", json={}), 409, "StateError", "was removed", "Submit it anew")
+    actions = [(entry["user"], entry["action"]) for entry in service.ask("GET", "/v1/audit", "root").json()["entries"]]
+    assert actions.count(("ann", "remove")) == 1 and ("bob", "refused remove") in actions
+
+
+def test_a_removal_goes_on_where_it_was_cut_off(service):
+    job_id = service.submit()
+    store, keys = open_store(service.store.get(job_id).spec.storage), JobKeys(job_id)
+    for number in range(3):
+        store.put(keys.commit(1, number), b"x")
+        store.put(keys.artifact(f"{number}"), b"x")
+    service.end(job_id)
+    part = Client(service.home).remove(job_id, {}, within_s=0.0)
+    assert (part.objects, part.done) == (3, False) and list(store.list(keys.commits)) == [], "the commits go first"
+    rest = Client(service.home).remove(job_id, {})
+    assert (rest.objects, rest.done, list(store.list(keys.root))) == (3, True, [])
 
 
 def test_lists_are_filtered_and_paged(service):

@@ -1,0 +1,33 @@
+"""A question that is asked again while a server, or what it needs, is out of reach."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from orchestrator.errors import ClusterError, OrchestratorError, StorageUnavailable, StoreUnavailable
+
+_T = TypeVar("_T")
+
+PATIENCE_S = 120.0
+"""How long before somebody who follows a job gives up."""
+
+
+def patiently(
+    ask: Callable[[], _T], trouble: Callable[[OrchestratorError], None] = lambda error: None, patience_s: float = PATIENCE_S,
+    sleep: Callable[[float], None] = time.sleep,
+) -> _T:  # fmt: skip
+    """The answer. `trouble` hears of the first failure. Raises the last one when the patience is over."""
+    pause_s, began, told = 0.1, time.monotonic(), False
+    while True:
+        try:
+            return ask()
+        except (ClusterError, StoreUnavailable, StorageUnavailable) as error:
+            if time.monotonic() - began + pause_s > patience_s:
+                raise
+            if not told:
+                trouble(error)
+            told = True
+        sleep(pause_s)
+        pause_s = min(5.0, 2 * pause_s)

@@ -64,7 +64,7 @@ def prepared(store: JobStore, home: Home) -> str:
     job = Local(home).submit(dataclasses.replace(SPEC, name="done"), {})
     store.set_meta(CLUSTER, ClusterView(nodes=(Node(id="n", host="n1", cpu_units=64 * CPU_UNITS, gpus=8),)).to_dict())
     fields = {"incident": "HANG", "node": "n1"}
-    store.append_events(job.id, [Event(kind=EventKind.HANG, job_id=job.id, time_s=1e10, message="hangs", fields=fields)])
+    store.tell_waiting([], [Event(kind=EventKind.HANG, job_id=job.id, time_s=1e10, message="hangs", fields=fields)])
     job = store.update(job, state=JobState.STARTING, progress=Progress(step=10, max_steps=10, loss=0.5))
     store.update(job, state=JobState.SUCCEEDED, ended_s=job.submitted_s + 5, reason="trained 10 steps")
     objects = open_store(job.spec.storage)

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.control.client import Client
 from orchestrator.control.controller import Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done
+from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
 from orchestrator.control.planning.accounts import Accounts, Stay
 from orchestrator.control.planning.policy import DEFAULT
 from orchestrator.control.planning.replay import replay
@@ -50,7 +51,8 @@ class World:
         self.start_controller()
 
     def start_controller(self):
-        self.controller = Controller(self.store, self.home, self.groups, lambda: done(self.view))
+        provisioner = Provisioner(self.home.node_types, ScriptedAutoscaler())
+        self.controller = Controller(self.store, self.home, self.groups, lambda: done(self.view), provisioner)
 
     def turn(self, rounds=4, seconds=1.0):
         for _ in range(rounds):

@@ -280,7 +280,7 @@ class Client:
     def _check_feasible(self, spec: JobSpec) -> None:
         least = legal_world_sizes(spec)[0]
         view: dict[str, Any] | None = self._store.meta(CLUSTER)
-        demand = dataclasses.replace(Demand.of(spec.resources), num_workers=least)
+        demand = dataclasses.replace(Demand.of(spec), num_workers=least)
         why = feasible(ClusterView.from_dict(view), demand) if view else None
         if why:
             name = "num_workers" if least == spec.resources.num_workers else "min_workers"

@@ -90,9 +90,9 @@ class Execution:
         grid = Grid(cluster)
         for other in self._jobs.all():
             if other.state.active:
-                grid.take(Demand.of(other.spec.resources), grid.indexed(other.placement))
+                grid.take(Demand.of(other.spec), grid.indexed(other.placement))
         place = grid.indexed(placement)
-        grid.take(Demand.of(job.spec.resources), place)
+        grid.take(Demand.of(job.spec), place)
         return len(place) == len(placement) and all(grid.gpus[i] >= 0 and grid.cpus[i] >= 0 for i, _ in place)
 
     def _preempt(self, job: Job, told: Preempt, now: float) -> Job:

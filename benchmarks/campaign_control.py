@@ -52,6 +52,8 @@ from orchestrator.spec import (
 )  # fmt: skip
 
 NODES, GPUS, CPUS = 8, 8, 16
+GIVEN_BACK_S = 20.0
+"""After the last job's end."""
 POLICY = {
     "mode": "preemptive", "min_run_s": 5, "gain_factor": 0, "levels": [200, 2_000], "round_s": 5,
     "tenants": {"a": {"weight": 2}, "b": {"weight": 1}, "c": {"jobs_per_user": 6}, "d": {"quota": 16}},
@@ -116,6 +118,12 @@ class Cluster:
         groups = [row["name"] for row in placement_group_table().values() if row["state"] != "REMOVED" and row["name"].startswith("job:")]
         actors = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
         return groups + [name for name in actors if name.startswith(("supervisor:", "agent:"))]
+
+    def wait_given_back(self) -> None:
+        """What the last job held; what stays for longer is a finding."""
+        limit_s = time.monotonic() + GIVEN_BACK_S
+        while self.left_behind() and time.monotonic() < limit_s:
+            time.sleep(0.1)
 
     def close(self) -> None:
         import ray
@@ -220,7 +228,7 @@ def main() -> int:
     cluster = Cluster(asked.nodes)
     try:
         done = run(cluster, asked.n, asked.kills, asked.seed, asked.limit_s)
-        time.sleep(3.0)  # what the last job held is given back
+        cluster.wait_given_back()
         wrong, figures = findings(cluster, done["ids"])
         if wrong:
             print(cluster.box.describe()[-6000:], (cluster.box.root / "controller.log").read_text()[-3000:])

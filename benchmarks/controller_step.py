@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from orchestrator.control.client import Client
 from orchestrator.control.controller import Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done
+from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
 from orchestrator.control.planning.replay import replay
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView
@@ -61,7 +62,8 @@ class Bench:
         self.home, self.groups = Home(root), BusyGroups()
         self.client, store = Client(self.home, clock=lambda: self.now), JobStore(self.home.jobs_db)
         nodes = tuple(Node(id=f"n{i:03d}", host=f"n{i:03d}", cpu_units=64 * CPU_UNITS, gpus=8) for i in range(RUNNING // 8))
-        self.controller = Controller(store, self.home, self.groups, lambda: done(ClusterView(nodes=nodes)))
+        provisioner = Provisioner(self.home.node_types, ScriptedAutoscaler())
+        self.controller = Controller(store, self.home, self.groups, lambda: done(ClusterView(nodes=nodes)), provisioner)
         self.cpu_ms: list[float] = []
         self.wall_ms: list[float] = []
 

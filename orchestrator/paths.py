@@ -21,6 +21,7 @@ In the object store (`JobKeys`, `DatasetKeys`):
         artifacts/<name>                             config, evaluation, sample, plots, history
         result-<run>.json                            how the run ended
     code/<content hash>.zip                          a packaged working directory
+    code/<content hash>.tombstone.json               no job had it then: it is about to be deleted
     datasets/<name>/
         by-source/<fingerprint>.json                 which content the recipe made of that source
         <content hash>/INDEX.json.zst, <file>        shards and the files beside them
@@ -59,6 +60,7 @@ _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 JOBS = "jobs/"
+CODE = "code/"
 
 
 def safe_name(name: str) -> str:
@@ -220,7 +222,11 @@ def manifest_key(checkpoint: str) -> str:
 
 def code_key(content_hash: str) -> str:
     """Of a packaged working directory."""
-    return f"code/{safe_name(content_hash)}.zip"
+    return f"{CODE}{safe_name(content_hash)}.zip"
+
+
+def code_tombstone(content_hash: str) -> str:
+    return f"{CODE}{safe_name(content_hash)}.tombstone.json"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ class Order:
     kind: str
     """`preempt`: its place goes to another; `resize`: it goes on at `placement`."""
     why: str
-    ordered_s: float
     for_job: str = ""
     """Who gets what it leaves; empty: nobody."""
     cost: float = 0.0

@@ -49,6 +49,7 @@ Serve
   user add NAME                a user's token; --tenant, --role admin, user or viewer; user list, renew, revoke
   audit                        who changed what
   store export FILE            the job store as JSON lines; store import FILE: into a new one, also of another database
+  prune                        delete packaged code that no job has had for a week; --grace-days N, --dry-run
 
 Stop
   cancel JOB [--now]           save a checkpoint and stop (--now: at once)
@@ -106,9 +107,9 @@ def _verbs() -> dict[str, Callable[[], Verb]]:
 
 _MODULES = {
     "resume": "jobs", "list": "listing", "status": "jobs", "logs": "logs", "events": "events", "wait": "events", "cancel": "jobs",
-    "remove": "remove", "dashboard": "cluster", "doctor": "doctor", "up": "cluster", "down": "cluster", "version": "jobs",
-    "queue": "queue", "explain": "queue", "priority": "queue", "policy": "policy", "serve": "serve", "user": "users", "audit": "users",
-    "store": "serve",
+    "remove": "remove", "prune": "prune", "dashboard": "cluster", "doctor": "doctor", "up": "cluster", "down": "cluster",
+    "version": "jobs", "queue": "queue", "explain": "queue", "priority": "queue", "policy": "policy", "serve": "serve", "user": "users",
+    "audit": "users", "store": "serve",
 }  # fmt: skip
 """Verb -> the module of this package in which its function stands."""
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import math
-import os
 import re
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from orchestrator.code.files import CodeFile, collect
 from orchestrator.errors import ConfigError, CorruptObject, ObjectExists
-from orchestrator.paths import code_key
+from orchestrator.paths import CODE, code_key, code_tombstone
 from orchestrator.storage import ObjectStore
 
 LARGEST_UNPACKED_BYTES = 1 << 30
@@ -47,12 +42,21 @@ def read_package(folder: Path, max_bytes: float) -> Package:
 
 def keep_package(store: ObjectStore, package: Package) -> bool:
     """Put it into the store, unless it is there. Returns whether it was put. Raises ConfigError if a file changed meanwhile."""
-    return not is_kept(store, package.content_hash) and _keep(store, package.content_hash, archive_of(package))
+    return not claim(store, package.content_hash) and _keep(store, package.content_hash, archive_of(package))
 
 
-def is_kept(store: ObjectStore, content_hash: str) -> bool:
-    key = code_key(content_hash)
-    return any(info.key == key for info in store.list(key))
+def claim(store: ObjectStore, content_hash: str) -> bool:
+    """Whether the store holds the package. Who asks is about to use it: if it was to be deleted (see `garbage`), it is not any more."""
+    tombstone = code_tombstone(content_hash)
+    found = _keys(store, content_hash)
+    if tombstone in found:
+        store.delete(tombstone)
+        found = _keys(store, content_hash)  # after that: who deletes it looks for the tombstone once more
+    return code_key(content_hash) in found
+
+
+def _keys(store: ObjectStore, content_hash: str) -> set[str]:
+    return {info.key for info in store.list(f"{CODE}{content_hash}.")}
 
 
 def archive_of(package: Package) -> bytes:
@@ -80,7 +84,7 @@ def _keep(store: ObjectStore, content_hash: str, archive: bytes) -> bool:
     try:
         store.create(code_key(content_hash), archive)
     except ObjectExists:
-        return False  # by another at the same moment; what counts is the content, which `unpack` checks
+        return False  # by another at the same moment; what counts is the content, which is checked where it is unpacked
     return True
 
 
@@ -98,36 +102,12 @@ def _archive(package: Package) -> tuple[bytes, str]:
     return buffer.getvalue(), _hash(contents)
 
 
-def unpack(store: ObjectStore, content_hash: str, cache: Path) -> Path:
-    """The folder with the package's files, unpacked if it is not there; processes of one node that ask at once unpack it once.
-
-    Raises ObjectNotFound, CorruptObject if its content is not what the hash says, or another StorageError.
-    """
-    folder = cache / "code" / content_hash
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            _unpack(store.get(code_key(content_hash)), content_hash, folder)
-    return folder
-
-
-def _unpack(archive: bytes, content_hash: str, folder: Path) -> None:
-    draft = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-    try:
-        contents = sorted(_entries(archive, content_hash))
-        if _hash(contents) != content_hash:
-            raise CorruptObject(f"'{code_key(content_hash)}' holds other files than were packaged.")
-        for name, executable, data in contents:
-            path = draft / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-            path.chmod(0o755 if executable else 0o644)
-        draft.chmod(0o755)
-        draft.replace(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+def contents_of(archive: bytes, content_hash: str) -> list[tuple[str, bool, bytes]]:
+    """(name, executable, content) of each file. Raises CorruptObject if they are not what the hash says."""
+    contents = sorted(_entries(archive, content_hash))
+    if _hash(contents) != content_hash:
+        raise CorruptObject(f"'{code_key(content_hash)}' holds other files than were packaged.")
+    return contents
 
 
 def _entries(archive: bytes, content_hash: str, most_bytes: float = math.inf) -> Iterator[tuple[str, bool, bytes]]:
@@ -151,13 +131,3 @@ def _hash(contents: Iterable[tuple[str, bool, bytes]]) -> str:
     for name, executable, data in contents:
         digest.update(f"{name}\0{int(executable)}\0{hashlib.sha256(data).hexdigest()}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -91,7 +91,7 @@ def _stay(job: Job, now: float, succeeded: bool = False) -> Stay | None:
     if not job.placement or job.started_s is None:
         return None
     return Stay(
-        job_id=job.id, tenant=job.spec.scheduling.tenant, width=_width(job), asked_width=Demand.of(job.spec.resources).width,
+        job_id=job.id, tenant=job.spec.scheduling.tenant, width=_width(job), asked_width=Demand.of(job.spec).width,
         started_s=job.started_s, ended_s=now, ran_s=_had(job, now).ran_s, succeeded=succeeded,
     )  # fmt: skip
 

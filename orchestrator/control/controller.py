@@ -15,7 +15,7 @@ from orchestrator.control.client import CLUSTER
 from orchestrator.control.closing import ended, finish, over_limit
 from orchestrator.control.life import PROGRESS_INTERVAL_S, Life, Losses, Phase
 from orchestrator.control.nodes.groups import WorkerGroups
-from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
+from orchestrator.control.nodes.provisioning import Provisioner
 from orchestrator.control.planning.dependencies import standing
 from orchestrator.control.planning.execution import Execution
 from orchestrator.control.planning.inputs import Facts
@@ -44,11 +44,11 @@ class Controller:
     """`step(now)` does one round. `view()` starts a look at the cluster's nodes."""
 
     def __init__(
-        self, store: JobStore, home: Home, groups: WorkerGroups, view: Callable[[], Future[ClusterView]], decide: Decide = plan_ahead,
-        provisioner: Provisioner | None = None,
+        self, store: JobStore, home: Home, groups: WorkerGroups, view: Callable[[], Future[ClusterView]], provisioner: Provisioner,
+        decide: Decide = plan_ahead,
     ) -> None:  # fmt: skip
         self._store = store
-        self._provisioner = provisioner or Provisioner(home.node_types, ScriptedAutoscaler())
+        self._provisioner = provisioner
         self._home = home
         self._groups = groups
         self._look = view

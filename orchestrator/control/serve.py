@@ -84,7 +84,7 @@ class Service:
         pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ask")
         groups = RayGroups(self._home, pool, self._rank_entry)
         provisioner = Provisioner(self._home.node_types, RayAutoscaler(self._address, pool))
-        controller = Controller(store, self._home, groups, lambda: pool.submit(observe), provisioner=provisioner)
+        controller = Controller(store, self._home, groups, lambda: pool.submit(observe), provisioner)
         while not self._told_to_stop:
             if not self._lease.held:
                 log.error("the lease on the job store is over: another controller may act now; this one leaves")

@@ -50,7 +50,7 @@ def at_home(spec: JobSpec, home: Home) -> JobSpec:
 def check_feasible(spec: JobSpec, view: ClusterView | None, quota: int | None) -> None:
     """Raises ConfigError for a job that the cluster, as it was seen, or the quota of its tenant can never hold."""
     least = legal_world_sizes(spec)[0]
-    demand = dataclasses.replace(Demand.of(spec.resources), num_workers=least)
+    demand = dataclasses.replace(Demand.of(spec), num_workers=least)
     why = feasible(view, demand) if view is not None else None
     if why:
         name = "num_workers" if least == spec.resources.num_workers else "min_workers"

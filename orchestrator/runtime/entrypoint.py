@@ -11,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from orchestrator.code.cache import unpack
 from orchestrator.code.origin import shipped_file
-from orchestrator.code.package import unpack
 from orchestrator.errors import ConfigError, WorkloadError, nearest
 from orchestrator.spec import JobSpec
 from orchestrator.storage import open_store

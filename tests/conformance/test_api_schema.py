@@ -51,7 +51,7 @@ class Service:
         job = Client(home, self.store).submit(SPEC, {})
         progress = Progress(step=3, loss=float("nan"), max_steps=10)
         self.store.put(dataclasses.replace(job, id=JOB, state=JobState.RUNNING, placement=(("n", 1),), progress=progress))
-        self.store.append_events(JOB, [Event(kind=EventKind.WARNING, job_id=JOB, time_s=1.0, message="w", fields={"loss": float("inf")})])
+        self.store.tell_waiting([], [Event(kind=EventKind.WARNING, job_id=JOB, time_s=1.0, message="w", fields={"loss": float("inf")})])
         self.store.put(dataclasses.replace(job, id=ENDED, state=JobState.CANCELLED))
         self.objects = open_store(job.spec.storage)
         for name in (JOB, ENDED):

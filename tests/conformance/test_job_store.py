@@ -87,7 +87,7 @@ def test_a_row_comes_back_as_it_was(store):
 
 def test_what_a_database_would_not_take_is_kept_all_the_same(store):
     store.put(Job(id="a", spec=SPEC, reason="cut \x00 here \udcff", progress=Progress(loss=math.nan, val_loss=math.inf)))
-    store.append_events("a", [event("binary \x00 output", loss=math.nan)])
+    store.tell_waiting([], [event("binary \x00 output", loss=math.nan)])
     found = store.get("a")
     assert found.reason == "cut \ufffd here ?"
     assert math.isnan(found.progress.loss) and found.progress.val_loss == math.inf
@@ -182,15 +182,15 @@ def test_the_overview_counts_orders_and_finds(store):
 
 
 def test_events_are_numbered_per_job_and_given_in_parts(store):
-    store.append_events("a", [event("1", n=[1]), event("2")])
-    store.append_events("b", [event("other")])
-    store.append_events("a", [event("3")])
+    store.tell_waiting([], [event("1", n=[1]), event("2")])
+    store.tell_waiting([], [dataclasses.replace(event("other"), job_id="b")])
+    store.tell_waiting([], [event("3")])
     assert [(seq, found.message) for seq, found in store.events("a", after=1)] == [(2, "2"), (3, "3")]
     assert store.events("a", limit=1) == [(1, event("1", n=[1]))]
 
 
 def test_events_of_a_source_are_taken_once_and_in_order(store):
-    store.append_events("a", [event("own")])
+    store.tell_waiting([], [event("own")])
     assert store.append_from("a", "s1", [(2, event("s1.2")), (1, event("s1.1"))]) == 2
     assert store.append_from("a", "s1", [(2, event("s1.2")), (3, event("s1.3"))]) == 3
     assert store.append_from("a", "s2", [(1, event("s2.1"))]) == 1
@@ -200,7 +200,7 @@ def test_events_of_a_source_are_taken_once_and_in_order(store):
 
 def test_events_that_many_write_at_once_get_one_number_each(store):
     def write(number: int) -> None:
-        store.append_events("a", [event(f"own {number}")])
+        store.tell_waiting([], [event(f"own {number}")])
         store.append_from("a", "s", [(seq, event(f"s.{seq}")) for seq in range(1, number + 2)])
 
     with ThreadPoolExecutor(8) as pool:
@@ -212,7 +212,7 @@ def test_events_that_many_write_at_once_get_one_number_each(store):
 
 def test_machines_are_remembered_and_forgiven(store):
     told = {"incident": "HANG", "node": "n1", "gpu": "GPU-1"}
-    store.append_events("a", [event("rank 1 does not move\nits stack", EventKind.HANG, **told)])
+    store.tell_waiting([], [event("rank 1 does not move\nits stack", EventKind.HANG, **told)])
     assert [(found.node, found.gpu, found.message) for found in store.incidents(0.0)] == [("n1", "GPU-1", "rank 1 does not move")]
     assert (store.forgive("n1"), store.forgive("n1")) == (1, 0)
 

@@ -10,6 +10,7 @@ from crashing_store import Crash, CrashingStore
 from orchestrator.control.client import Client
 from orchestrator.control.controller import Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done
+from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.events import Event, EventKind
@@ -52,7 +53,8 @@ def live_through(root, at: int, kept: bool):
     ids = [client.submit(dataclasses.replace(SPEC, name=name), {}).id for name in ("a", "b", "c")]
     store = CrashingStore(home.jobs_db)
     store.at, store.kept = at, kept
-    controller, now = Controller(store, home, groups, lambda: done(VIEW)), 100.0
+    provisioner = Provisioner(home.node_types, ScriptedAutoscaler())
+    controller, now = Controller(store, home, groups, lambda: done(VIEW), provisioner), 100.0
     for number in range(ROUNDS):
         now += 1.0
         if number == 6:
@@ -60,7 +62,7 @@ def live_through(root, at: int, kept: bool):
         try:
             controller.step(now)
         except Crash:
-            controller = Controller(store, home, groups, lambda: done(VIEW))
+            controller = Controller(store, home, groups, lambda: done(VIEW), Provisioner(home.node_types, ScriptedAutoscaler()))
     jobs = [client.job(job_id) for job_id in ids]
     ends = [(job.state, job.progress.step, job.placement, job.run) for job in jobs]
     tales = [[(event.kind, event.message) for _, event in client.events(job_id)] for job_id in ids]

@@ -74,7 +74,7 @@ class Place:
         for _ in range(self.random.randint(1, 3)):
             self._ship(*(self.last if self.random.random() < 0.1 else (self.epoch, self.random.randrange(RANKS), None)))
         events = [Event(kind=EventKind.WARNING, job_id=self.job_id, time_s=self.time_s, message=str(self.count))]
-        self.store.append_events(self.job_id, events * self.random.randint(1, 3))
+        self.store.tell_waiting([], events * self.random.randint(1, 3))
 
     def _ship(self, epoch: int, rank: int, offset: int | None) -> None:
         before = self.printed[epoch, rank]

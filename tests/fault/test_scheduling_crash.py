@@ -11,6 +11,7 @@ from crashing_store import Crash, CrashingStore
 from orchestrator.control.client import Client
 from orchestrator.control.controller import Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done
+from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
 from orchestrator.control.planning.replay import replay
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView
@@ -76,7 +77,8 @@ def live_through(root, at, kept):
     ids = [client.submit(dataclasses.replace(SPEC, name="a", scheduling=SchedulingSpec(tenant="t")), {}).id]
     store = CrashingStore(home.jobs_db)
     store.at, store.kept, store.counts_progress = at, kept, False
-    controller = Controller(store, home, groups, lambda: done(VIEW))
+    provisioner = Provisioner(home.node_types, ScriptedAutoscaler())
+    controller = Controller(store, home, groups, lambda: done(VIEW), provisioner)
     for _ in range(ROUNDS):
         now += 1.0
         if len(ids) == 1 and groups.steps.get(ids[0], 0) >= 2:
@@ -85,7 +87,7 @@ def live_through(root, at, kept):
         try:
             controller.step(now)
         except Crash:
-            controller = Controller(store, home, groups, lambda: done(VIEW))
+            controller = Controller(store, home, groups, lambda: done(VIEW), Provisioner(home.node_types, ScriptedAutoscaler()))
     return home, client, groups, ids, store.writes
 
 

@@ -90,15 +90,15 @@ class Execution:
         grid = Grid(cluster)
         for other in self._jobs.all():
             if other.state.active:
-                grid.take(Demand.of(other.spec.resources), grid.indexed(other.placement))
+                grid.take(Demand.of(other.spec), grid.indexed(other.placement))
         place = grid.indexed(placement)
-        grid.take(Demand.of(job.spec.resources), place)
+        grid.take(Demand.of(job.spec), place)
         return len(place) == len(placement) and all(grid.gpus[i] >= 0 and grid.cpus[i] >= 0 for i, _ in place)
 
     def _preempt(self, job: Job, told: Preempt, now: float) -> Job:
         if job.order is not None and not job.order.left:
             return job
-        order = self._order(job, "preempt", told.why, told.for_job, now)
+        order = self._order(job, "preempt", told.why, told.for_job)
         fields = {"for_job": told.for_job, "expected_gpu_s": told.cost}
         event = Event(kind=EventKind.PREEMPTED, job_id=job.id, time_s=now, message=told.why, fields=fields)
         log.info("%s is told to leave: %s", job.id, told.why)
@@ -110,10 +110,10 @@ class Execution:
         asked = job.spec.resources.num_workers
         which = f"all {asked} workers have" if told.workers == asked else f"{told.workers} of {asked} workers have"
         why = f"{which} a place again" if not told.for_job else f"it makes room for {told.for_job} with {told.workers} of {asked} workers"
-        order = replace(self._order(job, "resize", why, told.for_job, now), placement=told.placement)
+        order = replace(self._order(job, "resize", why, told.for_job), placement=told.placement)
         log.info("%s is told to change its workers: %s", job.id, why)
         return self._store.update(job, order=order, service=replace(job.service, resized_s=now))
 
-    def _order(self, job: Job, kind: str, why: str, for_job: str, now: float) -> Order:
+    def _order(self, job: Job, kind: str, why: str, for_job: str) -> Order:
         ledger, ledger_s = opened(job)
-        return Order(kind=kind, why=why, for_job=for_job, ordered_s=now, ledger=ledger, ledger_s=ledger_s)
+        return Order(kind=kind, why=why, for_job=for_job, ledger=ledger, ledger_s=ledger_s)

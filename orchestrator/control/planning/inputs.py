@@ -36,7 +36,7 @@ def waiting(job: Job, policy: Policy, short_since_s: float | None = None) -> sch
     """A job as it waits, or as it is while it runs."""
     asked, had, resources = job.spec.scheduling, job.service, job.spec.resources
     return scheduler.Job(
-        id=job.id, demand=Demand.of(resources), submitted_s=job.submitted_s,
+        id=job.id, demand=Demand.of(job.spec), submitted_s=job.submitted_s,
         queued_s=job.queued_s if policy.mode == "fifo" else job.waits_since_s,  # first in: it keeps its place in the line
         tenant=asked.tenant, user=job.user, priority=asked.priority, limit_s=asked.time_limit_s or None,
         attained=had.attained, ran_s=had.ran_s, waited_s=had.waited_s, preemptions=had.preemptions, preemptible=asked.preemptible,

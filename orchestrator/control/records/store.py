@@ -172,10 +172,6 @@ class JobStore:
 
     # events
 
-    def append_events(self, job_id: str, events: Sequence[Event]) -> None:
-        with self._write() as connection:
-            _append(connection, job_id, events)
-
     def append_from(self, job_id: str, source: str, numbered: Sequence[tuple[int, Event]]) -> int:
         """Append what a source tells, each of its sequence numbers once and in order. Returns the highest number now held."""
         with self._write() as connection:

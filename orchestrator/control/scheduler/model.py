@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from orchestrator.spec import ResourcesSpec
+from orchestrator.spec import JobSpec
 
 CPU_UNITS = 10_000
 Placement = tuple[tuple[str, int], ...]
@@ -111,15 +111,18 @@ class Demand:
     max_workers_per_node: int = 0
     """0: as many as fit."""
     group: int = 1
-    """Workers that stay on one node: tensor parallel x pipeline parallel."""
+    """Neighbouring workers that stay together on a node; of the last ones fewer, where it does not divide the gang."""
 
     @classmethod
-    def of(cls, resources: ResourcesSpec) -> Demand:
+    def of(cls, spec: JobSpec) -> Demand:
+        """Tensor-parallel ranks exchange in every layer: they are neighbours (see `layout`), and so are the ranks of a bundle."""
+        resources = spec.resources
         return cls(
             num_workers=resources.num_workers,
             cpu_units=max(1, round(resources.cpus_per_worker * CPU_UNITS)),
             gpus=int(resources.gpus_per_worker),
             max_workers_per_node=resources.max_workers_per_node,
+            group=spec.parallelism.tensor_parallel_size,
         )
 
     @property

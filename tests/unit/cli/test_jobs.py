@@ -207,7 +207,7 @@ def test_status_of_a_job_that_waits_counts_the_queue(jobs: JobStore, capsys: Cap
 
 
 def test_status_as_json_holds_job_and_events(jobs: JobStore, capsys: Capture) -> None:
-    jobs.append_events("gpt-waits", [Event(kind=EventKind.WAITING, job_id="gpt-waits", time_s=301.0, message="x", fields={"n": 1})])
+    jobs.tell_waiting([], [Event(kind=EventKind.WAITING, job_id="gpt-waits", time_s=301.0, message="x", fields={"n": 1})])
     values = json.loads(said(capsys, "status", "gpt-waits", "--json"))
     assert job_from_dict(values) == jobs.get("gpt-waits")
     events = [(event["seq"], event["kind"], event["fields"]) for event in values["events"]]
@@ -226,7 +226,7 @@ def test_a_beginning_that_fits_two_jobs_is_refused(jobs: JobStore, capsys: Captu
 
 
 def test_status_shows_an_event_without_words(jobs: JobStore, capsys: Capture) -> None:
-    jobs.append_events("gpt-waits", [Event(kind=EventKind.WARNING, job_id="gpt-waits", time_s=1.0, message="")])
+    jobs.tell_waiting([], [Event(kind=EventKind.WARNING, job_id="gpt-waits", time_s=1.0, message="")])
     assert "warning" in said(capsys, "status", "gpt-waits")
 
 
@@ -290,7 +290,7 @@ def test_logs_as_json_go_on_from_any_line(logs: ObjectStore, capsys: Capture) ->
 
 
 def test_events_are_shown_in_order(jobs: JobStore, home: Home, capsys: Capture) -> None:
-    jobs.append_events("resnet-failed", [Event(kind=EventKind.ENDED, job_id="resnet-failed", time_s=195.0, message="no such column")])
+    jobs.tell_waiting([], [Event(kind=EventKind.ENDED, job_id="resnet-failed", time_s=195.0, message="no such column")])
     first, second, last = said(capsys, "events", "resnet-failed", "-f").splitlines()
     assert first.split()[2:] == ["submitted", "2", "workers"] and second.split()[2:] == ["ended", "no", "such", "column"]
     assert last == f"next: {command('logs resnet-failed', home)}"

@@ -58,7 +58,7 @@ def job(home: Home) -> str:
 
 COMMANDS = [
     ("list",), ("status", "JOB"), ("events", "JOB"), ("logs", "JOB"), ("logs", "JOB", "--tail", "1"), ("wait", "JOB"), ("cancel", "JOB"),
-    ("nodes",), ("nodes", "forgive", "n1"), ("version",), ("down",), ("doctor", "--only", "limits,network,tracking"),
+    ("nodes",), ("nodes", "forgive", "n1"), ("prune",), ("version",), ("down",), ("doctor", "--only", "limits,network,tracking"),
     ("checkpoint", "ls", "JOB"), ("checkpoint", "gc", "JOB"), ("queue",), ("policy",), ("audit",), ("user", "add", "ann"), ("user", "list"),
     ("remove", "JOB", "--yes"),
 ]  # fmt: skip

@@ -30,7 +30,7 @@ def store(home: Home) -> JobStore:
     for node, kind in (("left", "HANG"), ("lost", "LOST")):
         fields = {"incident": kind, "node": node, "gpu": "GPU-7" if kind == "HANG" else ""}
         message = f"rank 3 of {node} failed\nand more"
-        store.append_events("gpt-a", [Event(kind=EventKind.HANG, job_id="gpt-a", time_s=time.time(), message=message, fields=fields)])
+        store.tell_waiting([], [Event(kind=EventKind.HANG, job_id="gpt-a", time_s=time.time(), message=message, fields=fields)])
     return store
 
 

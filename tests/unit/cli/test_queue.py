@@ -11,6 +11,7 @@ from orchestrator.cli import main
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.controller import Controller
 from orchestrator.control.nodes.groups import ScriptedGroups, done
+from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
@@ -25,7 +26,8 @@ def jobs(home: Home) -> list[str]:
     """Of three equal jobs one holds the cluster, two wait for it."""
     client, store = Client(home), JobStore(home.jobs_db)
     view = ClusterView(nodes=(Node(id="n", cpu_units=2 * CPU_UNITS),))
-    controller, ids = Controller(store, home, ScriptedGroups(), lambda: done(view)), []
+    provisioner = Provisioner(home.node_types, ScriptedAutoscaler())
+    controller, ids = Controller(store, home, ScriptedGroups(), lambda: done(view), provisioner), []
     for name in ("first", "second", "third"):
         spec = JobSpec(
             workload=WorkloadSpec(name=name, entrypoint="tiny:Tiny"), model=ModelSpec(name="m"), data=DataSpec(name="d"),

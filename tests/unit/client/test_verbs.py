@@ -13,7 +13,8 @@ from orchestrator.cli import main
 from orchestrator.client import Client
 from orchestrator.client.connection import Local, Verbs, connect, found_token, remove_all
 from orchestrator.client.remote import Remote
-from orchestrator.code.package import archive_of, is_kept, read_package, unpack
+from orchestrator.code.cache import unpack
+from orchestrator.code.package import archive_of, claim, read_package
 from orchestrator.control.api.server import ApiServer
 from orchestrator.control.client import CLUSTER
 from orchestrator.control.pulse import Pulse
@@ -72,7 +73,7 @@ def prepared(store: JobStore, home: Home) -> str:
     job = Local(home).submit(dataclasses.replace(SPEC, name="done"), {})
     store.set_meta(CLUSTER, ClusterView(nodes=(Node(id="n", host="n1", cpu_units=64 * CPU_UNITS, gpus=8),)).to_dict())
     fields = {"incident": "HANG", "node": "n1"}
-    store.append_events(job.id, [Event(kind=EventKind.HANG, job_id=job.id, time_s=1e10, message="hangs", fields=fields)])
+    store.tell_waiting([], [Event(kind=EventKind.HANG, job_id=job.id, time_s=1e10, message="hangs", fields=fields)])
     job = store.update(job, state=JobState.STARTING, progress=Progress(step=10, max_steps=10, loss=0.5))
     store.update(job, state=JobState.SUCCEEDED, ended_s=job.submitted_s + 5, reason="trained 10 steps")
     objects = open_store(job.spec.storage)
@@ -169,7 +170,7 @@ def test_the_working_directory_of_a_workload_of_ones_own_goes_to_the_server_once
     folder = unpack(open_store(StorageSpec(url=verbs.home.store.as_uri())), package.content_hash, tmp_path / "cache")
     assert (folder / "mine.py").read_text() == f"WHERE = '{marker}'\n"
     named = StorageSpec(url=(tmp_path / "named").as_uri())
-    assert verbs.keep_code(package, named, {}) is True and is_kept(open_store(named), package.content_hash)
+    assert verbs.keep_code(package, named, {}) is True and claim(open_store(named), package.content_hash)
 
 
 def test_what_is_no_package_is_refused(place, tmp_path):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.code.package import keep_package, read_package, unpack
+from orchestrator.code.cache import unpack
+from orchestrator.code.package import keep_package, read_package
 from orchestrator.errors import ConfigError, CorruptObject, ObjectNotFound
 from orchestrator.paths import code_key
 from orchestrator.storage import MemoryStore

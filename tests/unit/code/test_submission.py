@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.client import Client
-from orchestrator.code.package import unpack
+from orchestrator.code.cache import unpack
 from orchestrator.paths import Home
 from orchestrator.storage import open_store
 

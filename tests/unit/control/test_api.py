@@ -249,7 +249,7 @@ def test_reads_need_a_token_unless_they_are_open_and_then_only_under_a_name_of_t
 
 def test_events_come_in_parts_from_any_number_on(service):
     job_id = service.submit()
-    service.store.append_events(job_id, [Event(kind=EventKind.WARNING, job_id=job_id, time_s=float(n), message=str(n)) for n in range(5)])
+    service.store.tell_waiting([], [Event(kind=EventKind.WARNING, job_id=job_id, time_s=float(n), message=str(n)) for n in range(5)])
     first = service.ask("GET", f"/v1/jobs/{job_id}/events?limit=4").json()
     rest = service.ask("GET", f"/v1/jobs/{job_id}/events?after={first['next']}").json()
     assert [event["seq"] for event in first["events"] + rest["events"]] == [1, 2, 3, 4, 5, 6]

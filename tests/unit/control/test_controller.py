@@ -8,6 +8,7 @@ from orchestrator.control import life
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.controller import SETTLE_S, Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done, failed
+from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, plan
 from orchestrator.control.scheduler.model import CPU_UNITS, Node, Preempt
@@ -39,7 +40,8 @@ class World:
 
     def start_controller(self) -> None:
         view = ClusterView(nodes=(Node(id="node-1", cpu_units=2 * CPU_UNITS),))
-        self.controller = Controller(self.store, self.home, self.groups, lambda: done(view))
+        self.provisioner = Provisioner(self.home.node_types, ScriptedAutoscaler())
+        self.controller = Controller(self.store, self.home, self.groups, lambda: done(view), self.provisioner)
 
     def turn(self, rounds: int = 4, seconds: float = 1.0) -> None:
         for _ in range(rounds):
@@ -390,7 +392,7 @@ def test_the_schedulers_order_preempts_a_job_once(world):
         return dataclasses.replace(plan(cluster, queue, running, usage, now, policy), preempts=orders)
 
     job_id = world.running()
-    world.controller = Controller(world.store, world.home, world.groups, world.controller._look, preempting)
+    world.controller = Controller(world.store, world.home, world.groups, world.controller._look, world.provisioner, preempting)
     world.turn(6)
     assert world.groups.preemptions == [(job_id, "makes room for b", None)]
 
@@ -448,7 +450,7 @@ def test_nothing_is_made_to_stand_by_while_a_job_starts_and_makes_its_first_step
 def machines(world, *hosts, life=""):
     """A cluster of so many nodes of 2 CPUs; `life`: part of Ray's ids for them, which change when it starts anew."""
     view = ClusterView(nodes=tuple(Node(id=f"{life}{host}", host=host, cpu_units=2 * CPU_UNITS) for host in hosts))
-    world.controller = Controller(world.store, world.home, world.groups, lambda: done(view))
+    world.controller = Controller(world.store, world.home, world.groups, lambda: done(view), world.provisioner)
 
 
 def incident(world, job_id, node, kind="HANG"):

@@ -33,7 +33,7 @@ class World:
         self.client, self.store = Client(self.home), JobStore(self.home.jobs_db)
         provisioner = Provisioner(self.home.node_types, self.autoscaler)
         self.controller = Controller(
-            self.store, self.home, self.groups, lambda: done(ClusterView(nodes=tuple(self.nodes))), provisioner=provisioner
+            self.store, self.home, self.groups, lambda: done(ClusterView(nodes=tuple(self.nodes))), provisioner
         )  # fmt: skip
 
     def turn(self, rounds=4, seconds=1.0):

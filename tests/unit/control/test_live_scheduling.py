@@ -9,6 +9,7 @@ import pytest
 from orchestrator.control.client import Client
 from orchestrator.control.controller import Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done
+from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
 from orchestrator.control.planning.accounts import Accounts, Stay
 from orchestrator.control.planning.policy import DEFAULT
 from orchestrator.control.planning.replay import replay
@@ -19,9 +20,11 @@ from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.errors import ConfigError, JobNotFound, StateError
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, JobResult, JobState, Progress
+from orchestrator.layout import layout_for
 from orchestrator.paths import Home
-from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, SchedulingSpec, TrainingSpec, WorkloadSpec
+from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ParallelismSpec, ResourcesSpec, SchedulingSpec, TrainingSpec, WorkloadSpec
 from orchestrator.supervision.accounting import Bucket
+from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.ledger import Ledger
 
 SPEC = JobSpec(
@@ -50,7 +53,8 @@ class World:
         self.start_controller()
 
     def start_controller(self):
-        self.controller = Controller(self.store, self.home, self.groups, lambda: done(self.view))
+        provisioner = Provisioner(self.home.node_types, ScriptedAutoscaler())
+        self.controller = Controller(self.store, self.home, self.groups, lambda: done(self.view), provisioner)
 
     def turn(self, rounds=4, seconds=1.0):
         for _ in range(rounds):
@@ -103,6 +107,37 @@ class World:
 @pytest.fixture
 def world(tmp_path):
     return World(tmp_path)
+
+
+# place
+
+
+def test_tensor_parallel_ranks_are_on_one_node(tmp_path):
+    """Of eight workers on nodes of three GPUs each: without groups the first node would have three."""
+    world = World(tmp_path, nodes=4, gpus=3)
+    training = dataclasses.replace(SPEC.training, global_batch_size=16)
+    divided = ParallelismSpec(tensor_parallel_size=2)
+    job_id = world.submit(8, parallelism=divided, training=training)
+    world.turn()
+    counts = [workers for _, workers in world.job(job_id).placement]
+    context = RunContext(job_id=job_id, run=1, spec=world.job(job_id).spec, home=world.home, ranks_per_bundle=tuple(counts))
+    layout = layout_for(context.spec)
+    nodes = {rank: bundle for bundle in range(len(counts)) for rank in context.ranks(bundle)}
+    groups = {}
+    for rank in range(8):
+        groups.setdefault(rank - layout.tensor_parallel_rank(rank), set()).add(nodes[rank])
+    assert counts == [2, 2, 2, 2] and all(len(group) == 1 for group in groups.values()) and len(groups) == 4
+    plain = World(tmp_path / "plain", nodes=4, gpus=3)
+    job_id = plain.submit(8, training=training)
+    plain.turn()
+    assert sorted(workers for _, workers in plain.job(job_id).placement) == [2, 3, 3]
+
+
+def test_a_tensor_parallel_group_that_fits_no_node_is_refused(tmp_path):
+    world = World(tmp_path, nodes=4, gpus=3)
+    world.turn()
+    with pytest.raises(ConfigError, match="the job needs 4 x 1 CPU and 1 GPU, 4 together on a node; the cluster has"):
+        world.submit(4, parallelism=ParallelismSpec(tensor_parallel_size=4))
 
 
 # preemption

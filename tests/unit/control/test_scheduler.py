@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.control.scheduler import ClusterView, Demand, Job, Policy, Run, Standing, Usage, feasible, plan
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
-from orchestrator.spec import ResourcesSpec
+from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ParallelismSpec, ResourcesSpec, TrainingSpec, WorkloadSpec
 
 
 def node(name: str, cpus: float, gpus: int = 0, **more: Any) -> Node:
@@ -87,8 +88,14 @@ def test_feasible_names_the_numbers():
 
 
 def test_demand_of_a_spec():
-    resources = ResourcesSpec(num_workers=3, cpus_per_worker=0.5, gpus_per_worker=1, max_workers_per_node=2)
-    assert Demand.of(resources) == need(3, 0.5, 1, 2)
+    spec = JobSpec(
+        workload=WorkloadSpec(name="w", entrypoint="w:W"), model=ModelSpec(name="m"), data=DataSpec(name="d"),
+        training=TrainingSpec(max_steps=1, global_batch_size=12, micro_batch_size=1),
+        resources=ResourcesSpec(num_workers=6, cpus_per_worker=0.5, gpus_per_worker=1, max_workers_per_node=2),
+    )  # fmt: skip
+    assert Demand.of(spec) == need(6, 0.5, 1, 2)
+    pairs = replace(spec, parallelism=ParallelismSpec(tensor_parallel_size=2))
+    assert Demand.of(pairs) == replace(need(6, 0.5, 1, 2), group=2)
 
 
 def test_a_view_is_the_same_after_json():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import sqlite3
 
@@ -46,7 +47,8 @@ def against(node, kind="HANG", time_s=5.0, **more):
 def test_events_that_speak_against_a_machine_are_kept_over_all_jobs_until_it_is_forgiven(store, tmp_path):
     store.append_from("a", "s1", [(1, event("committed")), (2, against("n1", gpu="GPU-1"))])
     store.append_from("a", "s1", [(2, against("n1", gpu="GPU-1"))])
-    store.append_events("b", [against("n2", "LOST", 7.0), against("n3", "A_NEWER_KIND")])
+    others = against("n2", "LOST", 7.0), against("n3", "A_NEWER_KIND")
+    store.tell_waiting([], [dataclasses.replace(told, job_id="b") for told in others])
     one = Incident(job_id="a", kind=IncidentKind.HANG, node="n1", gpu="GPU-1", time_s=5.0, message="rank 1 does not move")
     other = Incident(job_id="b", kind=IncidentKind.LOST, node="n2", time_s=7.0, message="rank 1 does not move")
     assert JobStore(tmp_path / "home" / "jobs.db").incidents(0.0) == [one, other]

@@ -45,7 +45,8 @@ class Service:
         self.users = Users(self.store.engine)
         self.token = self.users.add("root", "ops", "admin")
         self.users.add(USER, "vision", "user")
-        self.app = create_app(home, self.store, Pulse())
+        self.pulse = Pulse()
+        self.app = create_app(home, self.store, self.pulse)
         node = Node(id="n", host=NODE, cpu_units=64 * CPU_UNITS, gpus=8)
         self.store.set_meta(CLUSTER, ClusterView(nodes=(node,)).to_dict())
         job = Client(home, self.store).submit(SPEC, {})
@@ -100,6 +101,7 @@ def at_known(case, job: str = JOB) -> None:
 def test_no_request_is_an_error_of_the_server(schema, service):
     def ask(case) -> None:
         briefly(case)
+        service.pulse.beat(0.01)
         for change in (lambda case: None, at_known, lambda case: at_known(case, ENDED)):
             change(case)
             response = case.call(headers={"Authorization": f"Bearer {service.token}"})

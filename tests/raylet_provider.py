@@ -11,40 +11,23 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import psutil
 import yaml
 from harness import TESTS, Sandbox
 from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.tags import NODE_KIND_HEAD, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+from ray_nodes import RayNodes, end, named, new_id, raylet_command
 from supervision_box import QUICK_HEALTH_CHECKS
 
-from orchestrator.control.keeper import free_port
-
 HEAD = "head"
-END_LIMIT_S = 20.0
-
-
-def raylet_command(folder: Path, resources: dict[str, int], host: str, *more: str) -> list[str]:
-    return [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--num-cpus={resources['CPU']}",
-        f"--num-gpus={resources.get('GPU', 0)}", f"--labels=host={host}", "--node-ip-address=127.0.0.1", "--object-store-memory=80000000",
-        "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0", f"--temp-dir={folder}", "--disable-usage-stats",
-        *more,
-    ]  # fmt: skip
 
 
 def identity(node_id: str, node_type: str) -> dict[str, str]:
     """By these the autoscaler knows its nodes again."""
-    return {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": node_id, "RAY_CLOUD_INSTANCE_ID": node_id, "RAY_NODE_TYPE_NAME": node_type}
-
-
-def new_id() -> str:
-    """56 hexadecimal digits, as Ray's own."""
-    return (uuid4().hex + uuid4().hex)[:56]
+    return {**named(node_id), "RAY_CLOUD_INSTANCE_ID": node_id, "RAY_NODE_TYPE_NAME": node_type}
 
 
 class RayletProvider(NodeProvider):
@@ -89,9 +72,8 @@ class RayletProvider(NodeProvider):
         with self._lock:
             for _ in range(count):
                 node_id, number = new_id(), len(self._tags)
-                command = raylet_command(
-                    self._folder / f"n{number}", resources, f"host{number}", f"--address={self.provider_config['address']}"
-                )  # fmt: skip
+                where = f"--address={self.provider_config['address']}"
+                command = raylet_command(self._folder / f"n{number}", resources, f"host{number}", where)
                 environment = {**os.environ, **identity(node_id, tags[TAG_RAY_USER_NODE_TYPE])}
                 with (self._folder / f"n{number}.log").open("wb") as log:
                     self._processes[node_id] = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -107,19 +89,35 @@ class RayletProvider(NodeProvider):
             self.terminate_node(node_id)
 
 
-class ScalingCluster:
+class ScalingCluster(RayNodes):
     """A head without CPUs, and an autoscaler that may start `max_nodes` nodes with these `resources`."""
 
     def __init__(self, sandbox: Sandbox, resources: dict[str, int], max_nodes: int, idle_s: float) -> None:
-        self.sandbox, self.folder = sandbox, sandbox.root
-        port, head_id = free_port(), new_id()
-        self.address = f"127.0.0.1:{port}"
+        self._offered, self._max_nodes, self._idle_s = resources, max_nodes, idle_s
         sandbox.environment |= {
             **QUICK_HEALTH_CHECKS, "PYTHONPATH": f"{TESTS / 'pretended_gpus'}:{TESTS}", "RAY_enable_autoscaler_v2": "1",
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         }  # fmt: skip
-        self._config = {
-            "cluster_name": "test", "max_workers": max_nodes, "idle_timeout_minutes": idle_s / 60, "head_node_type": HEAD,
+        super().__init__(sandbox, {"CPU": 0})
+
+    def start_head(self, node_id: str = "", more: Mapping[str, str] | None = None) -> str:
+        """And its autoscaler."""
+        head_id = node_id or new_id()
+        config = self.folder / "autoscaler.yaml"
+        config.write_text(yaml.safe_dump(self._config(head_id)))
+        self.sandbox.home.root.mkdir(parents=True, exist_ok=True)
+        self.sandbox.home.node_types.symlink_to(config)
+        super().start_head(head_id, {**identity(head_id, HEAD), **(more or {})})
+        monitor = [
+            sys.executable, "-m", "ray.autoscaler.v2.monitor", f"--gcs-address={self.address}", f"--autoscaling-config={config}",
+            f"--logs-dir={self.folder}",
+        ]  # fmt: skip
+        self._monitor = self.start("monitor", monitor, {})
+        return head_id
+
+    def _config(self, head_id: str) -> dict[str, Any]:
+        return {
+            "cluster_name": "test", "max_workers": self._max_nodes, "idle_timeout_minutes": self._idle_s / 60, "head_node_type": HEAD,
             "provider": {
                 "type": "external", "module": "raylet_provider.RayletProvider", "use_node_id_as_ip": True, "disable_node_updaters": True,
                 "disable_launch_config_check": True, "folder": str(self.folder), "address": self.address, "head_id": head_id,
@@ -129,36 +127,9 @@ class ScalingCluster:
             **{f"{kind}_start_ray_commands": [] for kind in ("head", "worker")},
             "available_node_types": {
                 HEAD: {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0},
-                "gpu": {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": max_nodes},
+                "gpu": {"resources": self._offered, "node_config": {}, "min_workers": 0, "max_workers": self._max_nodes},
             },
         }  # fmt: skip
-        config = self.folder / "autoscaler.yaml"
-        config.write_text(yaml.safe_dump(self._config))
-        sandbox.home.root.mkdir(parents=True, exist_ok=True)
-        sandbox.home.node_types.symlink_to(config)
-        head = raylet_command(
-            self.folder / "head", {"CPU": 0}, "head", "--head", f"--port={port}", "--include-dashboard=false", "--no-monitor"
-        )  # fmt: skip
-        self._started = [self._start("head", head, identity(head_id, HEAD))]
-        sandbox.wait_until(lambda: len(self.nodes()) == 1, "the head")
-        monitor = [
-            sys.executable, "-m", "ray.autoscaler.v2.monitor", f"--gcs-address={self.address}", f"--autoscaling-config={config}",
-            f"--logs-dir={self.folder}",
-        ]  # fmt: skip
-        self._started.append(self._start("monitor", monitor, {}))
-
-    def nodes(self) -> dict[str, Any]:
-        """Those that live, by Ray's id."""
-        from ray._raylet import GcsClient
-
-        try:
-            found = GcsClient(address=self.address).get_all_node_info(timeout=5.0)
-        except Exception:  # noqa: BLE001 - it is not up yet
-            return {}
-        return {node_id.hex(): info for node_id, info in found.items() if info.state == 0}
-
-    def workers(self) -> list[str]:
-        return [node_id for node_id, info in self.nodes().items() if not info.is_head_node]
 
     def drain(self, node_id: str, deadline_s: float) -> None:
         command = [
@@ -170,22 +141,7 @@ class ScalingCluster:
 
     def close(self) -> None:
         """The autoscaler first, or it would start what is ended."""
-        started = (self.folder / "started.jsonl").read_text().splitlines() if (self.folder / "started.jsonl").exists() else []
-        _end([self._started[-1].pid])
-        _end([json.loads(line)["pid"] for line in started])
-        _end([process.pid for process in self._started])
-
-    def _start(self, name: str, command: list[str], more: dict[str, str]) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{name}.log").open("wb") as log:
-            return subprocess.Popen(command, env={**self.sandbox.environment, **more}, stdout=log, stderr=log, start_new_session=True)
-
-
-def _end(pids: list[int]) -> None:
-    processes = []
-    for pid in pids:
-        try:
-            processes.append(psutil.Process(pid))
-            processes[-1].terminate()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(processes, timeout=END_LIMIT_S)
+        file = self.folder / "started.jsonl"
+        end([self._monitor.pid])
+        end([json.loads(line)["pid"] for line in file.read_text().splitlines()] if file.exists() else [])
+        super().close()

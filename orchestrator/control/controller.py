@@ -34,6 +34,8 @@ from orchestrator.paths import Home
 VIEW_INTERVAL_S = 1.0
 SETTLE_S = 5.0
 """Without a start before actors are made to stand by: the first steps have the processors for themselves."""
+SEEK_LIMIT_S = 60.0
+"""How long a controller that has just started plans nothing, for jobs that are on their way back to the queue."""
 MAX_WRITES_PER_S = 100
 """Of progress, of all jobs together."""
 
@@ -59,6 +61,7 @@ class Controller:
         self._losses: dict[str, Losses] = {}
         self._settled_s = 0.0
         self._now = 0.0
+        self._began_s: float | None = None
         self._write_interval_s = PROGRESS_INTERVAL_S
         self._jobs = LiveJobs(store)
         self._scheduling = Scheduling(store, PlanLog(home.plans), decide)
@@ -145,13 +148,21 @@ class Controller:
         self._execution.go_on(cluster, now)
         queue = [job for job in self._jobs.waiting() if job.id not in blocked]
         active = {job.id: (job, self._facts(job, now)) for job in self._jobs.all() if job.state.active}
-        planned = self._scheduling.plan(cluster, queue, active, now)
+        planned = None if self._seeks(now) else self._scheduling.plan(cluster, queue, active, now)
         if planned is not None:
             self._provisioner.heard(planned[1], cluster, now)
             self._notices.decided(*planned)
             if not self._execution.carry_out(planned[1], now):
                 self._scheduling.look_again()
         self._notices.tell(blocked, now)
+
+    def _seeks(self, now: float) -> bool:
+        """Jobs that ran on nodes that are gone, as after a restart of Ray's head, come before those that were behind them."""
+        self._began_s = now if self._began_s is None else self._began_s
+        if now - self._began_s > SEEK_LIMIT_S:
+            return False
+        lives = ((job, self._lives.get(job.id)) for job in self._jobs.all() if job.state.active)
+        return any((life is None or life.sought) and self._gone_nodes(job) for job, life in lives)
 
     def _facts(self, job: Job, now: float) -> Facts:
         life, is_short = self._lives.get(job.id), job.num_placed < job.spec.resources.num_workers

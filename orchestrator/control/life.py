@@ -96,6 +96,8 @@ class Life:
 
     def __post_init__(self) -> None:
         self.orders = Orders(self.groups)
+        self.sought = self.phase is Phase.FIND
+        """It ran before this controller did, and its supervisor is not found, or not yet."""
 
     def advance(self, job: Job, now: float) -> Job:
         """Take the answer that has come, write what it means, ask the next thing. Returns the job as it is now."""
@@ -153,7 +155,7 @@ class Life:
     # answers
 
     def _found(self, job: Job, found: bool, now: float) -> Job:
-        self.why_lost = "its cluster was gone"
+        self.why_lost, self.sought = "its cluster was gone", not found
         if found:
             self.facts = remembered(self.store, job)
         self._enter(Phase.WATCH if found else Phase.RESULT, now)

@@ -2,59 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
-import psutil
 import pytest
-from harness import TINY, Sandbox, kill
+from harness import TINY, Sandbox
+from ray_nodes import RayNodes
 from supervision_box import QUICK_HEALTH_CHECKS
 
-from orchestrator.control.keeper import free_port
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
 
-SCRIPT = Path(__file__).parents[2] / "cluster" / "local.sh"
 STEPS = 600
-
-
-class Cluster:
-    """Two nodes with a CPU each, and one that can be added."""
-
-    def __init__(self, sandbox):
-        self.sandbox, self.port, self.added = sandbox, free_port(), None
-        self.environment = {**sandbox.environment, **QUICK_HEALTH_CHECKS, "PYTHON": sys.executable}
-        command, pipe = [SCRIPT, "2", "1", str(self.port)], subprocess.PIPE
-        self.script = subprocess.Popen(
-            command, env=self.environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
-        first = self.script.stdout.readline()
-        assert "ready: 2 nodes" in first, first + self.script.communicate(timeout=60)[0]
-
-    def lose_second(self):
-        """Power off: SIGKILL to all that runs on it."""
-        nodes = psutil.Process(self.script.pid).children()
-        (root,) = [node for node in nodes if any(argument.endswith("/node2") for argument in node.cmdline())]
-        for process in [root, *root.children(recursive=True)]:
-            kill(process)
-
-    def add(self):
-        command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address=127.0.0.1:{self.port}", "--num-cpus=1",
-            "--node-ip-address=127.0.0.1", "--object-store-memory=80000000", "--min-worker-port=0", "--max-worker-port=0",
-            "--dashboard-agent-listen-port=0", f"--temp-dir={self.sandbox.root}/n3", "--disable-usage-stats",
-        ]  # fmt: skip
-        environment = {**self.environment, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-        with (self.sandbox.root / "n3.log").open("wb") as log:
-            self.added = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-    def close(self):
-        for process in (self.added, self.script):
-            if process is not None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(timeout=60)
+CPU = {"CPU": 1}
 
 
 @pytest.fixture
@@ -66,7 +23,8 @@ def sandbox():
 
 @pytest.fixture
 def cluster(sandbox):
-    it = Cluster(sandbox)
+    it = RayNodes(sandbox, CPU, QUICK_HEALTH_CHECKS)
+    it.add(CPU)
     yield it
     sandbox.run("down")  # first: a control plane that looks for its cluster waits long
     it.close()
@@ -75,7 +33,7 @@ def cluster(sandbox):
 @pytest.mark.slow
 def test_a_job_goes_on_with_one_worker_when_a_node_is_lost_and_with_both_when_another_comes(sandbox, cluster):
     settings = (
-        *TINY, f"training.max_steps={STEPS}", "checkpoint.interval_steps=50", f"cluster.address=127.0.0.1:{cluster.port}",
+        *TINY, f"training.max_steps={STEPS}", "checkpoint.interval_steps=50", f"cluster.address={cluster.address}",
         "resources.max_workers_per_node=1",
     )  # fmt: skip
     calm = sandbox.submit(*settings, "scheduler.resize_interval_s=1")
@@ -84,11 +42,12 @@ def test_a_job_goes_on_with_one_worker_when_a_node_is_lost_and_with_both_when_an
     shrinks = ("resources.min_workers=1", "recovery.shrink_after_s=1", "recovery.grow_interval_s=1", "+workload.options.sleep_s=0.006")
     job_id = sandbox.submit(*settings, *shrinks)
     sandbox.wait_until(lambda: (sandbox.job(job_id).progress.committed_step or 0) >= 100, "a commit")
-    cluster.lose_second()
+    (second,) = cluster.workers()
+    cluster.power_off(second)
     sandbox.wait_until(lambda: told(sandbox, job_id, EventKind.RESIZED), "fewer workers")
     code, shown = sandbox.run("list")
     assert code == 0 and " 1/2 " in shown, shown
-    cluster.add()
+    cluster.add(CPU)
     job = sandbox.wait_ended(job_id)
     assert job.state is JobState.SUCCEEDED, sandbox.describe()
     fewer, more = told(sandbox, job_id, EventKind.RESIZED)

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.control import life
 from orchestrator.control.client import CLUSTER, Client
-from orchestrator.control.controller import SETTLE_S, Controller
+from orchestrator.control.controller import SEEK_LIMIT_S, SETTLE_S, Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done, failed
 from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
 from orchestrator.control.records.store import JobStore
@@ -200,6 +200,28 @@ def test_a_job_whose_cluster_is_gone_is_queued_again_at_its_old_place(world, res
     assert "SUPERVISOR_LOST" in world.kinds(job_id)
     assert "goes on from its last commit" in "".join(world.messages(job_id))
     assert ("release", job_id) in world.groups.calls
+
+
+def test_after_a_new_head_the_job_that_ran_comes_before_the_one_that_waited(world):
+    """The new nodes are free as soon as they are seen; who waited must not take them before the lost job is back in the queue."""
+    running, waiting = world.running(), world.submit()
+    world.turn(2)
+    world.groups.supervisors.clear()
+    machines(world, "node-1", life="new-")
+    world.turn(8)
+    assert [world.client.job(job_id).placement for job_id in (running, waiting)] == [(("new-node-1", 2),), ()]
+    assert running in world.client.job(waiting).reason
+
+
+def test_a_lost_job_whose_result_cannot_be_read_holds_the_others_up_for_a_while_only(world):
+    running, waiting = world.running(), world.submit()
+    world.groups.supervisors.clear()
+    world.groups.held.add("result")
+    machines(world, "node-1", life="new-")
+    world.turn(5)
+    assert world.state(waiting) is JobState.QUEUED
+    world.turn(5, SEEK_LIMIT_S / 4)
+    assert (world.state(running), world.state(waiting)) == (JobState.RUNNING, JobState.STARTING)
 
 
 def test_a_job_that_is_lost_again_and_again_without_progress_fails(world):

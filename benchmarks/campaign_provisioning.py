@@ -21,7 +21,7 @@ from provisioning_trial import IDLE_S, NOTICE_S, STEPS, Outcome, grow_drain_and_
 
 def trial(number: int, seed: int) -> dict[str, Any]:
     with scaling() as (sandbox, cluster):
-        found = grow_drain_and_shrink(sandbox, cluster, random.Random(f"{seed} {number}").randrange(5, STEPS - 50))
+        found = grow_drain_and_shrink(sandbox, cluster, random.Random(f"{seed} {number}").randrange(5, STEPS // 2))
     return {**dataclasses.asdict(found), "amiss": found.amiss()}
 
 

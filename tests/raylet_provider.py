@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from ray_nodes import RayNodes, end, named, new_id, raylet_command
 from supervision_box import QUICK_HEALTH_CHECKS
 
 HEAD = "head"
+PREEMPTION = 2
+"""Of Ray's reasons for a drain."""
 
 
 def identity(node_id: str, node_type: str) -> dict[str, str]:
@@ -132,12 +135,11 @@ class ScalingCluster(RayNodes):
         }  # fmt: skip
 
     def drain(self, node_id: str, deadline_s: float) -> None:
-        command = [
-            sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={self.address}", f"--node-id={node_id}",
-            "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=a test", f"--deadline-remaining-seconds={deadline_s:g}",
-        ]  # fmt: skip
-        done = subprocess.run(command, env=self.sandbox.environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        from ray._raylet import GcsClient
+
+        deadline_ms = int((time.time() + deadline_s) * 1000)
+        taken, why = GcsClient(address=self.address).drain_node(node_id, PREEMPTION, "a test", deadline_ms)
+        assert taken, why
 
     def close(self) -> None:
         """The autoscaler first, or it would start what is ended."""

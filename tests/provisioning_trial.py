@@ -18,6 +18,8 @@ IDLE_S = 4.0
 """After which the autoscaler ends a node."""
 NOTICE_S = 20.0
 STEPS = 200
+LIMIT_S = 400.0
+"""Of each wait."""
 ASKED = "waits for nodes: 8 more GPUs asked of the autoscaler"
 
 
@@ -85,22 +87,22 @@ def grow_drain_and_shrink(sandbox: Sandbox, cluster: ScalingCluster, drained_at:
 
     ((node, _),) = sandbox.job(second).placement
     cluster.drain(node, NOTICE_S)
-    sandbox.wait_until(lambda: sandbox.job(second).run == 2, "the way back to the queue")
+    sandbox.wait_until(lambda: sandbox.job(second).run == 2, "the way back to the queue", LIMIT_S)
     saved = sandbox.job(second).progress
-    job = sandbox.wait_ended(second)
+    job = sandbox.wait_ended(second, LIMIT_S)
     assert job.state is JobState.SUCCEEDED, sandbox.describe()
     restored = next(event.fields["step"] for event in told(sandbox, second, EventKind.RESTORED))
     found.lost_steps, found.taken = saved.step - restored, (job.progress.preemptions, job.progress.restarts)
 
     go_on.touch()
-    job = sandbox.wait_ended(first)
+    job = sandbox.wait_ended(first, LIMIT_S)
     assert job.state is JobState.SUCCEEDED and job.ended_s is not None, sandbox.describe()
     found.interrupted = job.progress.preemptions, job.progress.restarts
     found.lost_s = sandbox.ledger(first).seconds[Bucket.LOST]
     found.provision_s = tuple(passed for job_id in (first, second) for passed in _provisions(sandbox, job_id))
     same_losses = sandbox.history(second) == sandbox.history(first)
     found.equal = same_losses and sandbox.fingerprint(second) == sandbox.fingerprint(first)
-    gone_s = sandbox.wait_until(lambda: not cluster.workers() and time.time(), "the end of all idle nodes")
+    gone_s = sandbox.wait_until(lambda: not cluster.workers() and time.time(), "the end of all idle nodes", LIMIT_S)
     found.empty_s = gone_s - job.ended_s
     return found
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from orchestrator.code.files import CodeFile, collect
 from orchestrator.errors import ConfigError, CorruptObject, ObjectExists
-from orchestrator.paths import CODE, code_key, code_tombstone
+from orchestrator.paths import CODE, code_key, code_tombstone, safe_name
 from orchestrator.storage import ObjectStore
 
 LARGEST_UNPACKED_BYTES = 1 << 30
@@ -45,6 +45,11 @@ def keep_package(store: ObjectStore, package: Package) -> bool:
     return not claim(store, package.content_hash) and _keep(store, package.content_hash, archive_of(package))
 
 
+def is_kept(store: ObjectStore, content_hash: str) -> bool:
+    """Whether the store holds the package, and it is not about to be deleted. Changes nothing."""
+    return _keys(store, content_hash) == {code_key(content_hash)}
+
+
 def claim(store: ObjectStore, content_hash: str) -> bool:
     """Whether the store holds the package. Who asks is about to use it: if it was to be deleted (see `garbage`), it is not any more."""
     tombstone = code_tombstone(content_hash)
@@ -56,7 +61,7 @@ def claim(store: ObjectStore, content_hash: str) -> bool:
 
 
 def _keys(store: ObjectStore, content_hash: str) -> set[str]:
-    return {info.key for info in store.list(f"{CODE}{content_hash}.")}
+    return {info.key for info in store.list(f"{CODE}{safe_name(content_hash)}.")}
 
 
 def archive_of(package: Package) -> bytes:
@@ -77,7 +82,7 @@ def keep_archive(store: ObjectStore, content_hash: str, archive: bytes) -> bool:
         raise ConfigError(f"this is no package: {error}") from error
     if found != content_hash:
         raise ConfigError(f"this package holds other files than its hash {content_hash} says.")
-    return _keep(store, content_hash, archive)
+    return not claim(store, content_hash) and _keep(store, content_hash, archive)
 
 
 def _keep(store: ObjectStore, content_hash: str, archive: bytes) -> bool:

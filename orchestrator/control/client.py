@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from orchestrator.code.package import claim, keep_archive
+from orchestrator.code.package import is_kept, keep_archive
 from orchestrator.control.administration import Administration
 from orchestrator.control.permissions import Permissions
 from orchestrator.control.planning.dependencies import check_after
@@ -100,8 +100,8 @@ class Client:
         return there
 
     def has_code(self, content_hash: str) -> bool:
-        """Whether the home's own store holds that package."""
-        return claim(self._own_store(), content_hash)
+        """Whether the home's own store holds that package, and it is not about to be deleted."""
+        return is_kept(self._own_store(), content_hash)
 
     def keep_archive(self, content_hash: str, archive: bytes) -> bool:
         """Put a packaged working directory into the home's own store. Raises ConfigError for what is no package of that hash."""

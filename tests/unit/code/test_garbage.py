@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.code.garbage import Pruned, prune_packages
-from orchestrator.code.package import Package, claim, keep_package, read_package
+from orchestrator.code.package import Package, archive_of, claim, is_kept, keep_archive, keep_package, read_package
 from orchestrator.errors import CorruptObject
 from orchestrator.paths import JobKeys, code_key, code_tombstone
 from orchestrator.storage import MemoryStore
@@ -109,6 +109,14 @@ def test_who_submits_it_takes_the_tombstone_away(package: Package) -> None:
     prune_packages(store, (), (), NOW)
     assert keep_package(store, package) is False
     assert names(prune_packages(store, (), (), NOW + WEEK_S)) == {"doomed": [name]}
+
+
+def test_to_look_takes_nothing_away_and_to_send_it_does(package: Package) -> None:
+    store, name = holding(package), package.content_hash
+    assert is_kept(store, name)
+    prune_packages(store, (), (), NOW)
+    assert not is_kept(store, name) and code_tombstone(name) in {info.key for info in store.list("")}
+    assert keep_archive(store, name, archive_of(package)) is False and is_kept(store, name)
 
 
 @pytest.mark.parametrize("at", range(1, 9))

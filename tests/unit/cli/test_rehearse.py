@@ -64,7 +64,7 @@ class Cluster:
 
     def _tell(self, job: Job, kinds: list[EventKind], message: str, **fields: int) -> None:
         events = [Event(kind=kind, job_id=job.id, time_s=1.0, message=message, fields=fields) for kind in kinds]
-        self._store.append_events(job.id, events)
+        self._store.tell_waiting([], events)
 
     def close(self) -> None:
         self._over.set()

@@ -107,9 +107,9 @@ def _verbs() -> dict[str, Callable[[], Verb]]:
 
 _MODULES = {
     "resume": "jobs", "list": "listing", "status": "jobs", "logs": "logs", "events": "events", "wait": "events", "cancel": "jobs",
-    "remove": "remove", "prune": "prune", "dashboard": "cluster", "doctor": "doctor", "up": "cluster", "down": "cluster",
+    "remove": "remove", "dashboard": "cluster", "doctor": "doctor", "up": "cluster", "down": "cluster",
     "version": "jobs", "queue": "queue", "explain": "queue", "priority": "queue", "policy": "policy", "serve": "serve", "user": "users",
-    "audit": "users", "store": "serve",
+    "audit": "users", "store": "serve", "prune": "prune",
 }  # fmt: skip
 """Verb -> the module of this package in which its function stands."""
 

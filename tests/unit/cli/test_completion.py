@@ -31,8 +31,8 @@ def test_verbs_are_completed() -> None:
     assert complete("orchestrator x") == []
     assert complete("orchestrator ") == [
         "train", "submit", "resume", "list", "status", "logs", "events", "wait", "cancel", "remove", "dashboard", "doctor", "up", "down",
-        "version", "queue", "explain", "priority", "policy", "serve", "user", "audit", "store", "nodes", "simulate", "checkpoint",
-        "completion",
+        "version", "queue", "explain", "priority", "policy", "serve", "user", "audit", "store", "prune", "nodes", "simulate",
+        "checkpoint", "completion",
     ]  # fmt: skip
 
 

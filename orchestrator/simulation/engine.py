@@ -28,7 +28,7 @@ from orchestrator.simulation.model import JobOutcome, Outcome, Planner, Segment,
 END, REPAIR, FAIL, SUBMIT = range(4)
 """Kinds of events; of those at one moment the lower come first."""
 _GC_THRESHOLDS = (50_000, 20, 50)
-"""Few of the many objects are in cycles: to search for those after each plan takes an eighth of the time."""
+"""Few of the many objects are in cycles, and a plan makes enough of them for a search after each."""
 MOST_PLANS = 10
 """At one moment: a planner that wants more preempts in a circle."""
 

@@ -112,7 +112,7 @@ def _try_connect(path: Path) -> socket.socket | None:
 
 
 def content() -> str:
-    """Changes with anything that the warm process or an actor has imported: no job runs yesterday's code. Takes about a millisecond."""
+    """Changes with anything that the warm process or an actor has imported: no job runs yesterday's code. It is asked before each job."""
     return _digest("\n".join([*_sources(next(iter(orchestrator.__path__))), *_versions(_folders())]))
 
 
@@ -136,7 +136,7 @@ def _folders() -> tuple[tuple[str, int], ...]:
 
 @lru_cache(maxsize=1)
 def _versions(_: tuple[tuple[str, int], ...]) -> list[str]:
-    """To read them takes ten milliseconds."""
+    """Read again only when a package came or went: to read them takes longer than all the rest."""
     return [f"{package} {_version(package)}" for package in _PACKAGES]
 
 

@@ -88,7 +88,7 @@ class ClusterView:
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
-        """What plans have derived from the nodes alone; they are asked the same again and again."""
+        """What plans have derived from the nodes, and from the queue and the runs that came last; most of it is the same in the next plan."""
         return {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -217,11 +217,6 @@ class Run:
     @cached_property
     def width(self) -> int:
         return self.workers * (self.job.demand.gpus or 1)
-
-    @cached_property
-    def memo(self) -> dict[Any, Any]:
-        """What plans have derived from the run alone; most runs are the same in many plans."""
-        return {}
 
     def attained(self, now: float) -> float:
         return self.job.attained + self.width * max(0.0, now - self.started_s)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -65,7 +65,6 @@ class Turns:
     def __init__(
         self, line: Line, now: float, policy: Policy, tenant_ranks: Mapping[str, int], estimates: Estimates, widest: float
     ) -> None:
-        self._now, self._policy, self._widest = now, policy, widest
         self._patient: list[tuple[float, Block]] = []
         """(how long each of them may wait, those that have not waited so long)."""
         self._started: set[str] = set()
@@ -73,7 +72,7 @@ class Turns:
         parts: dict[Key, list[Block]] = {}
         for block in chain(line.blocks, (Block("", [job], [job.id]) for job in line.others)):
             waits_s = patience_s(block.jobs[0], policy, widest)
-            number = bisect_right(block.jobs, now, key=lambda job, waits_s=waits_s: job.queued_s + waits_s)  # type: ignore[misc]
+            number = _number_starved(block.jobs, waits_s, now)
             starved += block.jobs[:number]
             if number < len(block.jobs):
                 patient = block.since(number)
@@ -94,3 +93,8 @@ class Turns:
             if first is not None:
                 found = min(found, first.queued_s + waits_s)
         return found
+
+
+def _number_starved(jobs: Sequence[Job], waits_s: float, now: float) -> int:
+    """Of jobs that are alike, in their turn: the first so many."""
+    return bisect_right(jobs, now, key=lambda job: job.queued_s + waits_s)

@@ -88,7 +88,7 @@ class ClusterView:
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
-        """What plans have derived from the nodes, and from the queue and the runs that came last; most of it is the same in the next plan."""
+        """What plans have derived from the nodes, and from the queue and the runs that came last; the next finds most of it the same."""
         return {}
 
     def to_dict(self) -> dict[str, Any]:

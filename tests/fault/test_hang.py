@@ -29,6 +29,7 @@ def test_a_stopped_rank_and_one_that_keeps_its_lock_are_named_and_the_curve_is_t
     ranks = sorted(sandbox.ranks(), key=lambda process: process.pid)
     os.kill(ranks[1].pid, signal.SIGSTOP)
     sandbox.wait_until(lambda: len(hangs(sandbox, job_id)) == 1 and sandbox.job(job_id).state is JobState.RUNNING, "the first hang")
+    sandbox.wait_step(job_id, 60)  # of its first steps after a restart nobody knows how long they may take
     order.touch()
     sandbox.wait_until(lambda: len(hangs(sandbox, job_id)) == 2, "the second hang")
     taken = next(tmp_path.glob("hold.*"))

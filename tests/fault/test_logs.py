@@ -11,7 +11,7 @@ from harness import TINY, kill
 from orchestrator.control.reading.logs import LogReader
 from orchestrator.job import JobState
 
-COUNTING = (*TINY, "+workload.options.count=true", "+workload.options.sleep_s=0.02", "training.max_steps=60")
+COUNTING = (*TINY, "+workload.options.count=true", "+workload.options.sleep_s=0.02", "training.max_steps=200")
 
 
 def by_stream(rows: list[dict[str, Any]]) -> dict[tuple[int, int], list[str]]:
@@ -42,6 +42,7 @@ def test_every_line_once_over_the_death_of_a_rank_an_agent_and_the_controller_an
         sandbox.wait_until(lambda restarts=restarts: sandbox.job(job_id).progress.restarts >= restarts, f"restart {restarts}")
         kill(sandbox.victims("controller")[0])
         sandbox.wait_until(lambda: sandbox.victims("controller"), "the next controller")
+        sandbox.wait_until(lambda epoch=restarts + 1: any(found >= epoch for found, _ in kept(sandbox, job_id)), "lines of the next life")
     assert sandbox.wait_ended(job_id).state is JobState.SUCCEEDED, sandbox.describe()
     listener.join(60)
     rows = rows_of(heard[0])
@@ -51,7 +52,7 @@ def test_every_line_once_over_the_death_of_a_rank_an_agent_and_the_controller_an
     for lines in streams.values():
         counts = [int(line.split()[2]) for line in lines if line.startswith("micro batch")]
         assert counts == list(range(1, len(counts) + 1)), lines
-    code, output = sandbox.run("resume", job_id, "training.max_steps=70")
+    code, output = sandbox.run("resume", job_id, "training.max_steps=210")
     assert code == 0, output
     code, output = sandbox.run("logs", job_id, "--json", "--after", rows[-1]["offset"])
     later = by_stream(rows_of(output))

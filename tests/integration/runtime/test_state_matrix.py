@@ -161,7 +161,7 @@ def test_the_stages_of_a_pipeline_train_as_one_rank(pipeline):
         whole = calm[(int(narrow), 1, precision, "adamw", "", 1, model, 1, 1, 1, 1, "none")]
         for (loss, norm), (expected_loss, expected_norm) in zip(row["losses"], whole["losses"], strict=True):
             assert loss == pytest.approx(expected_loss, abs=1e-2 if narrow else 1e-5)
-            assert norm == pytest.approx(expected_norm, abs=5e-2 if narrow else 2e-4 if model == "net" else 1e-5)
+            assert norm == pytest.approx(expected_norm, abs=5e-2 if narrow else 1e-5, rel=5e-4 if model == "net" else 0)
         assert whole["losses"][0][0] - row["losses"][-1][0] > (0.1 if model == "net" else 0.5)
         assert row["kept"] == 0, "a rank holds on to layers of other stages"
 

@@ -3,8 +3,8 @@
     python benchmarks/loop_tax.py [--blocks 300]
 
 A step of that GPT takes some hundred milliseconds, of which the machine's drift is ten times as much as what is to be measured. What the
-loop adds (clock, votes, figures, guards, learning rate) does not depend on the size of a model, so it is measured with the tiny one:
-blocks of steps of `ours` and of a bare DeepSpeed loop in turn, in the same processes; the difference of each pair, in milliseconds for a
+loop adds (clock, votes, figures, guards, learning rate) depends on how many micro batches a step has and not on how large they or the
+model are, so it is measured with the tiny model and as many micro batches of one sample: blocks of steps of `ours` and of a bare DeepSpeed loop in turn, in the same processes; the difference of each pair, in milliseconds for a
 step. Then steps of the large one are timed, for the part of it that this is. What grows with a model has benchmarks of its own: the check
 of the replicas (`replica_check`) and the stall of a save (`checkpoint_stall`). The interval is a bootstrap's over the pairs.
 """
@@ -24,19 +24,16 @@ from record import publish, table
 BAR = 0.005
 RESAMPLES = 10_000
 LARGE_BLOCKS = 10
+SMALL = ("model=gpt-tiny", "training.micro_batch_size=1", "training.global_batch_size=6")
+"""As many micro batches as in the configuration that is shipped, of half the samples."""
 
 
 def rank_main(rank: int, world: int, folder: str, blocks: int, port: int, results: Any, *, overrides: tuple[str, ...]) -> None:
     be_rank(rank, world, port)
     loops = Loops(rank, world, Path(folder), *overrides)
-    rng = random.Random(0)  # the same turns on all ranks
-    for number in range(-5, blocks):
-        turns = [loops.ours, loops.deepspeed]
-        if rng.random() < 0.5:
-            turns.reverse()
-        row = {arm.__name__: loops.together(arm) / STEPS * 1000 for arm in turns}
-        if rank == 0 and number >= 0:
-            results.put(row)
+    for row in loops.rounds(blocks, [loops.deepspeed]):
+        if rank == 0:
+            results.put({name: seconds / STEPS * 1000 for name, seconds in row.items()})
 
 
 def interval(values: list[float], seed: int = 0) -> tuple[float, float]:
@@ -52,7 +49,7 @@ def main() -> int:
     blocks = parser.parse_args().blocks
     lines, taxes = [], {}
     for world in (1, 2):
-        tiny = rows_of(partial(rank_main, overrides=("model=gpt-tiny",)), world, blocks)
+        tiny = rows_of(partial(rank_main, overrides=SMALL), world, blocks)
         large = rows_of(partial(rank_main, overrides=()), world, LARGE_BLOCKS)
         more = [row["ours"] - row["deepspeed"] for row in tiny]
         step_ms, added = statistics.median(row["deepspeed"] for row in large), statistics.median(more)

@@ -3,9 +3,10 @@
     python benchmarks/loop_throughput.py [--world 1|2] [--blocks 20]
 
 All loops live in the same processes and train the GPT of `make train` on the same samples in turn, block by block; a ratio is taken per
-round, so that the machine's drift cancels. `ours` is `orchestrator.runtime.train.train` itself, with logging, progress clock and votes;
-evaluation and saves are outside the measured time. Plain is PyTorch as in nanoGPT with the same kernels: fused AdamW, clipping,
-accumulation; with two workers DDP without needless synchronisation.
+round, so that the machine's drift cancels. `ours` is `orchestrator.runtime.train.train` itself, with logging, progress clock and votes,
+which stands still where it has logged while the others have their turn; evaluation and saves are outside the measured time. A block
+begins when all ranks are there and is over when the last one is done, whoever waits for whom. Plain is PyTorch as in nanoGPT with the
+same kernels: fused AdamW, clipping, accumulation; with two workers DDP without needless synchronisation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,30 @@ class NoSaves:
         return
 
 
+class Turns:
+    """In the place of the cadence of saves, which the loop asks after each step: at the end of each block `turn` is called instead."""
+
+    interval_s = 0.0
+
+    def __init__(self, turn: Callable[[], None]) -> None:
+        self._turn = turn
+        self._last = 0
+
+    def is_step(self, step: int) -> bool:
+        if step % STEPS == 0 and step != self._last:
+            self._last = step
+            self._turn()
+        return False
+
+    def is_time(self) -> bool:
+        return False
+
+    def saved(self, stalled_s: float) -> None:
+        return
+
+
 class Loops:
-    """The three loops of one rank. Each method trains one block and returns its seconds."""
+    """The three loops of one rank. `deepspeed` and `plain` train one block, `ours` all of its own."""
 
     def __init__(self, rank: int, world: int, folder: Path, *overrides: str) -> None:
         import torch
@@ -88,6 +111,11 @@ class Loops:
         self._ours = self._make_ours()
         self._bare = self._make_bare()
         self._plain, self._optimizer = self._make_plain()
+
+    @property
+    def engine(self) -> Any:
+        """Of `ours`."""
+        return self._ours.engine
 
     def _model(self) -> Any:
         from orchestrator.runtime.seeding import seed_model
@@ -152,20 +180,46 @@ class Loops:
         optimizer = torch.optim.AdamW(groups, lr=asked.lr, betas=asked.betas, eps=asked.eps, weight_decay=asked.weight_decay, fused=True)
         return (torch.nn.parallel.DistributedDataParallel(model) if self.world > 1 else model), optimizer
 
-    def ours(self) -> float:
+    def ours(self, blocks: int, turn: Callable[[], None] = lambda: None) -> None:
+        """Train `blocks` blocks; after each, on all ranks, `turn` is called."""
         from orchestrator.runtime.train import train
 
         run = self._ours
-        training = dataclasses.replace(run.spec.training, max_steps=max(run.step + STEPS, 25))  # ends at a log step
-        run.spec = dataclasses.replace(run.spec, training=training)
-        before = len(run.link.told)
+        assert run.spec.training.log_interval_steps == STEPS and run.step % STEPS == 0
+        training = dataclasses.replace(run.spec.training, max_steps=run.step + blocks * STEPS)
+        run.spec, run.cadence = dataclasses.replace(run.spec, training=training), Turns(turn)
         train(run)
-        told = [message["values"] for message in run.link.told[before:] if message["type"] == "metrics"]
-        return sum(values["step_time_s"] for values in told) / max(1, len(told)) * STEPS
 
-    def deepspeed(self) -> float:
+    def rounds(self, blocks: int, others: Sequence[Callable[[], None]], warm_up: int = 3) -> list[dict[str, float]]:
+        """Seconds of each loop's block, a row a round; the `others` in an order drawn anew for each."""
+        rows: list[dict[str, float]] = []
+        rng = random.Random(0)  # the same turns on all ranks
+        began_s = time.monotonic()
+
+        def turn() -> None:
+            nonlocal began_s
+            rows.append({"ours": self._together_s() - began_s})
+            if self.rank == 0 and len(rows) % 10 == 0:
+                print(f"round {len(rows) - warm_up} of {blocks}", flush=True)
+            for arm in rng.sample(others, len(others)):
+                begun_s = self._together_s()
+                arm()
+                rows[-1][arm.__name__] = self._together_s() - begun_s
+            began_s = self._together_s()
+
+        self.ours(warm_up + blocks, turn)
+        return rows[warm_up:]
+
+    def _together_s(self) -> float:
+        """When all ranks are there."""
+        import torch
+
+        torch.distributed.barrier()
+        return time.monotonic()
+
+    def deepspeed(self) -> None:
         """What a person writes with DeepSpeed alone; the loss is read as often as `ours` does."""
-        engine, began = self._bare, time.monotonic()
+        engine = self._bare
         for step in range(STEPS):
             losses = []
             for batch in self.loader.micro_batches(self._next()):
@@ -175,12 +229,10 @@ class Loops:
                 engine.step()
             if (step + 1) % self.spec.training.log_interval_steps == 0:
                 float(sum(losses))
-        return time.monotonic() - began
 
-    def plain(self) -> float:
+    def plain(self) -> None:
         import torch
 
-        began = time.monotonic()
         for step in range(STEPS):
             batches = list(self.loader.micro_batches(self._next()))
             for number, batch in enumerate(batches):
@@ -194,14 +246,6 @@ class Loops:
             self._optimizer.zero_grad(set_to_none=True)
             if (step + 1) % self.spec.training.log_interval_steps == 0:
                 loss.item()
-        return time.monotonic() - began
-
-    def together(self, arm: Callable[[], float]) -> float:
-        """A block that all ranks begin at the same time: what one of them does after a block (rank 0 tells more) is in no figure."""
-        import torch
-
-        torch.distributed.barrier()
-        return arm()
 
     def _next(self) -> int:
         self.position += self.layout.global_batch_size
@@ -211,18 +255,9 @@ class Loops:
 def rank_main(rank: int, world: int, folder: str, blocks: int, port: int, results: Any) -> None:
     be_rank(rank, world, port)
     loops = Loops(rank, world, Path(folder))
-    arms: dict[str, Callable[[], float]] = {"ours": loops.ours, "deepspeed": loops.deepspeed, "plain": loops.plain}
-    for _ in range(2):
-        for arm in arms.values():
-            loops.together(arm)
-    rng = random.Random(0)  # the same turns on all ranks
-    for number in range(blocks):
-        turns = list(arms)
-        rng.shuffle(turns)
-        row = {name: loops.together(arms[name]) for name in turns}
+    for row in loops.rounds(blocks, [loops.deepspeed, loops.plain]):
         if rank == 0:
             results.put(row)
-            print(number + 1, {name: f"{seconds / STEPS * 1000:.0f} ms" for name, seconds in row.items()}, flush=True)
 
 
 def be_rank(rank: int, world: int, port: int) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,21 +23,18 @@ EVERY = 50
 
 
 def rank_main(rank: int, world: int, folder: str, blocks: int, port: int, results: Any, *, overrides: tuple[str, ...]) -> None:
-    import torch
-
     from orchestrator.runtime.guard import check_replicas
 
     be_rank(rank, world, port)
     loops = Loops(rank, world, Path(folder), *overrides)
-    loops.together(loops.ours)
-    for number in range(blocks):
-        steps_s = loops.together(loops.ours)
-        torch.distributed.barrier()
-        began = time.monotonic()
-        check_replicas(number, loops._ours.engine.replicated())
-        check_s = time.monotonic() - began
+
+    def check() -> None:
+        check_replicas(0, loops.engine.replicated())
+
+    for row in loops.rounds(blocks, [check]):
         if rank == 0:
-            results.put({"step_ms": steps_s / STEPS * 1000, "check_ms": check_s * 1000, "cost": check_s / (steps_s / STEPS * EVERY)})
+            step_s, check_s = row["ours"] / STEPS, row["check"]
+            results.put({"step_ms": step_s * 1000, "check_ms": check_s * 1000, "cost": check_s / (step_s * EVERY)})
 
 
 def main() -> int:

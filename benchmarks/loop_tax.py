@@ -4,9 +4,10 @@
 
 A step of that GPT takes some hundred milliseconds, of which the machine's drift is ten times as much as what is to be measured. What the
 loop adds (clock, votes, figures, guards, learning rate) depends on how many micro batches a step has and not on how large they or the
-model are, so it is measured with the tiny model and as many micro batches of one sample: blocks of steps of `ours` and of a bare DeepSpeed loop in turn, in the same processes; the difference of each pair, in milliseconds for a
-step. Then steps of the large one are timed, for the part of it that this is. What grows with a model has benchmarks of its own: the check
-of the replicas (`replica_check`) and the stall of a save (`checkpoint_stall`). The interval is a bootstrap's over the pairs.
+model are, so it is measured with the tiny model and as many micro batches of one sample: blocks of steps of `ours` and of a bare DeepSpeed
+loop in turn, in the same processes; the difference of each pair, in milliseconds for a step. Then steps of the large one are timed, for
+the part of it that this is. What grows with a model has benchmarks of its own: the check of the replicas (`replica_check`) and the stall
+of a save (`checkpoint_stall`). The interval is a bootstrap's over the pairs.
 """
 
 from __future__ import annotations

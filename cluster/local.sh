@@ -21,6 +21,18 @@ stop() {
 trap stop EXIT
 trap 'exit 0' INT TERM
 
+# Ray's token, where a controller looks for it: who has it may run code on these nodes
+if [ -z "${RAY_AUTH_MODE:-}" ]; then
+    export RAY_AUTH_MODE=token
+    if [ ! -s "$HOME/.ray/auth_token" ]; then
+        export RAY_AUTH_TOKEN_PATH="${ORCHESTRATOR_HOME:-$HOME/.orchestrator}/token"
+        if [ ! -s "$RAY_AUTH_TOKEN_PATH" ]; then
+            (umask 077 && mkdir -p "$(dirname "$RAY_AUTH_TOKEN_PATH")" \
+                && "$python" -c 'import secrets; print(secrets.token_hex(32), end="")' >"$RAY_AUTH_TOKEN_PATH")
+        fi
+    fi
+fi
+
 start_node() { # name, further arguments of `ray start`
     local name=$1
     shift

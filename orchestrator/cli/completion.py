@@ -20,7 +20,9 @@ _JOB_VERBS = ("status", "logs", "cancel", "resume", "events", "explain", "priori
 
 def completion(arguments: list[str]) -> int:
     """`completion bash` prints the script; `completion query` answers for $COMP_LINE."""
-    if arguments == ["query"]:
+    if arguments and arguments[0] in ("-h", "--help", "help"):
+        print('usage: orchestrator completion bash\n\nIn ~/.bashrc: eval "$(orchestrator completion bash)"')
+    elif arguments == ["query"]:
         import os
 
         print("\n".join(complete(os.environ.get("COMP_LINE", ""))))

@@ -87,7 +87,7 @@ def _run(verb: str, arguments: list[str], act: Act) -> int:
     def task(config: DictConfig) -> None:
         try:
             spec = job_spec(config)
-            statuses.append(_dry_run(spec) if switches.dry_run else act(spec, switches))
+            statuses.append(_dry_run(spec, switches.json) if switches.dry_run else act(spec, switches))
         except OrchestratorError as error:
             print(f"orchestrator: {error}", file=sys.stderr)
             statuses.append(error.exit_code)
@@ -205,7 +205,7 @@ def _submit(spec: JobSpec, switches: Switches) -> int:
     return 0
 
 
-def _dry_run(spec: JobSpec) -> int:
+def _dry_run(spec: JobSpec, as_one_line: bool) -> int:
     chosen = layout.layout_for(spec)
     precision = Precision.fp32 if spec.training.precision is Precision.auto else spec.training.precision
     worlds = {
@@ -219,7 +219,7 @@ def _dry_run(spec: JobSpec) -> int:
     }
     if spec.chaos.on:
         shown["chaos"] = [str(fault) for fault in plan(spec, chosen.world_size)]
-    print(f"---\n{OmegaConf.to_yaml(OmegaConf.create(shown))}", end="")
+    print(as_json(shown) + "\n" if as_one_line else f"---\n{OmegaConf.to_yaml(OmegaConf.create(shown))}", end="")
     return 0
 
 

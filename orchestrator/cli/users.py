@@ -15,8 +15,20 @@ from orchestrator.client.connection import UserVerbs, connect, server
 from orchestrator.errors import UserError, nearest
 from orchestrator.paths import Home, write_private
 
+HELP = """\
+usage: orchestrator user ACTION ... [--json] [--home FOLDER]
+
+  add NAME                     a new user: --tenant, --role, --token-file
+  list
+  renew NAME                   a new token; the old one is worth nothing from now on
+  revoke NAME                  the token is worth nothing from now on
+"""
+
 
 def user_(arguments: list[str]) -> int:
+    if arguments and arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="", flush=True)
+        return 0
     actions = {"add": _add, "list": _list, "renew": _renew, "revoke": _revoke}
     if not arguments or arguments[0] not in actions:
         given = arguments[0] if arguments else ""

@@ -52,10 +52,16 @@ class Line:
 
     def follow(self, queue: Sequence[Job]) -> None:
         """Be that of this queue."""
-        there = dict(zip(map(id, queue), queue, strict=True))
-        gone = [self._known[key] for key in self._known.keys() - there.keys()]
-        come = [there[key] for key in there.keys() - self._known.keys()]
-        self._known = there
+        known = self._known
+        come = [job for job in queue if id(job) not in known]
+        gone: list[Job] = []
+        if len(known) + len(come) > len(queue):
+            there = set(map(id, queue))
+            gone = [job for key, job in known.items() if key not in there]
+            for job in gone:
+                del known[id(job)]
+        for job in come:
+            known[id(job)] = job
         changed: dict[str, tuple[list[Job], list[Job]]] = {}
         for which, jobs in enumerate((gone, come)):
             for job in jobs:

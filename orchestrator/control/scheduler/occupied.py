@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.control.scheduler.admit import Tally
 from orchestrator.control.scheduler.model import ClusterView, Policy, Run
 from orchestrator.control.scheduler.place import Grid, Place
-from orchestrator.control.scheduler.preempt import Times, times
+from orchestrator.control.scheduler.preempt import times
+from orchestrator.control.scheduler.timetable import Evictable, Timetable
 
 Row = tuple[Run, Place]
 """(run, what of its place is on nodes that are there)."""
 Group = tuple[int, str]
 """(priority, tenant)."""
-Evictable = tuple[Run, Place, Times]
-"""A run that may be told to leave at some time, and when."""
 
 
 class Occupied:
@@ -35,38 +34,44 @@ class Occupied:
         self._growing: dict[int, Row] = {}
         self._elastic: dict[int, Row] = {}
         self._policy: Policy | None = None
-        self._evictable: dict[Group, dict[int, Evictable]] = {}
+        self._evictable: dict[Group, Timetable] = {}
 
     def follow(self, running: Sequence[Run]) -> None:
         """Be those runs."""
         if running is self._running:
             return
         self._running = running
-        there = dict(zip(map(id, running), running, strict=True))
-        known = self._rows.keys() | self._leaving.keys()
-        for key in known - there.keys():
-            run, held = self._leaving.pop(key) if key in self._leaving else self._rows.pop(key)
-            self._growing.pop(key, None)
-            self._elastic.pop(key, None)
-            self.grid.give(run.job.demand, held)
-            self.tally.count(run, -1)
-            self._evictable.get(_group(run), {}).pop(key, None)
-        for key in there.keys() - known:
-            run = there[key]
+        rows, leaving = self._rows, self._leaving
+        come = [run for run in running if id(run) not in rows and id(run) not in leaving]
+        if len(rows) + len(leaving) + len(come) > len(running):
+            there = set(map(id, running))
+            for key in [key for known in (rows, leaving) for key in known if key not in there]:
+                self._forget(key)
+        for run in come:
+            key = id(run)
             row = run, self.grid.indexed(run.placement)
             self.grid.take(run.job.demand, row[1])
             self.tally.count(run, 1)
             if run.leaving:
-                self._leaving[key] = row
+                leaving[key] = row
                 continue
-            self._rows[key] = row
+            rows[key] = row
             if run.growing:
                 self._growing[key] = row
             if run.job.smaller:
                 self._elastic[key] = row
             self._note(key, row)
 
-    def evictable(self, policy: Policy) -> dict[Group, dict[int, Evictable]]:
+    def _forget(self, key: int) -> None:
+        run, held = self._leaving.pop(key) if key in self._leaving else self._rows.pop(key)
+        self._growing.pop(key, None)
+        self._elastic.pop(key, None)
+        self.grid.give(run.job.demand, held)
+        self.tally.count(run, -1)
+        if (timetable := self._evictable.get(_group(run))) is not None:
+            timetable.remove(key)
+
+    def evictable(self, policy: Policy) -> Mapping[Group, Timetable]:
         """The runs that may be told to leave at some time. Not to be changed."""
         if policy is not self._policy:
             self._policy = policy
@@ -79,7 +84,7 @@ class Occupied:
         if self._policy is not None and row[1]:
             when = times(row[0], self._policy)
             if when[0] < math.inf:
-                self._evictable.setdefault(_group(row[0]), {})[key] = (*row, when)
+                self._evictable.setdefault(_group(row[0]), Timetable()).add(key, Evictable(*row, when))
 
     @property
     def runs(self) -> list[Row]:

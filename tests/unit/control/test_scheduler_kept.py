@@ -65,9 +65,16 @@ def test_what_runs_hold(seed):
         assert (occupied.grid.cpus, occupied.grid.gpus, occupied.grid.buckets) == (fresh.grid.cpus, fresh.grid.gpus, fresh.grid.buckets)
         for rows in ("runs", "leaving", "growing", "elastic"):
             assert sorted(run.job.id for run, _ in getattr(occupied, rows)) == sorted(run.job.id for run, _ in getattr(fresh, rows))
-        kept, made = ({group: set(found) for group, found in one.evictable(policy).items() if found} for one in (occupied, fresh))
-        assert kept == made
-        assert all(when[0] < math.inf for found in occupied.evictable(policy).values() for _, _, when in found.values())
+        kept, made = ({group: found for group, found in one.evictable(policy).items() if found} for one in (occupied, fresh))
+        assert kept.keys() == made.keys()
+        for group, timetable in kept.items():
+            assert {id(row.run) for row in timetable.rows} == {id(row.run) for row in made[group].rows}
+            for ground in range(len(policy.levels) + 2):
+                times = sorted(row.times[ground] for row in timetable.rows)
+                for now in (0.0, 50.0, 100.0, 1e4, 1e5):
+                    assert timetable.next_at(ground, now) == made[group].next_at(ground, now)
+                    assert timetable.next_at(ground, now) == min((time for time in times if time > now), default=math.inf)
+                    assert timetable.any_at(ground, now) == (times[0] <= now)
         accounts, others = Accounts(POLICY, occupied.tally), Accounts(POLICY, Tally(running))
         assert vars(accounts) == vars(others)
         for tenant in "ab":

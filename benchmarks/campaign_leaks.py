@@ -48,7 +48,8 @@ class Cluster:
     def __init__(self, box: Sandbox) -> None:
         self.box = box
         self.address = f"127.0.0.1:{free_port()}"
-        self._environment = {**box.environment, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT / "tests")}
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        self._environment = {**box.environment, "RAY_AUTH_MODE": "disabled", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT / "tests")}
         script = ROOT / "cluster" / "local.sh"
         self._head = subprocess.Popen(
             [script, "1", "2", self.address.rpartition(":")[2]], env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -263,6 +263,19 @@ def test_cancelling_a_job_before_its_place_is_ready_gives_the_place_back(world):
     assert world.groups.calls[-1] == ("release", job_id)
 
 
+def test_a_start_in_flight_is_waited_for_before_the_place_of_a_cancelled_job_is_given_back(world):
+    world.groups.held.add("start")
+    job_id = world.submit()
+    world.turn()
+    world.client.request_stop(job_id, "now")
+    world.turn(2, life.STOP_NOW_LIMIT_S)
+    assert ("release", job_id) not in world.groups.calls
+    world.groups.supervisors[job_id] = world.groups.first_status(world.client.job(job_id))
+    world.groups.unanswered[-1].set_result(True)
+    world.turn(2)
+    assert (world.state(job_id), world.groups.supervisors) == (JobState.CANCELLED, {})
+
+
 def test_an_order_to_stop_is_passed_on_once_and_a_stronger_one_again(world):
     job_id = world.running()
     world.client.request_stop(job_id, "drain")
@@ -286,6 +299,28 @@ def test_a_supervisor_that_does_not_listen_is_ended_without_it(world):
     world.turn(2, life.STOP_NOW_LIMIT_S)
     assert world.state(job_id) is JobState.CANCELLED
     assert world.groups.calls[-1] == ("release", job_id)
+
+
+def test_a_supervisor_that_does_not_answer_a_new_controller_is_ended_without_it(world):
+    job_id = world.running()
+    world.groups.held.add("find")
+    world.start_controller()
+    world.client.request_stop(job_id, "now")
+    world.turn(2)
+    assert world.state(job_id) is JobState.RUNNING
+    world.turn(2, life.STOP_NOW_LIMIT_S)
+    assert (world.state(job_id), world.groups.supervisors) == (JobState.CANCELLED, {})
+
+
+def test_a_supervisor_found_late_has_the_whole_time_to_stop_at_once(world):
+    job_id = world.running()
+    world.groups.held.add("find")
+    world.start_controller()
+    world.client.request_stop(job_id, "now")
+    world.turn(2, life.STOP_NOW_LIMIT_S / 4)
+    world.groups.unanswered[-1].set_result(True)
+    world.turn(4, life.STOP_NOW_LIMIT_S / 5)
+    assert (world.state(job_id), world.groups.calls[-1]) == (JobState.RUNNING, ("stop now", job_id))
 
 
 def test_a_new_controller_passes_the_order_to_stop_on_again(world):

@@ -23,7 +23,7 @@ from orchestrator.control.reading.pages import LogPage, read_page
 from orchestrator.control.reading.questions import Explained, QueueRow, explained, queue_rows
 from orchestrator.control.reading.summary import JobSummary
 from orchestrator.control.records.audit import Entry
-from orchestrator.control.records.database import place_of
+from orchestrator.control.records.database import checked_number, place_of
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.records.users import Role, User, local_user
 from orchestrator.control.removal import Removed, check_not_removed, delete_all, mark
@@ -122,8 +122,8 @@ class Client:
         return self._store.find(id_or_prefix)
 
     def events(self, job_id: str, after: int = 0, limit: int | None = None) -> list[tuple[int, Event]]:
-        """(number, event) of those with a number above `after`."""
-        return self._store.events(job_id, after, limit)
+        """(number, event) of those with a number above `after`. Raises ConfigError for an `after` that no event can have."""
+        return self._store.events(job_id, checked_number("after", after), limit)
 
     def logs(self, job: Job, after: str = "", rank: int | None = None) -> LogPage:
         """The next lines that all ranks, or one, have printed. See `read_page`."""
@@ -266,8 +266,8 @@ class Client:
         return forgiven
 
     def audit(self, after: int = 0, limit: int = 1000) -> list[Entry]:
-        """Who changed what: entries with a number above `after`."""
-        return self._may.read(after, limit)
+        """Who changed what: entries with a number above `after`. Raises ConfigError for an `after` that no entry can have."""
+        return self._may.read(checked_number("after", after), limit)
 
     @property
     def users(self) -> Administration:

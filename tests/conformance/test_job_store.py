@@ -224,6 +224,12 @@ def test_meta(store):
     assert store.meta("cluster") == {"nodes": [1]}
 
 
+def test_a_fact_is_written_by_many_at_the_same_moment(store):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: store.set_meta(f"fact {number // 8}", number), range(80)))
+    assert [store.meta(f"fact {number}") // 8 for number in range(10)] == list(range(10))
+
+
 # changes
 
 

@@ -21,6 +21,8 @@ from orchestrator.errors import ConfigError, StoreUnavailable
 from orchestrator.paths import Home, write_private
 
 DATABASE_VARIABLE = "ORCHESTRATOR_DATABASE"
+LARGEST_NUMBER = 2**53
+"""Of a row that is asked for: beyond it JSON's numbers are not exact, and a little further SQLite has none."""
 LOOK_S = 0.005
 _BUSY_TIMEOUT_MS = 20_000
 _CHANNEL = "orchestrator"
@@ -158,6 +160,13 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 def execute(connection: sa.Connection, statements: Iterable[Also]) -> None:
     for statement, values in statements:
         connection.execute(statement, dict(values))
+
+
+def checked_number(name: str, value: int) -> int:
+    """As given, if a row can have it. Raises ConfigError."""
+    if not 0 <= value <= LARGEST_NUMBER:
+        raise ConfigError(f"{name} {value} is not possible: allowed is a number from 0 to {LARGEST_NUMBER}.")
+    return value
 
 
 def lock_key(connection: sa.Connection, key: str) -> None:

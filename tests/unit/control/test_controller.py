@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from concurrent.futures import wait
 
 import pytest
 
@@ -9,6 +11,7 @@ from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.controller import SEEK_LIMIT_S, SETTLE_S, Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done, failed
 from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
+from orchestrator.control.nodes.threads import Threads
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, plan
 from orchestrator.control.scheduler.model import CPU_UNITS, Node, Preempt
@@ -354,6 +357,28 @@ def test_one_that_hangs_keeps_nobody_else(world):
     world.end(other)
     world.turn()
     assert world.state(other) is JobState.SUCCEEDED
+
+
+def test_many_jobs_that_start_at_once_do_not_hide_that_the_cluster_answers(world):
+    class Slow(ScriptedGroups):
+        def start(self, job):
+            return threads.starts.submit(may_go.wait, 60)
+
+    def look():
+        looks.append(threads.looks.submit(lambda: ClusterView(nodes=(Node(id="node-1", cpu_units=100 * CPU_UNITS),))))
+        return looks[-1]
+
+    threads, may_go, looks = Threads(), threading.Event(), []
+    world.controller = Controller(world.store, world.home, Slow(), look, world.provisioner)
+    for _ in range(50):
+        world.submit(resources=ResourcesSpec(num_workers=1))
+    for _ in range(4):
+        world.turn(1)
+        wait(looks, timeout=30)
+    world.turn(1)
+    assert len(world.store.all([JobState.STARTING])) == 50
+    assert world.controller.seen_s == world.now
+    may_go.set()
 
 
 def test_an_unreadable_result_fails_the_job_and_an_unreachable_store_is_waited_for(tmp_path):

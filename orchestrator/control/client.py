@@ -22,6 +22,7 @@ from orchestrator.control.reading.overview import Window, overview
 from orchestrator.control.reading.pages import LogPage, read_page
 from orchestrator.control.reading.questions import Explained, QueueRow, explained, queue_rows
 from orchestrator.control.reading.summary import JobSummary
+from orchestrator.control.reading.totals import Totals, totals
 from orchestrator.control.records.audit import Entry
 from orchestrator.control.records.database import checked_number, place_of
 from orchestrator.control.records.store import JobStore
@@ -116,6 +117,10 @@ class Client:
     def summaries(self, states: Collection[JobState] | None = None, limit: int = 0) -> tuple[list[JobSummary], int]:
         """(what a list shows, how many jobs there are of these states). See `JobStore.summaries`."""
         return self._store.summaries(states, limit), self._store.count(states)
+
+    def totals(self) -> Totals:
+        """How many jobs there are, and what those take that hold a place."""
+        return totals(self._store.engine)
 
     def job(self, id_or_prefix: str) -> Job:
         """Raises JobNotFound with the nearest names."""

@@ -175,6 +175,11 @@ def lock_key(connection: sa.Connection, key: str) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(key, 0))))
 
 
+def json_of(connection: sa.Connection, column: sa.Column[Any]) -> Any:
+    """A column of strict JSON (a spec is, a progress may hold figures that are none) as one whose parts the database reads."""
+    return sa.cast(column, sa.JSON) if connection.dialect.name == "postgresql" else sa.type_coerce(column, sa.JSON)
+
+
 def create_tables(engine: sa.Engine, *tables: sa.Table) -> None:
     """Those that are missing."""
     with writing(engine) as connection:

@@ -26,7 +26,7 @@ In the object store (`JobKeys`, `DatasetKeys`):
         by-source/<fingerprint>.json                 which content the recipe made of that source
         <content hash>/INDEX.json.zst, <file>        shards and the files beside them
 
-On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.orchestrator`.
+On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.orchestrator`, made with mode 0700.
 
     jobs.db                    the job store (SQLite, WAL)
     database                   the URL of the job store where it is another one, mode 0600
@@ -320,9 +320,14 @@ class Home:
         return self.root / "supervisors" / f"{safe_name(actor_name.replace(':', '.'))}.json"
 
 
+def make_private(folder: Path) -> None:
+    """If it is missing: for its owner alone."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:

@@ -197,7 +197,7 @@ class Client:
     def remove(self, job_id: str, secrets: Mapping[str, str], within_s: float = REMOVAL_S) -> Removed:
         """Delete what a job that has ended keeps in its object store, and its MLflow run; its row and events stay.
 
-        As much as `within_s` seconds allow: who calls again goes on with it. `secrets`: keys for its object store, as of its submission.
+        As much as `within_s` seconds allow: who calls again goes on with it. `secrets`: as of its submission.
         Raises StateError if it has not ended, or while a checkpoint of it is pinned.
         """
         check_secrets(secrets)
@@ -208,7 +208,7 @@ class Client:
             return mark(self._store, job, self._clock(), self._may.entry("remove", job.id), lambda: open_store(job.spec.storage, environ))
 
         job = self._guarded(job_id, change)
-        return delete_all(job, open_store(job.spec.storage, environ), within_s)
+        return delete_all(job, open_store(job.spec.storage, environ), within_s, secrets)
 
     # the queue
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.control.processes import is_same, start_time
-from orchestrator.paths import Home
+from orchestrator.paths import Home, make_private
 
 _RECORD_BYTES = 1024
 
@@ -31,7 +31,7 @@ class ControllerLock:
     """Held as long as the process lives: the kernel lets go of it, whatever the process dies of."""
 
     def __init__(self, home: Home) -> None:
-        home.root.mkdir(parents=True, exist_ok=True)
+        make_private(home.root)
         self._descriptor = os.open(home.controller_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def acquire(self) -> bool:
@@ -61,7 +61,7 @@ def cluster_lock(home: Home) -> Path:
 @contextmanager
 def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold the lock file `path`; `on_wait` is called once if another process has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if not _try_lock(descriptor):

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 
 from orchestrator.errors import ConfigError, StoreUnavailable
-from orchestrator.paths import Home, write_private
+from orchestrator.paths import Home, make_private, write_private
 
 DATABASE_VARIABLE = "ORCHESTRATOR_DATABASE"
 LARGEST_NUMBER = 2**53
@@ -106,7 +106,7 @@ def open_engine(where: str | Path) -> sa.Engine:
     """Of a file of SQLite (made if missing) or a URL. Connects at first use. Raises ConfigError."""
     text = str(where)
     if "://" not in text:
-        Path(text).parent.mkdir(parents=True, exist_ok=True)
+        make_private(Path(text).parent)
         text = f"sqlite:///{text}"
     url = _parsed(text)
     if url.get_backend_name() == "sqlite":

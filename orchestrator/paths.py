@@ -37,6 +37,7 @@ On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.o
     plans/<time>-<n>.jsonl     what the scheduler decided and what it knew, to be repeated; the oldest files go
     node-types.yaml            what Ray's autoscaler may start; written by who sets the cluster up
     secrets/<job>.json         the submitter's S3 keys, mode 0600, removed at the job's end
+    secrets.lock               held while a job that has ended gets new ones, and while they are removed
     logs/<name>.log            controller, Ray head, warm processes
     store/                     the default object store
     mlflow/mlflow.db, artifacts/
@@ -291,8 +292,16 @@ class Home:
     def node_types(self) -> Path:
         return self.root / "node-types.yaml"
 
+    @property
+    def secrets_folder(self) -> Path:
+        return self.root / "secrets"
+
+    @property
+    def secrets_lock(self) -> Path:
+        return self.root / "secrets.lock"
+
     def secrets(self, job_id: str) -> Path:
-        return self.root / "secrets" / f"{safe_name(job_id)}.json"
+        return self.secrets_folder / f"{safe_name(job_id)}.json"
 
     def log(self, name: str) -> Path:
         return self.root / "logs" / f"{safe_name(name)}.log"

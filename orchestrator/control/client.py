@@ -30,11 +30,12 @@ from orchestrator.control.records.users import Role, User, local_user
 from orchestrator.control.removal import Removed, check_not_removed, delete_all, mark
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import Tenant
+from orchestrator.control.secrets import Secrets
 from orchestrator.control.submission import at_home, carried_over, check_feasible, check_secrets, check_text, checked_id, new_id
 from orchestrator.errors import ConfigError, JobNotFound, StaleWrite, StateError, UserError, nearest
 from orchestrator.events import Event, EventKind
 from orchestrator.job import WAITS_FOR_CONTROLLER, Job, JobState
-from orchestrator.paths import Home, JobKeys, write_private
+from orchestrator.paths import Home, JobKeys
 from orchestrator.service import Service
 from orchestrator.spec import JobSpec, StorageSpec
 from orchestrator.storage import ObjectStore, open_store
@@ -59,6 +60,7 @@ class Client:
         self._beside_the_files = user is None
         self._clock = clock
         self._store = store or JobStore(place_of(home))
+        self._secrets = Secrets(home)
         self._may = Permissions(self.user, self._store.engine)
 
     def acting_for(self, user: User) -> Client:
@@ -85,7 +87,7 @@ class Client:
             id=job_id or new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason=WAITS_FOR_CONTROLLER, user=self.user.name,
             tenant=spec.scheduling.tenant,
         )  # fmt: skip
-        self._write_secrets(job.id, secrets)
+        self._secrets.write(job.id, secrets)
         submitted = _event(EventKind.SUBMITTED, job.id, now, f"{spec.resources.num_workers} workers")
         self._store.put(job, [submitted], also=[self._may.entry("submit", job.id)])
         return job
@@ -180,10 +182,10 @@ class Client:
                     raise StateError(f"{job.id} is {job.state.value}: its settings can be changed only after it has ended.")
                 if job.stop_requested:
                     raise StateError(f"{job.id} is about to stop. Resume it when it has ended.")
-                self._write_secrets(job.id, secrets)
+                self._secrets.write(job.id, secrets)
                 return job
             self._check_feasible(new)
-            self._write_secrets(job.id, secrets)
+            self._secrets.write(job.id, secrets)
             now, run = self._clock(), job.run + 1
             return self._store.update(
                 job, [_event(EventKind.RESUMED, job.id, now, f"run {run}")], also=[self._may.entry("resume", job.id, f"run {run}")],
@@ -192,7 +194,8 @@ class Client:
                 reason=WAITS_FOR_CONTROLLER, progress=carried_over(job.progress, new), service=Service(attained=job.service.attained),
             )  # fmt: skip
 
-        return self._guarded(job_id, change)
+        with self._secrets.kept():
+            return self._guarded(job_id, change)
 
     def remove(self, job_id: str, secrets: Mapping[str, str], within_s: float = REMOVAL_S) -> Removed:
         """Delete what a job that has ended keeps in its object store, and its MLflow run; its row and events stay.
@@ -283,9 +286,7 @@ class Client:
 
     def object_store(self, job: Job) -> ObjectStore:
         """Where it keeps what it leaves. With the submitter's keys while the job has not ended, else with this process's own."""
-        path = self.home.secrets(job.id)
-        secrets = json.loads(path.read_text()) if path.exists() else {}
-        return open_store(job.spec.storage, {**os.environ, **secrets})
+        return open_store(job.spec.storage, {**os.environ, **self._secrets.read(job.id)})
 
     def _guarded(self, job_id: str, change: Callable[[Job], Job]) -> Job:
         """Apply `change` to the newest row, again if the controller wrote in between."""
@@ -306,10 +307,6 @@ class Client:
         quota = self.policy().policy.tenants.get(spec.scheduling.tenant, Tenant()).quota
         view: dict[str, Any] | None = self._store.meta(CLUSTER)
         check_feasible(spec, ClusterView.from_dict(view) if view else None, quota)
-
-    def _write_secrets(self, job_id: str, secrets: Mapping[str, str]) -> None:
-        if secrets:
-            write_private(self.home.secrets(job_id), json.dumps(dict(secrets)))
 
 
 def _event(kind: EventKind, job_id: str, time_s: float, message: str) -> Event:

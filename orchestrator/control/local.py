@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import psutil
 
 from orchestrator.control.environment import remote_environment
+from orchestrator.control.file_locks import exclusive
 from orchestrator.control.keeper import ClusterFile, clean_up, main, open_log
-from orchestrator.control.lock import Holder, cluster_lock, exclusive, holder
+from orchestrator.control.lock import Holder, cluster_lock, holder
 from orchestrator.control.processes import is_same, wait_until
 from orchestrator.errors import ClusterError
 from orchestrator.paths import Home, make_private

@@ -14,6 +14,7 @@ from ray.exceptions import ActorDiedError
 
 from orchestrator.control.nodes.groups import GroupStatus, SupervisorGone
 from orchestrator.control.nodes.threads import Threads
+from orchestrator.control.secrets import Secrets
 from orchestrator.errors import ObjectNotFound
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobResult, JobState, progress_from_dict, result_from_dict
@@ -103,9 +104,7 @@ class RayGroups:
             return None
 
     def _store(self, job: Job) -> ObjectStore:
-        path = self._home.secrets(job.id)
-        secrets = json.loads(path.read_text()) if path.exists() else {}
-        return open_store(job.spec.storage, {**os.environ, **secrets})
+        return open_store(job.spec.storage, {**os.environ, **Secrets(self._home).read(job.id)})
 
 
 def parse_status(job: Job, values: Mapping[str, Any]) -> GroupStatus:

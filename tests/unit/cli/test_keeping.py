@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.cli.keeping import check_storage, secrets_for
-from orchestrator.control.lock import ControllerLock, cluster_lock, exclusive
+from orchestrator.control.file_locks import exclusive
+from orchestrator.control.lock import ControllerLock, cluster_lock
 from orchestrator.control.records.store import JobStore
 from orchestrator.paths import Home
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, StorageSpec, TrainingSpec, WorkloadSpec

@@ -106,9 +106,13 @@ class Client:
         """Whether the home's own store holds that package, and it is not about to be deleted."""
         return is_kept(self._own_store(), content_hash)
 
+    def check_may_keep(self, content_hash: str) -> None:
+        """Raises PermissionDenied for a user who may not put code into the home's own store."""
+        self._may.require(Role.USER, "keep code", content_hash)
+
     def keep_archive(self, content_hash: str, archive: bytes) -> bool:
         """Put a packaged working directory into the home's own store. Raises ConfigError for what is no package of that hash."""
-        self._may.require(Role.USER, "keep code", content_hash)
+        self.check_may_keep(content_hash)
         self._may.note("keep code", content_hash, f"{len(archive)} bytes")
         return keep_archive(self._own_store(), content_hash, archive)
 

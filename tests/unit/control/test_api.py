@@ -11,7 +11,8 @@ from starlette.testclient import TestClient
 
 from orchestrator import errors
 from orchestrator.control.api.answers import STATUS, status_of
-from orchestrator.control.api.app import LARGEST_BODY_BYTES, create_app
+from orchestrator.control.api.app import create_app
+from orchestrator.control.api.bodies import LARGEST_BODY_BYTES
 from orchestrator.control.api.server import ApiServer
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.pulse import START_S, Pulse

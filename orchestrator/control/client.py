@@ -18,8 +18,9 @@ from orchestrator.control.permissions import Permissions
 from orchestrator.control.planning.dependencies import check_after
 from orchestrator.control.planning.policy import ChosenPolicy, chosen_policy, keep_policy
 from orchestrator.control.planning.reputation import MEMORY_S, Incident
+from orchestrator.control.reading.opened import Opened
 from orchestrator.control.reading.overview import Window, overview
-from orchestrator.control.reading.pages import LogPage, read_page
+from orchestrator.control.reading.pages import LogPage
 from orchestrator.control.reading.questions import Explained, QueueRow, explained, queue_rows
 from orchestrator.control.reading.summary import JobSummary
 from orchestrator.control.reading.totals import Totals, totals
@@ -53,19 +54,21 @@ class Client:
     """The jobs of one home, for one user; of the account on this machine if none is given, who may do everything."""
 
     def __init__(
-        self, home: Home, store: JobStore | None = None, user: User | None = None, clock: Callable[[], float] = time.time
-    ) -> None:
+        self, home: Home, store: JobStore | None = None, user: User | None = None, clock: Callable[[], float] = time.time,
+        opened: Opened | None = None,
+    ) -> None:  # fmt: skip
         self.home = home
         self.user = user or local_user()
         self._beside_the_files = user is None
         self._clock = clock
         self._store = store or JobStore(place_of(home))
         self._secrets = Secrets(home)
+        self._opened = opened or Opened()
         self._may = Permissions(self.user, self._store.engine)
 
     def acting_for(self, user: User) -> Client:
         """The same jobs, for another user."""
-        return Client(self.home, self._store, user, self._clock)
+        return Client(self.home, self._store, user, self._clock, self._opened)
 
     def submit(self, spec: JobSpec, secrets: Mapping[str, str], job_id: str = "") -> Job:
         """Add a job to the queue; on return it is durable.
@@ -137,8 +140,8 @@ class Client:
         return self._store.events(job_id, checked_number("after", after), limit)
 
     def logs(self, job: Job, after: str = "", rank: int | None = None) -> LogPage:
-        """The next lines that all ranks, or one, have printed. See `read_page`."""
-        return read_page(self.object_store(job), job, after, rank)
+        """The next lines that all ranks, or one, have printed. See `read_page`. Raises UserError for an offset of no line of it."""
+        return self._opened.log_page(self.object_store(job), job, after, rank)
 
     def artifact(self, job: Job, name: str) -> bytes:
         """A file that the job has left. Raises ObjectNotFound, ConfigError for a name that cannot be."""
@@ -290,7 +293,7 @@ class Client:
 
     def object_store(self, job: Job) -> ObjectStore:
         """Where it keeps what it leaves. With the submitter's keys while the job has not ended, else with this process's own."""
-        return open_store(job.spec.storage, {**os.environ, **self._secrets.read(job.id)})
+        return self._opened.store(job.spec.storage, self._secrets.read(job.id))
 
     def _guarded(self, job_id: str, change: Callable[[Job], Job]) -> Job:
         """Apply `change` to the newest row, again if the controller wrote in between."""

@@ -26,7 +26,7 @@ In the object store (`JobKeys`, `DatasetKeys`):
         by-source/<fingerprint>.json                 which content the recipe made of that source
         <content hash>/INDEX.json.zst, <file>        shards and the files beside them
 
-On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.orchestrator`.
+On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.orchestrator`, made with mode 0700.
 
     jobs.db                    the job store (SQLite, WAL)
     database                   the URL of the job store where it is another one, mode 0600
@@ -37,6 +37,7 @@ On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.o
     plans/<time>-<n>.jsonl     what the scheduler decided and what it knew, to be repeated; the oldest files go
     node-types.yaml            what Ray's autoscaler may start; written by who sets the cluster up
     secrets/<job>.json         the submitter's S3 keys, mode 0600, removed at the job's end
+    secrets.lock               held while a job that has ended gets new ones, and while they are removed
     logs/<name>.log            controller, Ray head, warm processes
     store/                     the default object store
     mlflow/mlflow.db, artifacts/
@@ -291,8 +292,16 @@ class Home:
     def node_types(self) -> Path:
         return self.root / "node-types.yaml"
 
+    @property
+    def secrets_folder(self) -> Path:
+        return self.root / "secrets"
+
+    @property
+    def secrets_lock(self) -> Path:
+        return self.root / "secrets.lock"
+
     def secrets(self, job_id: str) -> Path:
-        return self.root / "secrets" / f"{safe_name(job_id)}.json"
+        return self.secrets_folder / f"{safe_name(job_id)}.json"
 
     def log(self, name: str) -> Path:
         return self.root / "logs" / f"{safe_name(name)}.log"
@@ -320,9 +329,14 @@ class Home:
         return self.root / "supervisors" / f"{safe_name(actor_name.replace(':', '.'))}.json"
 
 
+def make_private(folder: Path) -> None:
+    """If it is missing: for its owner alone."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:

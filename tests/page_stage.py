@@ -122,7 +122,7 @@ class Stage:
             training=TrainingSpec(max_steps=max_steps, global_batch_size=8 * workers, micro_batch_size=8),
             resources=ResourcesSpec(num_workers=workers, gpus_per_worker=1, cpus_per_worker=8),
             scheduling=SchedulingSpec(tenant=tenant, priority=priority), storage=StorageSpec(url=self.home.store.as_uri()),
-            tracking=TrackingSpec(uri="https://ann:secret@mlflow.example.org/base"),
+            tracking=TrackingSpec(uri="https://mlflow.example.org/base"),
         )  # fmt: skip
 
     def put(self, job_id: str, spec: JobSpec, events: tuple[Event, ...] = (), **values) -> Job:

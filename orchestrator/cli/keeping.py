@@ -8,21 +8,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.screen import size
-from orchestrator.paths import Home
+from orchestrator.paths import Home, make_private
 from orchestrator.spec import JobSpec, StorageSpec
+from orchestrator.spec.operations import TRACKING_SECRETS
 
 if TYPE_CHECKING:
     from orchestrator.code.package import Package
     from orchestrator.storage import ObjectStore
 
-SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+STORAGE_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 
 
 def secrets_for(storage: StorageSpec) -> dict[str, str]:
-    """The submitter's S3 keys, for the job's processes; they travel beside the spec, never in it."""
-    if not storage.url.startswith("s3://"):
-        return {}
-    return {name: os.environ[name] for name in SECRET_VARIABLES if name in os.environ}
+    """The submitter's S3 keys and password for MLflow, for the job's processes; they travel beside the spec, never in it."""
+    wanted = (*TRACKING_SECRETS, *(STORAGE_SECRETS if storage.url.startswith("s3://") else ()))
+    return {name: os.environ[name] for name in wanted if name in os.environ}
 
 
 def with_package(spec: JobSpec, home: Home, secrets: dict[str, str], say: Callable[[str], None]) -> JobSpec:
@@ -47,5 +47,7 @@ def store_of(spec: JobSpec, home: Home, secrets: dict[str, str]) -> ObjectStore:
     """Where the job keeps what it makes; in the home where no other place is named."""
     from orchestrator.storage import open_store
 
+    if not spec.storage.url:
+        make_private(home.root)
     url = spec.storage.url or home.store.as_uri()
     return open_store(dataclasses.replace(spec.storage, url=url), {**os.environ, **secrets})

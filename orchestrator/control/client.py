@@ -18,22 +18,25 @@ from orchestrator.control.permissions import Permissions
 from orchestrator.control.planning.dependencies import check_after
 from orchestrator.control.planning.policy import ChosenPolicy, chosen_policy, keep_policy
 from orchestrator.control.planning.reputation import MEMORY_S, Incident
+from orchestrator.control.reading.opened import Opened
 from orchestrator.control.reading.overview import Window, overview
-from orchestrator.control.reading.pages import LogPage, read_page
+from orchestrator.control.reading.pages import LogPage
 from orchestrator.control.reading.questions import Explained, QueueRow, explained, queue_rows
 from orchestrator.control.reading.summary import JobSummary
+from orchestrator.control.reading.totals import Totals, totals
 from orchestrator.control.records.audit import Entry
-from orchestrator.control.records.database import place_of
+from orchestrator.control.records.database import checked_number, place_of
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.records.users import Role, User, local_user
 from orchestrator.control.removal import Removed, check_not_removed, delete_all, mark
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import Tenant
+from orchestrator.control.secrets import Secrets
 from orchestrator.control.submission import at_home, carried_over, check_feasible, check_secrets, check_text, checked_id, new_id
 from orchestrator.errors import ConfigError, JobNotFound, StaleWrite, StateError, UserError, nearest
 from orchestrator.events import Event, EventKind
 from orchestrator.job import WAITS_FOR_CONTROLLER, Job, JobState
-from orchestrator.paths import Home, JobKeys, write_private
+from orchestrator.paths import Home, JobKeys
 from orchestrator.service import Service
 from orchestrator.spec import JobSpec, StorageSpec
 from orchestrator.storage import ObjectStore, open_store
@@ -51,18 +54,21 @@ class Client:
     """The jobs of one home, for one user; of the account on this machine if none is given, who may do everything."""
 
     def __init__(
-        self, home: Home, store: JobStore | None = None, user: User | None = None, clock: Callable[[], float] = time.time
-    ) -> None:
+        self, home: Home, store: JobStore | None = None, user: User | None = None, clock: Callable[[], float] = time.time,
+        opened: Opened | None = None,
+    ) -> None:  # fmt: skip
         self.home = home
         self.user = user or local_user()
         self._beside_the_files = user is None
         self._clock = clock
         self._store = store or JobStore(place_of(home))
+        self._secrets = Secrets(home)
+        self._opened = opened or Opened()
         self._may = Permissions(self.user, self._store.engine)
 
     def acting_for(self, user: User) -> Client:
         """The same jobs, for another user."""
-        return Client(self.home, self._store, user, self._clock)
+        return Client(self.home, self._store, user, self._clock, self._opened)
 
     def submit(self, spec: JobSpec, secrets: Mapping[str, str], job_id: str = "") -> Job:
         """Add a job to the queue; on return it is durable.
@@ -84,7 +90,7 @@ class Client:
             id=job_id or new_id(spec), spec=spec, submitted_s=now, queued_s=now, reason=WAITS_FOR_CONTROLLER, user=self.user.name,
             tenant=spec.scheduling.tenant,
         )  # fmt: skip
-        self._write_secrets(job.id, secrets)
+        self._secrets.write(job.id, secrets)
         submitted = _event(EventKind.SUBMITTED, job.id, now, f"{spec.resources.num_workers} workers")
         self._store.put(job, [submitted], also=[self._may.entry("submit", job.id)])
         return job
@@ -103,9 +109,13 @@ class Client:
         """Whether the home's own store holds that package, and it is not about to be deleted."""
         return is_kept(self._own_store(), content_hash)
 
+    def check_may_keep(self, content_hash: str) -> None:
+        """Raises PermissionDenied for a user who may not put code into the home's own store."""
+        self._may.require(Role.USER, "keep code", content_hash)
+
     def keep_archive(self, content_hash: str, archive: bytes) -> bool:
         """Put a packaged working directory into the home's own store. Raises ConfigError for what is no package of that hash."""
-        self._may.require(Role.USER, "keep code", content_hash)
+        self.check_may_keep(content_hash)
         self._may.note("keep code", content_hash, f"{len(archive)} bytes")
         return keep_archive(self._own_store(), content_hash, archive)
 
@@ -117,17 +127,21 @@ class Client:
         """(what a list shows, how many jobs there are of these states). See `JobStore.summaries`."""
         return self._store.summaries(states, limit), self._store.count(states)
 
+    def totals(self) -> Totals:
+        """How many jobs there are, and what those take that hold a place."""
+        return totals(self._store.engine)
+
     def job(self, id_or_prefix: str) -> Job:
         """Raises JobNotFound with the nearest names."""
         return self._store.find(id_or_prefix)
 
     def events(self, job_id: str, after: int = 0, limit: int | None = None) -> list[tuple[int, Event]]:
-        """(number, event) of those with a number above `after`."""
-        return self._store.events(job_id, after, limit)
+        """(number, event) of those with a number above `after`. Raises ConfigError for an `after` that no event can have."""
+        return self._store.events(job_id, checked_number("after", after), limit)
 
     def logs(self, job: Job, after: str = "", rank: int | None = None) -> LogPage:
-        """The next lines that all ranks, or one, have printed. See `read_page`."""
-        return read_page(self.object_store(job), job, after, rank)
+        """The next lines that all ranks, or one, have printed. See `read_page`. Raises UserError for an offset of no line of it."""
+        return self._opened.log_page(self.object_store(job), job, after, rank)
 
     def artifact(self, job: Job, name: str) -> bytes:
         """A file that the job has left. Raises ObjectNotFound, ConfigError for a name that cannot be."""
@@ -175,10 +189,10 @@ class Client:
                     raise StateError(f"{job.id} is {job.state.value}: its settings can be changed only after it has ended.")
                 if job.stop_requested:
                     raise StateError(f"{job.id} is about to stop. Resume it when it has ended.")
-                self._write_secrets(job.id, secrets)
+                self._secrets.write(job.id, secrets)
                 return job
             self._check_feasible(new)
-            self._write_secrets(job.id, secrets)
+            self._secrets.write(job.id, secrets)
             now, run = self._clock(), job.run + 1
             return self._store.update(
                 job, [_event(EventKind.RESUMED, job.id, now, f"run {run}")], also=[self._may.entry("resume", job.id, f"run {run}")],
@@ -187,12 +201,13 @@ class Client:
                 reason=WAITS_FOR_CONTROLLER, progress=carried_over(job.progress, new), service=Service(attained=job.service.attained),
             )  # fmt: skip
 
-        return self._guarded(job_id, change)
+        with self._secrets.kept():
+            return self._guarded(job_id, change)
 
     def remove(self, job_id: str, secrets: Mapping[str, str], within_s: float = REMOVAL_S) -> Removed:
         """Delete what a job that has ended keeps in its object store, and its MLflow run; its row and events stay.
 
-        As much as `within_s` seconds allow: who calls again goes on with it. `secrets`: keys for its object store, as of its submission.
+        As much as `within_s` seconds allow: who calls again goes on with it. `secrets`: as of its submission.
         Raises StateError if it has not ended, or while a checkpoint of it is pinned.
         """
         check_secrets(secrets)
@@ -203,7 +218,7 @@ class Client:
             return mark(self._store, job, self._clock(), self._may.entry("remove", job.id), lambda: open_store(job.spec.storage, environ))
 
         job = self._guarded(job_id, change)
-        return delete_all(job, open_store(job.spec.storage, environ), within_s)
+        return delete_all(job, open_store(job.spec.storage, environ), within_s, secrets)
 
     # the queue
 
@@ -266,8 +281,8 @@ class Client:
         return forgiven
 
     def audit(self, after: int = 0, limit: int = 1000) -> list[Entry]:
-        """Who changed what: entries with a number above `after`."""
-        return self._may.read(after, limit)
+        """Who changed what: entries with a number above `after`. Raises ConfigError for an `after` that no entry can have."""
+        return self._may.read(checked_number("after", after), limit)
 
     @property
     def users(self) -> Administration:
@@ -278,9 +293,7 @@ class Client:
 
     def object_store(self, job: Job) -> ObjectStore:
         """Where it keeps what it leaves. With the submitter's keys while the job has not ended, else with this process's own."""
-        path = self.home.secrets(job.id)
-        secrets = json.loads(path.read_text()) if path.exists() else {}
-        return open_store(job.spec.storage, {**os.environ, **secrets})
+        return self._opened.store(job.spec.storage, self._secrets.read(job.id))
 
     def _guarded(self, job_id: str, change: Callable[[Job], Job]) -> Job:
         """Apply `change` to the newest row, again if the controller wrote in between."""
@@ -301,10 +314,6 @@ class Client:
         quota = self.policy().policy.tenants.get(spec.scheduling.tenant, Tenant()).quota
         view: dict[str, Any] | None = self._store.meta(CLUSTER)
         check_feasible(spec, ClusterView.from_dict(view) if view else None, quota)
-
-    def _write_secrets(self, job_id: str, secrets: Mapping[str, str]) -> None:
-        if secrets:
-            write_private(self.home.secrets(job_id), json.dumps(dict(secrets)))
 
 
 def _event(kind: EventKind, job_id: str, time_s: float, message: str) -> Event:

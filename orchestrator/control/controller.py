@@ -26,6 +26,7 @@ from orchestrator.control.planning.reputation import MEMORY_S, judged, scores
 from orchestrator.control.planning.scheduling import Decide, Scheduling
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, plan_ahead
+from orchestrator.control.secrets import Secrets
 from orchestrator.errors import StaleWrite
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, Job, JobResult, JobState
@@ -51,7 +52,7 @@ class Controller:
     ) -> None:  # fmt: skip
         self._store = store
         self._provisioner = provisioner
-        self._home = home
+        self._secrets = Secrets(home)
         self._groups = groups
         self._look = view
         self._looking: Future[ClusterView] | None = None
@@ -218,7 +219,7 @@ class Controller:
 
     def _finished(self, job: Job) -> None:
         self._notices.forget(job.id)
-        self._home.secrets(job.id).unlink(missing_ok=True)
+        self._secrets.forget(self._store, job.id)
         log.info("%s ended: %s, %s", job.id, job.state.value, job.reason)
 
     def _new_life(self, job: Job, phase: Phase, now: float) -> Life:

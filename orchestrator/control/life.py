@@ -82,6 +82,7 @@ class Life:
     write_interval_s: float = PROGRESS_INTERVAL_S
     """Progress alone is written so often."""
     stop_now_s: float | None = None
+    """Since when, in this phase, it is to stop at once."""
     began_s: float = 0.0
     """When the job was given its place or, after a restart of the controller, found again."""
     gone_nodes: list[str] = field(default_factory=list)
@@ -249,7 +250,7 @@ class Life:
         self._enter(Phase.RELEASE, now)
 
     def _enter(self, phase: Phase, now: float) -> None:
-        self.phase, self.since_s = phase, now
+        self.phase, self.since_s, self.stop_now_s = phase, now, None
 
     # stopping
 
@@ -258,8 +259,9 @@ class Life:
         if not job.stop_requested or self.phase is Phase.RELEASE:
             return None
         if self.phase is Phase.START:
-            return stopped(job)
-        if job.stop_requested == "now" and self.phase is Phase.WATCH:
+            in_flight = self.question is not None and not self.question.done()  # it may be making what `release` must find
+            return None if in_flight else stopped(job)
+        if job.stop_requested == "now" and self.phase in (Phase.FIND, Phase.WATCH):
             self.stop_now_s = now if self.stop_now_s is None else self.stop_now_s
             if now - self.stop_now_s > STOP_NOW_LIMIT_S:
                 return stopped(job)

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import psutil
 
 from orchestrator.control.environment import remote_environment
+from orchestrator.control.file_locks import exclusive
 from orchestrator.control.keeper import ClusterFile, clean_up, main, open_log
-from orchestrator.control.lock import Holder, cluster_lock, exclusive, holder
+from orchestrator.control.lock import Holder, cluster_lock, holder
 from orchestrator.control.processes import is_same, wait_until
 from orchestrator.errors import ClusterError
-from orchestrator.paths import Home
+from orchestrator.paths import Home, make_private
 from orchestrator.spec import ClusterSpec
 
 START_LIMIT_S = 120.0
@@ -131,7 +132,7 @@ def _start_keeper(home: Home, cluster: ClusterSpec) -> subprocess.Popen[bytes]:
             f"the control plane of {home.root} serves the cluster at {found.address} (pid {found.pid}). "
             f"Give cluster.address={found.address}, or another cluster.home for a local cluster."
         )
-    home.root.mkdir(parents=True, exist_ok=True)
+    make_private(home.root)
     command = _keeper_command(home, cluster, cluster.idle_timeout_s)
     return _spawn(home, command, "keeper", {"ORCHESTRATOR_HOME": str(home.root)})
 

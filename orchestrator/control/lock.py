@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from orchestrator.control.file_locks import try_lock
 from orchestrator.control.processes import is_same, start_time
-from orchestrator.paths import Home
+from orchestrator.paths import Home, make_private
 
 _RECORD_BYTES = 1024
 
@@ -31,12 +28,12 @@ class ControllerLock:
     """Held as long as the process lives: the kernel lets go of it, whatever the process dies of."""
 
     def __init__(self, home: Home) -> None:
-        home.root.mkdir(parents=True, exist_ok=True)
+        make_private(home.root)
         self._descriptor = os.open(home.controller_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def acquire(self) -> bool:
         """False if another process holds it."""
-        return _try_lock(self._descriptor)
+        return try_lock(self._descriptor)
 
     def publish(self, address: str, ready: bool) -> None:
         created = start_time(os.getpid())
@@ -56,36 +53,3 @@ def holder(home: Home) -> Holder | None:
 def cluster_lock(home: Home) -> Path:
     """Held while the cluster is found, started or stopped."""
     return home.root / "cluster.lock"
-
-
-@contextmanager
-def exclusive(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock file `path`; `on_wait` is called once if another process has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        if not _try_lock(descriptor):
-            on_wait()
-            while not _try_lock(descriptor):
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def if_free(path: Path) -> Iterator[bool]:
-    """True and the lock held, or False at once if another process has it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        yield _try_lock(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -65,7 +65,7 @@ def _check_unpinned(objects: ObjectStore, job_id: str) -> None:
         )
 
 
-def delete_all(job: Job, store: ObjectStore, within_s: float) -> Removed:
+def delete_all(job: Job, store: ObjectStore, within_s: float, secrets: Mapping[str, str]) -> Removed:
     """As much as there is time for. Raises StorageError, TrackingUnavailable."""
     limit_s = time.monotonic() + within_s
     keys, deleted = JobKeys(job.id), 0
@@ -78,7 +78,7 @@ def delete_all(job: Job, store: ObjectStore, within_s: float) -> Removed:
     _abort_uploads(store, keys.root)
     run_id = (job.result.mlflow_run_id if job.result else "") or job.progress.mlflow_run_id
     if run_id:
-        delete_run_apart(job.spec.tracking.uri, run_id)
+        delete_run_apart(job.spec.tracking.uri, run_id, secrets)
     return Removed(objects=deleted, done=True)
 
 

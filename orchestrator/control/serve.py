@@ -15,20 +15,22 @@ import logging
 import os
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.control.controller import Controller
 from orchestrator.control.environment import remote_environment
+from orchestrator.control.file_locks import if_free
 from orchestrator.control.keeper import ClusterFile
-from orchestrator.control.lock import ControllerLock, cluster_lock, holder, if_free
+from orchestrator.control.lock import ControllerLock, cluster_lock, holder
 from orchestrator.control.nodes.provisioning import Provisioner
+from orchestrator.control.nodes.threads import Threads
 from orchestrator.control.processes import CLUSTER_MARK
 from orchestrator.control.pulse import Pulse
 from orchestrator.control.records.database import place_of
 from orchestrator.control.records.lease import ControllerLease
 from orchestrator.control.records.store import JobStore
+from orchestrator.control.secrets import Secrets
 from orchestrator.errors import ClusterError, OrchestratorError, StateError, StoreUnavailable
 from orchestrator.job import JobState
 from orchestrator.paths import Home
@@ -81,10 +83,11 @@ class Service:
         from orchestrator.control.nodes.ray_groups import RayGroups
 
         store = JobStore(place_of(self._home))
-        pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ask")
-        groups = RayGroups(self._home, pool, self._rank_entry)
-        provisioner = Provisioner(self._home.node_types, RayAutoscaler(self._address, pool))
-        controller = Controller(store, self._home, groups, lambda: pool.submit(observe), provisioner)
+        Secrets(self._home).sweep(store, time.time())
+        threads = Threads()
+        groups = RayGroups(self._home, threads, self._rank_entry)
+        provisioner = Provisioner(self._home.node_types, RayAutoscaler(self._address, threads.looks))
+        controller = Controller(store, self._home, groups, lambda: threads.looks.submit(observe), provisioner)
         while not self._told_to_stop:
             if not self._lease.held:
                 log.error("the lease on the job store is over: another controller may act now; this one leaves")

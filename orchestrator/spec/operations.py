@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
+from orchestrator.errors import ConfigError
 from orchestrator.spec.checks import Options, at_least, require
 
 
@@ -92,13 +93,19 @@ class StorageSpec:
         at_least(1, "storage", self, "max_attempts")
 
 
+TRACKING_SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+"""What MLflow reads from the environment, for a server that asks who one is."""
+_USER = re.compile(r"([^:/?#]+)://([^/?#]*)@")
+"""(scheme, user or user:password) of a URI; a server may take a user's name alone for a token."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrackingSpec:
     """MLflow."""
 
     enabled: bool = True
     uri: str = ""
-    """Any MLflow tracking URI; empty: a SQLite file in the cluster's home."""
+    """Any MLflow tracking URI, without a password: it is kept with the job and shown; empty: a SQLite file in the cluster's home."""
     experiment: str = "orchestrator"
     tags: Options = field(default_factory=dict)
     registered_model: str = ""
@@ -109,6 +116,13 @@ class TrackingSpec:
 
     def __post_init__(self) -> None:
         at_least(0, "tracking", self, "drain_timeout_s")
+        found = _USER.match(self.uri)
+        if found is not None and (":" in found[2] or found[1].lower().startswith("http")):
+            raise ConfigError(
+                f"tracking.uri={found[1]}://***@{self.uri[found.end() :]} is not possible: allowed is one without a password, because "
+                f"it is kept with the job and shown. A server's goes into the environment of who submits ({', '.join(TRACKING_SECRETS)}) "
+                "and travels with the job's secrets, a database's into ~/.pgpass on the nodes."
+            )
         ok = not re.search(r"[/:'\"]", self.registered_model)
         require(ok, "tracking.registered_model", self.registered_model, "a name without '/', ':' and quotes, or empty")
 

@@ -11,19 +11,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 
+from orchestrator.spec.operations import TRACKING_SECRETS
 from orchestrator.tracking.mlflow_run import TrackingRefused, TrackingUnavailable, delete_run
 from orchestrator.tracking.writer import MLFLOW_ENVIRONMENT
 
 LIMIT_S = 100.0
 
 
-def delete_run_apart(uri: str, run_id: str) -> None:
-    """No error if it is gone already. Raises TrackingUnavailable."""
-    asked = json.dumps({"uri": uri, "run_id": run_id})  # a URI may hold a password, so it is no argument
+def delete_run_apart(uri: str, run_id: str, secrets: Mapping[str, str]) -> None:
+    """No error if it is gone already. `secrets`: MLflow's are taken from them, no other variable. Raises TrackingUnavailable."""
+    asked = json.dumps({"uri": uri, "run_id": run_id})
+    environ = {**os.environ, **{name: secrets[name] for name in TRACKING_SECRETS if name in secrets}}
     command = [sys.executable, "-m", "orchestrator.tracking.removal"]
     try:
-        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        done = subprocess.run(command, input=asked, env=environ, capture_output=True, text=True, timeout=LIMIT_S)
     except subprocess.TimeoutExpired as error:
         raise TrackingUnavailable(f"MLflow has not deleted the run {run_id} in {LIMIT_S:.0f} s") from error
     try:

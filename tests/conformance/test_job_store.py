@@ -16,6 +16,7 @@ from postgres import NEEDED, new_database, postgres, programs
 from orchestrator.control.api.listing import Listing
 from orchestrator.control.client import Client
 from orchestrator.control.reading.overview import Window, overview
+from orchestrator.control.reading.totals import Totals, totals
 from orchestrator.control.records import tables
 from orchestrator.control.records.audit import AuditLog
 from orchestrator.control.records.lease import ControllerLease
@@ -222,6 +223,22 @@ def test_meta(store):
     store.set_meta("cluster", {"nodes": []})
     store.set_meta("cluster", {"nodes": [1]})
     assert store.meta("cluster") == {"nodes": [1]}
+
+
+def test_totals_count_all_jobs_and_tell_of_those_that_hold_a_place(store):
+    assert totals(store.engine) == Totals(jobs={}, places=[], queued_since_s=None)
+    store.put(Job(id="a", spec=SPEC, tenant="t", state=JobState.RUNNING, placement=(("n", 2), ("m", 1))))
+    for number, state in enumerate((JobState.QUEUED, JobState.QUEUED, JobState.FAILED)):
+        store.put(Job(id=f"b{number}", spec=SPEC, tenant="t", state=state, queued_s=5.0 - number))
+    found = totals(store.engine)
+    assert found.jobs == {("t", "running"): 1, ("t", "queued"): 2, ("t", "failed"): 1}
+    assert ([(place.workers, place.gpus, place.state) for place in found.places], found.queued_since_s) == ([(3, 0, "running")], 4.0)
+
+
+def test_a_fact_is_written_by_many_at_the_same_moment(store):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: store.set_meta(f"fact {number // 8}", number), range(80)))
+    assert [store.meta(f"fact {number}") // 8 for number in range(10)] == list(range(10))
 
 
 # changes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -378,7 +380,7 @@ def test_a_run_is_deleted_once_and_for_all(job: Tracked):
     job.steps(1, 3)
     job.deliver()
     uri, run_id = tracking_uri(job.spec.tracking, job.home), job.run().info.run_id
-    delete_run_apart(uri, run_id)
+    delete_run_apart(uri, run_id, {})
     assert job.client.get_run(run_id).info.lifecycle_stage == "deleted"
     for gone in (run_id, "f" * 32):
         delete_run(uri, gone)
@@ -388,4 +390,27 @@ def test_a_run_is_deleted_once_and_for_all(job: Tracked):
 
 def test_a_run_that_cannot_be_deleted_is_told_by_the_process_that_tried():
     with pytest.raises(TrackingUnavailable, match=r"the run f00d is not deleted: MLflow: .*127\.0\.0\.1"):
-        delete_run_apart("http://127.0.0.1:9", "f00d")
+        delete_run_apart("http://127.0.0.1:9", "f00d", {})
+
+
+def test_who_deletes_a_run_shows_the_jobs_password_to_mlflow_and_nothing_else_of_its_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Authorization"])
+            self.send_response(404)
+            self.end_headers()
+            self.wfile.write(b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "gone"}')
+
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    secrets = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": SECRET, "PYTHONHOME": "/nowhere"}
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    delete_run_apart(f"http://127.0.0.1:{server.server_port}", "f00d", secrets)
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    assert seen == ["Basic " + base64.b64encode(f"ann:{SECRET}".encode()).decode()]

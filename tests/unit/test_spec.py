@@ -166,6 +166,25 @@ def test_environment_variables_that_can_be() -> None:
     assert EnvironmentSpec(variables={"NCCL_DEBUG": "INFO", "TOKENIZERS_PARALLELISM": "false", "N": 3}).texts["N"] == "3"
 
 
+@pytest.mark.parametrize(("uri", "shown"), [
+    ("http://ann:hunter2@host:5000/x", "http://***@host:5000/x"), ("https://ann:hun@ter2@host", "https://***@host"),
+    ("HTTPS://hunter2@host", "HTTPS://***@host"), ("postgresql://ann:hunter2@db:5432/mlflow", "postgresql://***@db:5432/mlflow"),
+])  # fmt: skip
+def test_a_password_is_refused_in_an_address_that_everybody_sees(uri: str, shown: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrackingSpec(uri=uri)
+    said = str(caught.value)
+    assert f"tracking.uri={shown} is not possible" in said and "MLFLOW_TRACKING_PASSWORD" in said and "~/.pgpass" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("uri", [
+    "", "databricks", "databricks://profile:prefix", "http://host:5000/a@b", "sqlite:////home/a:b@c/mlflow.db", "postgresql://ann@db/mlflow",
+])  # fmt: skip
+def test_addresses_without_a_password(uri: str) -> None:
+    assert TrackingSpec(uri=uri).uri == uri
+
+
 @pytest.mark.parametrize("requirement", ["", "-e .", "a b", "a>=", "git+https://x", "a; rm"])
 def test_requirements_that_cannot_be(requirement: str) -> None:
     with pytest.raises(ConfigError, match=r"^environment\.requirements="):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
 
 from orchestrator.control.api.follow import Watch
 from orchestrator.control.api.listing import Listing
@@ -49,6 +50,12 @@ def asker(
     raise AuthenticationError(
         "a token is needed: `Authorization: Bearer TOKEN`; `orchestrator user add NAME` makes one, by an admin or beside the server."
     )
+
+
+async def admit_code(api: Shared, request: Request) -> None:
+    """Raises AuthenticationError, or PermissionDenied, for who may not send packaged working directories."""
+    client = await run_in_threadpool(asker, request, api, await _bearer(request))
+    await run_in_threadpool(client.check_may_keep, request.url.path.rpartition("/")[2])
 
 
 Api = Annotated[Shared, Depends(shared)]

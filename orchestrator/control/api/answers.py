@@ -35,7 +35,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": Problem, "description": about}
     for code, about in {
         400: "no JSON", 401: "no token, or one that is not known", 403: "not allowed for this user", 404: "no such thing",
-        409: "not possible in this state", 413: "the request is too large", 422: "cannot be done as asked", 502: "the object store refuses",
+        408: "the request did not arrive in time", 409: "not possible in this state", 413: "the request is too large",
+        422: "cannot be done as asked", 502: "the object store refuses",
         503: "job store, object store, MLflow or Ray does not answer",
     }.items()
 }  # fmt: skip

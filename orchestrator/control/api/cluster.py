@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from orchestrator.control.api.answers import PROBLEMS, answer
 from orchestrator.control.api.metrics import CONTENT_TYPE, exposition
 from orchestrator.control.api.shapes import Forgiven, Number, PolicyChoice
 from orchestrator.control.planning.policy import ChosenPolicy
+from orchestrator.control.reading.totals import by_state
 from orchestrator.control.scheduler.model import CPU_UNITS
 from orchestrator.errors import StoreUnavailable
 
@@ -38,13 +38,16 @@ def forgive(asker: Asker, node: str) -> Response:
 def cluster(asker: Asker) -> Response:
     """How much there is, and how much of it is taken."""
     view = asker.nodes()[0].there
-    jobs, _ = asker.summaries()
+    found = asker.totals()
     there = {
         "nodes": len(view.nodes), "draining": sum(node.draining for node in view.nodes),
         "cpus": sum(node.cpu_units for node in view.nodes) / CPU_UNITS, "gpus": sum(node.gpus for node in view.nodes),
     }  # fmt: skip
-    taken = {"workers_placed": sum(job.num_placed for job in jobs), "gpus_taken": sum(job.gpus[0] for job in jobs)}
-    return answer({**there, **taken, "jobs": Counter(job.state.value for job in jobs)})
+    taken = {
+        "workers_placed": sum(place.workers for place in found.places),
+        "gpus_taken": sum(place.gpus * place.workers for place in found.places),
+    }
+    return answer({**there, **taken, "jobs": {state: count for state, count in by_state(found.jobs).items() if count}})
 
 
 @router.get("/v1/queue")

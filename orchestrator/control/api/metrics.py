@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from orchestrator.control.client import Client
 from orchestrator.control.pulse import BOUNDS_S, Pulse
-from orchestrator.control.reading.summary import JobSummary
 from orchestrator.control.scheduler.model import CPU_UNITS
-from orchestrator.job import JobState
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -34,12 +32,13 @@ class _Now:
         return []
 
     def collect(self) -> Iterator[Metric]:
-        jobs, _ = self._client.summaries()
-        yield _counted("orchestrator_jobs", "Jobs", jobs, lambda job: 1)
-        placed = [job for job in jobs if job.num_placed]
-        yield _counted("orchestrator_workers_placed", "Workers that have a place", placed, lambda job: job.num_placed)
-        waiting = [time.time() - job.queued_s for job in jobs if job.state is JobState.QUEUED]
-        yield GaugeMetricFamily("orchestrator_longest_wait_seconds", "Of a job that is queued", max(waiting, default=0.0))
+        found, placed = self._client.totals(), Counter[tuple[str, str]]()
+        for place in found.places:
+            placed[place.tenant, place.state] += place.workers
+        yield _counted("orchestrator_jobs", "Jobs", found.jobs)
+        yield _counted("orchestrator_workers_placed", "Workers that have a place", placed)
+        waits_s = 0.0 if found.queued_since_s is None else time.time() - found.queued_since_s
+        yield GaugeMetricFamily("orchestrator_longest_wait_seconds", "Of a job that is queued", waits_s)
         yield from self._nodes()
         yield from self._loop()
 
@@ -61,11 +60,9 @@ class _Now:
         yield HistogramMetricFamily("orchestrator_controller_round_seconds", "Time of a round", buckets=buckets, sum_value=spent_s)
 
 
-def _counted(name: str, about: str, jobs: list[JobSummary], amount: Callable[[JobSummary], int]) -> Metric:
-    """By state and tenant."""
-    family, sums = GaugeMetricFamily(name, about, labels=["state", "tenant"]), Counter[tuple[str, str]]()
-    for job in jobs:
-        sums[job.state.value, job.tenant] += amount(job)
-    for labels, value in sums.items():
-        family.add_metric(list(labels), value)
+def _counted(name: str, about: str, amounts: Mapping[tuple[str, str], int]) -> Metric:
+    """`amounts`: by (tenant, state)."""
+    family = GaugeMetricFamily(name, about, labels=["state", "tenant"])
+    for (tenant, state), value in amounts.items():
+        family.add_metric([state, tenant], value)
     return family

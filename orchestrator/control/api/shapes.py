@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WrapValidator
 
+from orchestrator.control.records.database import LARGEST_NUMBER
 from orchestrator.errors import ConfigError
 from orchestrator.spec import JobSpec, from_dict
 
-LARGEST = 2**53
-"""Of a number in a query: beyond it JSON's numbers are not exact."""
 LONGEST_WAIT_S = 60.0
 
 
@@ -26,8 +25,8 @@ def _spec(value: Any, _by_pydantic: Any) -> JobSpec:
 Spec = Annotated[JobSpec, WrapValidator(_spec)]
 """The schema is that of the dataclasses, the checks are their own."""
 Secrets = Annotated[dict[str, str], Field(description="Environment variables of the job's processes, such as S3 keys. Never shown again.")]
-Number = Annotated[int, Field(ge=0, le=LARGEST)]
-Rank = Annotated[int, Field(ge=0, le=LARGEST)]
+Number = Annotated[int, Field(ge=0, le=LARGEST_NUMBER)]
+Rank = Annotated[int, Field(ge=0, le=LARGEST_NUMBER)]
 Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT_S, description="Seconds to wait for news before an answer without any")]
 
 

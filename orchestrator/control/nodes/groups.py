@@ -95,7 +95,9 @@ class ScriptedGroups:
     pending: set[str] = field(default_factory=set)
     """Jobs whose place is not ready."""
     held: set[str] = field(default_factory=set)
-    """Names of methods that never answer."""
+    """Names of methods that do not answer."""
+    unanswered: list[Future[Any]] = field(default_factory=list)
+    """What these returned."""
     calls: list[tuple[str, str]] = field(default_factory=list)
     """(method, job id) of all calls but `status`, and (`stop drain`, job id)."""
     preemptions: list[tuple[str, str, float | None]] = field(default_factory=list)
@@ -157,7 +159,8 @@ class ScriptedGroups:
     def _answer(self, method: str, job: Job, call: Callable[[], Any]) -> Future[Any]:
         self.calls.append((method, job.id))
         if method in self.held:
-            return Future()
+            self.unanswered.append(Future())
+            return self.unanswered[-1]
         try:
             return done(call())
         except ClusterError as error:

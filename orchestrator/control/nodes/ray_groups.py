@@ -6,13 +6,15 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError
 
 from orchestrator.control.nodes.groups import GroupStatus, SupervisorGone
+from orchestrator.control.nodes.threads import Threads
+from orchestrator.control.secrets import Secrets
 from orchestrator.errors import ObjectNotFound
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobResult, JobState, progress_from_dict, result_from_dict
@@ -33,13 +35,13 @@ log = logging.getLogger("controller")
 
 
 class RayGroups:
-    """Calls that may wait for Ray or for the object store run on the threads of `pool`."""
+    """Calls that may wait for Ray or for the object store run on `threads`."""
 
-    def __init__(self, home: Home, pool: ThreadPoolExecutor, rank_entry: str = RANK_ENTRY) -> None:
+    def __init__(self, home: Home, threads: Threads, rank_entry: str = RANK_ENTRY) -> None:
         """`rank_entry`: what the ranks run; tests give a double."""
         self._home = home
         self._rank_entry = rank_entry
-        self._pool = pool
+        self._threads = threads
         self._standby = Standby(home)
         self._filling: Future[None] | None = None
 
@@ -56,7 +58,7 @@ class RayGroups:
             log.warning("no actors stand by: %s: %s", type(error).__name__, error)
         self._filling = None
         if self._standby.lacks(nodes):
-            self._filling = self._pool.submit(self._standby.fill, nodes, {name for job in jobs for name in job.standby})
+            self._filling = self._threads.starts.submit(self._standby.fill, nodes, {name for job in jobs for name in job.standby})
 
     def close(self) -> None:
         """End what stands by, once what is being started is known."""
@@ -65,28 +67,28 @@ class RayGroups:
         self._standby.close()
 
     def find(self, job: Job) -> Future[bool]:
-        return self._pool.submit(_has_begun, job)
+        return self._threads.asks.submit(_has_begun, job)
 
     def start(self, job: Job) -> Future[bool]:
-        return self._pool.submit(self._start, job)
+        return self._threads.starts.submit(self._start, job)
 
     def status(self, job: Job, after_event: int) -> Future[GroupStatus]:
-        return self._pool.submit(lambda: parse_status(job, _ask(job, "status", after_event)))
+        return self._threads.asks.submit(lambda: parse_status(job, _ask(job, "status", after_event)))
 
     def stop(self, job: Job, mode: str) -> Future[None]:
-        return self._pool.submit(lambda: _ask(job, "stop", mode))
+        return self._threads.asks.submit(lambda: _ask(job, "stop", mode))
 
     def preempt(self, job: Job, why: str, deadline_s: float | None) -> Future[None]:
-        return self._pool.submit(lambda: _ask(job, "preempt", why, deadline_s))
+        return self._threads.asks.submit(lambda: _ask(job, "preempt", why, deadline_s))
 
     def resize(self, job: Job, why: str) -> Future[None]:
-        return self._pool.submit(lambda: _ask(job, "resize", why))
+        return self._threads.asks.submit(lambda: _ask(job, "resize", why))
 
     def release(self, job: Job) -> Future[None]:
-        return self._pool.submit(place.release, job.id, self._home, job.standby)
+        return self._threads.asks.submit(place.release, job.id, self._home, job.standby)
 
     def result(self, job: Job) -> Future[JobResult | None]:
-        return self._pool.submit(self._result, job)
+        return self._threads.asks.submit(self._result, job)
 
     def _start(self, job: Job) -> bool:
         if not place.reserve(job.id, job.spec, job.placement):
@@ -102,9 +104,7 @@ class RayGroups:
             return None
 
     def _store(self, job: Job) -> ObjectStore:
-        path = self._home.secrets(job.id)
-        secrets = json.loads(path.read_text()) if path.exists() else {}
-        return open_store(job.spec.storage, {**os.environ, **secrets})
+        return open_store(job.spec.storage, {**os.environ, **Secrets(self._home).read(job.id)})
 
 
 def parse_status(job: Job, values: Mapping[str, Any]) -> GroupStatus:

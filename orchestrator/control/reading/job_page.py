@@ -33,8 +33,8 @@ def _links(job: Job, dashboard: str) -> dict[str, str]:
 
 
 def web_address(uri: str) -> str:
-    """Where a browser finds the tracking server, without a password that the address may hold; empty: it is no server."""
+    """Where a browser finds the tracking server; empty: it is no server."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return ""
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))

@@ -14,7 +14,9 @@ import sqlalchemy as sa
 
 from orchestrator.control.planning.policy import chosen_policy
 from orchestrator.control.reading.summary import JobSummary, summaries_where
+from orchestrator.control.reading.totals import ACTIVE, Place, by_state, counts, places
 from orchestrator.control.records import tables
+from orchestrator.control.records.database import json_of
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
@@ -27,7 +29,6 @@ LISTS: dict[str, tuple[JobState, ...]] = {
     "waiting": (JobState.QUEUED,),
     "ended": tuple(state for state in JobState if state.terminal),
 }
-_ACTIVE = [state.value for state in LISTS["running"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,52 +42,19 @@ class Window:
     """By the name of the list."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """What a job that holds a place takes."""
-
-    tenant: str
-    gpus: int
-    """Of each worker."""
-    cpus: float
-    """Of each worker."""
-    placement: Sequence[tuple[str, int]]
-
-    @property
-    def workers(self) -> int:
-        return sum(workers for _, workers in self.placement)
-
-
 def overview(store: JobStore, cluster: ClusterView, window: Window) -> dict[str, Any]:
     """JSON-ready. Times are seconds since 1970, and nothing in it changes while nothing happens."""
     quotas = {name: tenant.quota for name, tenant in chosen_policy(store).policy.tenants.items()}
     with store.engine.connect() as connection:
-        counts = _counts(connection)
-        places = _places(connection)
+        counted, placed = counts(connection), places(connection)
         lists = {name: _list(connection, name, states, window) for name, states in LISTS.items()}
     return {
-        "cluster": _cluster(cluster.nodes, places), "nodes": _nodes(cluster.nodes, places)[:MAX_NODES],
-        "tenants": _tenants(counts, places, quotas), "jobs": _by_state(counts), **lists,
+        "cluster": _cluster(cluster.nodes, placed), "nodes": _nodes(cluster.nodes, placed)[:MAX_NODES],
+        "tenants": _tenants(counted, placed, quotas), "jobs": by_state(counted), **lists,
     }  # fmt: skip
 
 
-def _counts(connection: sa.Connection) -> dict[tuple[str, str], int]:
-    """By (tenant, state)."""
-    table = tables.jobs.c
-    query = sa.select(table.tenant, table.state, sa.func.count()).group_by(table.tenant, table.state)
-    return {(tenant, state): count for tenant, state, count in connection.execute(query)}
-
-
-def _places(connection: sa.Connection) -> list[_Place]:
-    table = tables.jobs.c
-    spec = _json(connection, table.spec)
-    gpus, cpus = (spec[("resources", name)].as_float() for name in ("gpus_per_worker", "cpus_per_worker"))
-    query = sa.select(table.tenant, table.placement, gpus, cpus).where(table.state.in_(_ACTIVE))
-    rows = connection.execute(query)
-    return [_Place(tenant=tenant, gpus=int(gpus), cpus=cpus, placement=placement) for tenant, placement, gpus, cpus in rows]
-
-
-def _cluster(nodes: Sequence[Node], places: Sequence[_Place]) -> dict[str, Any]:
+def _cluster(nodes: Sequence[Node], places: Sequence[Place]) -> dict[str, Any]:
     return {
         "nodes": len(nodes), "draining": sum(node.draining for node in nodes),
         "gpus": sum(node.gpus for node in nodes), "gpus_used": sum(place.gpus * place.workers for place in places),
@@ -94,7 +62,7 @@ def _cluster(nodes: Sequence[Node], places: Sequence[_Place]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _nodes(nodes: Sequence[Node], places: Sequence[_Place]) -> list[dict[str, Any]]:
+def _nodes(nodes: Sequence[Node], places: Sequence[Place]) -> list[dict[str, Any]]:
     gpus, jobs, cpus = Counter[str](), Counter[str](), defaultdict[str, float](float)
     for place in places:
         for node, workers in place.placement:
@@ -111,7 +79,7 @@ def _nodes(nodes: Sequence[Node], places: Sequence[_Place]) -> list[dict[str, An
 
 
 def _tenants(
-    counts: Mapping[tuple[str, str], int], places: Sequence[_Place], quotas: Mapping[str, int | None]
+    counts: Mapping[tuple[str, str], int], places: Sequence[Place], quotas: Mapping[str, int | None]
 ) -> list[dict[str, Any]]:
     """Those with jobs that have not ended, the largest first."""
     live = {tenant for (tenant, state), count in counts.items() if count and not JobState(state).terminal}
@@ -119,15 +87,11 @@ def _tenants(
     for tenant in live:
         mine = [place for place in places if place.tenant == tenant]
         found.append({
-            "tenant": tenant, "running": sum(counts.get((tenant, state), 0) for state in _ACTIVE),
+            "tenant": tenant, "running": sum(counts.get((tenant, state), 0) for state in ACTIVE),
             "waiting": counts.get((tenant, JobState.QUEUED.value), 0), "gpus_used": sum(place.gpus * place.workers for place in mine),
             "cpus_used": sum(place.cpus * place.workers for place in mine), "quota": quotas.get(tenant),
         })  # fmt: skip
     return sorted(found, key=lambda row: (-row["gpus_used"], -row["cpus_used"], -row["waiting"], row["tenant"]))
-
-
-def _by_state(counts: Mapping[tuple[str, str], int]) -> dict[str, int]:
-    return {state.value: sum(count for (_, name), count in counts.items() if name == state.value) for state in JobState}
 
 
 def _list(connection: sa.Connection, name: str, states: Sequence[JobState], window: Window) -> dict[str, Any]:
@@ -148,7 +112,7 @@ def _list(connection: sa.Connection, name: str, states: Sequence[JobState], wind
 def _more(connection: sa.Connection, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What a summary does not have, by id."""
     table = tables.jobs.c
-    priority = _json(connection, table.spec)[("scheduling", "priority")].as_integer().label("priority")
+    priority = json_of(connection, table.spec)[("scheduling", "priority")].as_integer().label("priority")
     query = sa.select(table.id, table.start_s, table.reserved_s, table.order, table.progress, priority).where(table.id.in_(ids))
     return {row["id"]: dict(row) for row in connection.execute(query).mappings()}
 
@@ -175,11 +139,6 @@ def _goodput(ledger: Mapping[str, Any]) -> float | None:
     """Share of the time in which a job held its place that went into training steps; None before it ever did."""
     held_s = ledger.get("worker_s", 0.0) - ledger.get("seconds", {}).get("queue", 0.0)
     return float(ledger["goodput_share"]) if held_s > 0 else None
-
-
-def _json(connection: sa.Connection, column: sa.Column[Any]) -> Any:
-    """A column of strict JSON (a spec is, a progress may hold figures that are none) as one whose parts the database reads."""
-    return sa.cast(column, sa.JSON) if connection.dialect.name == "postgresql" else sa.type_coerce(column, sa.JSON)
 
 
 _ORDERS: dict[str, Sequence[Any]] = {

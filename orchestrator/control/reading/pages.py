@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from orchestrator.control.reading.logs import LogLine, LogReader
 from orchestrator.job import Job
-from orchestrator.storage import ObjectStore
 
 PAGE_BYTES = 1 << 20
 
@@ -16,16 +15,16 @@ class LogPage:
     lines: tuple[LogLine, ...]
     offset: str
     """What comes after these lines is read from here."""
+    more: bool
+    """There are more lines already."""
     ended: bool
     """The job has ended, and these are its last lines."""
 
 
-def read_page(store: ObjectStore, job: Job, after: str = "", rank: int | None = None, limit_bytes: int = PAGE_BYTES) -> LogPage:
-    """The next lines, about `limit_bytes` of them. `job`: as it was read before, so that nothing it printed until then is missed.
-
-    Raises UserError for an offset that is none of this job's, StorageError.
+def read_page(reader: LogReader, job: Job, after: str = "", limit_bytes: int = PAGE_BYTES) -> LogPage:
+    """The next lines of a reader at the offset `after`, about `limit_bytes` of them. `job`: as it was read before, so that nothing it
+    printed until then is missed. Raises StorageError.
     """
-    reader = LogReader(store, job.id, rank, after)
     lines, size, more = [], 0, False
     for line in reader.lines(ended=job.state.terminal):
         lines.append(line)
@@ -33,4 +32,4 @@ def read_page(store: ObjectStore, job: Job, after: str = "", rank: int | None = 
         if size >= limit_bytes:
             more = True
             break
-    return LogPage(lines=tuple(lines), offset=reader.offset if lines else after, ended=job.state.terminal and not more)
+    return LogPage(lines=tuple(lines), offset=reader.offset if lines else after, more=more, ended=job.state.terminal and not more)

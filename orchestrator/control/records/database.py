@@ -18,9 +18,11 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 
 from orchestrator.errors import ConfigError, StoreUnavailable
-from orchestrator.paths import Home, write_private
+from orchestrator.paths import Home, make_private, write_private
 
 DATABASE_VARIABLE = "ORCHESTRATOR_DATABASE"
+LARGEST_NUMBER = 2**53
+"""Of a row that is asked for: beyond it JSON's numbers are not exact, and a little further SQLite has none."""
 LOOK_S = 0.005
 _BUSY_TIMEOUT_MS = 20_000
 _CHANNEL = "orchestrator"
@@ -104,7 +106,7 @@ def open_engine(where: str | Path) -> sa.Engine:
     """Of a file of SQLite (made if missing) or a URL. Connects at first use. Raises ConfigError."""
     text = str(where)
     if "://" not in text:
-        Path(text).parent.mkdir(parents=True, exist_ok=True)
+        make_private(Path(text).parent)
         text = f"sqlite:///{text}"
     url = _parsed(text)
     if url.get_backend_name() == "sqlite":
@@ -160,10 +162,22 @@ def execute(connection: sa.Connection, statements: Iterable[Also]) -> None:
         connection.execute(statement, dict(values))
 
 
+def checked_number(name: str, value: int) -> int:
+    """As given, if a row can have it. Raises ConfigError."""
+    if not 0 <= value <= LARGEST_NUMBER:
+        raise ConfigError(f"{name} {value} is not possible: allowed is a number from 0 to {LARGEST_NUMBER}.")
+    return value
+
+
 def lock_key(connection: sa.Connection, key: str) -> None:
     """Until the transaction ends no other one that locks `key` goes on. SQLite has one writer at a time anyway."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(key, 0))))
+
+
+def json_of(connection: sa.Connection, column: sa.Column[Any]) -> Any:
+    """A column of strict JSON (a spec is, a progress may hold figures that are none) as one whose parts the database reads."""
+    return sa.cast(column, sa.JSON) if connection.dialect.name == "postgresql" else sa.type_coerce(column, sa.JSON)
 
 
 def create_tables(engine: sa.Engine, *tables: sa.Table) -> None:

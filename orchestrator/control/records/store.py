@@ -232,6 +232,7 @@ class JobStore:
 
     def set_meta(self, key: str, value: Any) -> None:
         with self._write() as connection:
+            database.lock_key(connection, f"meta {key}")
             connection.execute(tables.meta.delete().where(tables.meta.c.key == key))
             connection.execute(tables.meta.insert().values(key=key, value=value))
 

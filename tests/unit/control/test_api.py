@@ -3,23 +3,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 
 import pytest
+import sqlalchemy as sa
 from starlette.testclient import TestClient
 
 from orchestrator import errors
 from orchestrator.control.api.answers import STATUS, status_of
-from orchestrator.control.api.app import LARGEST_BODY_BYTES, create_app
+from orchestrator.control.api.app import create_app
+from orchestrator.control.api.bodies import LARGEST_BODY_BYTES
 from orchestrator.control.api.server import ApiServer
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.pulse import START_S, Pulse
+from orchestrator.control.records import tables
+from orchestrator.control.records.database import writing
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.records.users import Users
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.errors import ClusterError, ConfigError
 from orchestrator.events import Event, EventKind
-from orchestrator.job import JobState, Progress
+from orchestrator.job import JobState, Progress, job_to_dict
 from orchestrator.paths import Home, JobKeys
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec, to_dict
 from orchestrator.storage import open_store
@@ -360,6 +365,24 @@ def test_nodes_cluster_and_metrics(service):
         'orchestrator_controller_round_seconds_bucket{le="0.025"} 1.0', 'orchestrator_controller_round_seconds_bucket{le="+Inf"} 2.0',
     ):  # fmt: skip
         assert line in text, text
+
+
+def test_of_jobs_that_have_ended_nothing_but_their_number_is_read(service):
+    waits = service.store.get(service.submit())
+    runs = dataclasses.replace(waits, id="runs", state=JobState.RUNNING, placement=(("n", 2),))
+    ended = [job_to_dict(dataclasses.replace(waits, id=f"ended-{number}", state=JobState.FAILED)) for number in range(1000)]
+    with writing(service.store.engine) as connection:
+        connection.execute(tables.jobs.insert(), [job_to_dict(runs), *ended])
+        connection.execute(sa.text("UPDATE jobs SET spec = '?', progress = '?', placement = '?' WHERE state = 'failed'"))
+    text = service.ask("GET", "/metrics").text
+    for line in (
+        'orchestrator_jobs{state="failed",tenant="vision"} 1000.0', 'orchestrator_jobs{state="queued",tenant="vision"} 1.0',
+        'orchestrator_workers_placed{state="running",tenant="vision"} 2.0',
+    ):  # fmt: skip
+        assert line in text, text
+    assert float(re.search(r"^orchestrator_longest_wait_seconds (.*)$", text, re.MULTILINE)[1]) > 0
+    cluster = service.ask("GET", "/v1/cluster").json()
+    assert (cluster["workers_placed"], cluster["jobs"]) == (2, {"queued": 1, "running": 1, "failed": 1000})
 
 
 def test_health_says_when_the_loop_hangs(tmp_path):

@@ -114,6 +114,14 @@ def test_resume_leaves_a_job_that_has_not_ended(client):
         client.resume(job.id, other, {})
 
 
+@pytest.mark.parametrize("after", [10**20, 2**53 + 1, -1])
+def test_a_number_that_nothing_can_have_is_refused(client, after):
+    job = client.submit(SPEC, {})
+    for ask in (lambda: client.events(job.id, after), lambda: client.audit(after)):
+        with pytest.raises(ConfigError, match=f"after {after} is not possible: allowed is a number from 0 to {2**53}"):
+            ask()
+
+
 def test_an_unknown_job(client):
     with pytest.raises(JobNotFound, match="There is none yet"):
         client.job("gpt")

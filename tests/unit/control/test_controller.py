@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from concurrent.futures import wait
 
 import pytest
 
@@ -9,6 +11,7 @@ from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.controller import SEEK_LIMIT_S, SETTLE_S, Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done, failed
 from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
+from orchestrator.control.nodes.threads import Threads
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, plan
 from orchestrator.control.scheduler.model import CPU_UNITS, Node, Preempt
@@ -263,6 +266,19 @@ def test_cancelling_a_job_before_its_place_is_ready_gives_the_place_back(world):
     assert world.groups.calls[-1] == ("release", job_id)
 
 
+def test_a_start_in_flight_is_waited_for_before_the_place_of_a_cancelled_job_is_given_back(world):
+    world.groups.held.add("start")
+    job_id = world.submit()
+    world.turn()
+    world.client.request_stop(job_id, "now")
+    world.turn(2, life.STOP_NOW_LIMIT_S)
+    assert ("release", job_id) not in world.groups.calls
+    world.groups.supervisors[job_id] = world.groups.first_status(world.client.job(job_id))
+    world.groups.unanswered[-1].set_result(True)
+    world.turn(2)
+    assert (world.state(job_id), world.groups.supervisors) == (JobState.CANCELLED, {})
+
+
 def test_an_order_to_stop_is_passed_on_once_and_a_stronger_one_again(world):
     job_id = world.running()
     world.client.request_stop(job_id, "drain")
@@ -286,6 +302,28 @@ def test_a_supervisor_that_does_not_listen_is_ended_without_it(world):
     world.turn(2, life.STOP_NOW_LIMIT_S)
     assert world.state(job_id) is JobState.CANCELLED
     assert world.groups.calls[-1] == ("release", job_id)
+
+
+def test_a_supervisor_that_does_not_answer_a_new_controller_is_ended_without_it(world):
+    job_id = world.running()
+    world.groups.held.add("find")
+    world.start_controller()
+    world.client.request_stop(job_id, "now")
+    world.turn(2)
+    assert world.state(job_id) is JobState.RUNNING
+    world.turn(2, life.STOP_NOW_LIMIT_S)
+    assert (world.state(job_id), world.groups.supervisors) == (JobState.CANCELLED, {})
+
+
+def test_a_supervisor_found_late_has_the_whole_time_to_stop_at_once(world):
+    job_id = world.running()
+    world.groups.held.add("find")
+    world.start_controller()
+    world.client.request_stop(job_id, "now")
+    world.turn(2, life.STOP_NOW_LIMIT_S / 4)
+    world.groups.unanswered[-1].set_result(True)
+    world.turn(4, life.STOP_NOW_LIMIT_S / 5)
+    assert (world.state(job_id), world.groups.calls[-1]) == (JobState.RUNNING, ("stop now", job_id))
 
 
 def test_a_new_controller_passes_the_order_to_stop_on_again(world):
@@ -319,6 +357,28 @@ def test_one_that_hangs_keeps_nobody_else(world):
     world.end(other)
     world.turn()
     assert world.state(other) is JobState.SUCCEEDED
+
+
+def test_many_jobs_that_start_at_once_do_not_hide_that_the_cluster_answers(world):
+    class Slow(ScriptedGroups):
+        def start(self, job):
+            return threads.starts.submit(may_go.wait, 60)
+
+    def look():
+        looks.append(threads.looks.submit(lambda: ClusterView(nodes=(Node(id="node-1", cpu_units=100 * CPU_UNITS),))))
+        return looks[-1]
+
+    threads, may_go, looks = Threads(), threading.Event(), []
+    world.controller = Controller(world.store, world.home, Slow(), look, world.provisioner)
+    for _ in range(50):
+        world.submit(resources=ResourcesSpec(num_workers=1))
+    for _ in range(4):
+        world.turn(1)
+        wait(looks, timeout=30)
+    world.turn(1)
+    assert len(world.store.all([JobState.STARTING])) == 50
+    assert world.controller.seen_s == world.now
+    may_go.set()
 
 
 def test_an_unreadable_result_fails_the_job_and_an_unreachable_store_is_waited_for(tmp_path):

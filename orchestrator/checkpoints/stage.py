@@ -98,6 +98,11 @@ class StagingRing:
             raise error
 
     @property
+    def copying(self) -> bool:
+        """Whether `finish` is still to be called for the newest state, however far its copy is: the same on all ranks."""
+        return self._copying is not None
+
+    @property
     def busy(self) -> bool:
         """Whether anything is to be uploaded still, or copied."""
         copying = self._copying is not None and self._copying.is_alive()

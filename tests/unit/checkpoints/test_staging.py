@@ -267,6 +267,29 @@ def test_the_copy_runs_beside_its_caller_and_what_goes_wrong_is_raised_where_it_
     ring.finish()  # once
 
 
+def test_each_thread_takes_the_device_of_its_caller_before_it_does_anything(tmp_path):
+    seen = []
+
+    def note(what):
+        seen.append((threading.current_thread().name, what))
+
+    def here():
+        caller = threading.current_thread().name
+        return lambda: note(f"the device of {caller}")
+
+    def constant():
+        note("state")
+        return []
+
+    ring = StagingRing(tmp_path, f"{STEM}-0", 1, here)
+    ring.prepare([piece("a", [1.0])])
+    told = {"job_id": "job", "epoch": 1, "step": 1, "prefix": KEYS.checkpoint(1, 1, "u"), "writer": 0, "scalars": {}}
+    ring.stage([piece("a", [1.0])], constant, lambda: None, lambda path: note("done"), **told)
+    ring.finish()
+    device = "the device of MainThread"
+    assert seen == [("slabs", device), ("staging", device), ("staging", "state"), ("staging", "done")]
+
+
 def test_a_slab_that_was_written_again_meanwhile_is_found_out_and_the_store_is_read(tmp_path):
     node = Node(tmp_path, MemoryStore(), buffers=1)
     _, ref = node.save(1, WEIGHTS)

@@ -233,8 +233,8 @@ def rows_of(pieces: Iterable[StatePiece]) -> list[Row]:
         part
         for piece in pieces
         for part in Row(
-            name=piece.name, role=piece.role, dtype=str(piece.data.dtype).removeprefix("torch."), global_shape=tuple(piece.global_shape),
-            start=piece.start, count=int(piece.data.numel()), item_bytes=piece.data.element_size(), block=piece.block,
+            name=piece.name, role=piece.role, dtype=str(piece.dtype).removeprefix("torch."), global_shape=tuple(piece.global_shape),
+            start=piece.start, count=int(piece.data.numel()), item_bytes=piece.dtype.itemsize, block=piece.block,
         ).parts()
     ]  # fmt: skip
 
@@ -282,6 +282,7 @@ def _sources(pieces: Iterable[StatePiece], rows: Iterable[Row]) -> Iterator[torc
     """The bytes of each row."""
     parts = iter(rows)
     for piece in pieces:
-        source, done = piece.data.detach().contiguous().view(torch.uint8), 0
-        while done < source.numel():
-            yield source[done : (done := done + next(parts).num_bytes)]
+        data, done = piece.data.detach(), 0
+        while done < data.numel():
+            part = data[done : (done := done + next(parts).count)]
+            yield part.to(piece.dtype).contiguous().view(torch.uint8)

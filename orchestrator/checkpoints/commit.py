@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from orchestrator.paths import JobKeys, index_key, manifest_key
 from orchestrator.storage import ObjectStore
 
 _NO_LIMIT = 2**62
+THREADS = 16
 
 log = logging.getLogger("orchestrator.checkpoints")
 Found = TypeVar("Found")
@@ -53,12 +55,14 @@ class Epoch:
 
 
 class CommitLog:
-    """`nonce()` makes the leases of two supervisors differ, also where they call themselves by the same name."""
+    """`nonce()` makes the leases of two supervisors differ, also where they call themselves by the same name. With
+    one of the `threads`, which read what the writers have stored, all requests come in order."""
 
-    def __init__(self, store: ObjectStore, keys: JobKeys, nonce: Callable[[], str] = lambda: str(ULID())) -> None:
+    def __init__(self, store: ObjectStore, keys: JobKeys, nonce: Callable[[], str] = lambda: str(ULID()), threads: int = THREADS) -> None:
         self._store = store
         self._keys = keys
         self._nonce = nonce
+        self._threads = threads
 
     def begin_epoch(self, owner: str) -> Epoch:
         """Take the job over: every older epoch is fenced from here on.
@@ -102,7 +106,7 @@ class CommitLog:
         other StorageErrors.
         """
         manifest = assemble(
-            [self._index(index_key(prefix, writer)) for writer in range(num_writers)],
+            self._indexes([index_key(prefix, writer) for writer in range(num_writers)]),
             job_id=self._keys.job_id,
             step=step,
             epoch=epoch,
@@ -128,6 +132,12 @@ class CommitLog:
         self._create_commit(ref)
         self.check_owner(epoch)
         return ref
+
+    def _indexes(self, keys: Sequence[str]) -> list[WriterIndex]:
+        if (threads := min(self._threads, len(keys))) == 1:
+            return [self._index(key) for key in keys]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self._index, keys))
 
     def _index(self, key: str) -> WriterIndex:
         try:

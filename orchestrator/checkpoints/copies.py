@@ -32,25 +32,28 @@ class Copy:
     target_data: torch.Tensor
     """Flat part of the wanted tensor that holds the box `target`."""
     common: Box
+    dtype: torch.dtype
+    """Of what is stored."""
 
     def byte_range(self) -> tuple[int, int]:
         """Where in the line of all blocks the elements lie: from the first to the last."""
-        item = self.target_data.element_size()
+        item = self.dtype.itemsize
         first, last = _corners(self.source, self.common)
         begin = self.block * BLOCK_BYTES + self.offset
         return begin + first * item, begin + (last + 1) * item
 
     def run(self, block: torch.Tensor) -> None:
         """`block`: the bytes of the block, of which those of `byte_range` are good."""
+        held = block[self.offset : self.offset + self.source.volume * self.dtype.itemsize].view(self.dtype)
         data = self.target_data
-        held = block[self.offset : self.offset + self.source.volume * data.element_size()].view(data.dtype)
         data.view(self.target.shape)[self.common.within(self.target)] = held.view(self.source.shape)[self.common.within(self.source)]
 
     def place(self) -> Place | None:
-        """None unless the elements follow each other in the block and in the tensor, and this is in the host's memory."""
+        """None unless the elements follow each other in the block and in the tensor as they are, and this is in the host's memory."""
         data = self.target_data.detach()
         (low, high), (first, last) = _corners(self.source, self.common), _corners(self.target, self.common)
-        if data.device.type != "cpu" or not data.is_contiguous() or not high - low == last - first == self.common.volume - 1:
+        as_they_are = data.dtype == self.dtype and high - low == last - first == self.common.volume - 1
+        if data.device.type != "cpu" or not data.is_contiguous() or not as_they_are:
             return None
         return self.offset + low * data.element_size(), memoryview(data[first : last + 1].view(torch.uint8).numpy())
 
@@ -69,7 +72,7 @@ def copies_of(line: Line, manifest: Manifest, wanted: Sequence[StatePiece]) -> I
             first, end = _rows([target])
             for part, low, high in parts:
                 if low < end and first < high:
-                    yield from _copies_of_box(line, part, target, data)
+                    yield from _copies_of_box(line, part, target, data, piece.dtype)
 
 
 def places_of(copies: Sequence[Copy], num_bytes: int) -> list[Place] | None:
@@ -95,7 +98,7 @@ def _check_same(piece: StatePiece, slices: list[TensorSlice], manifest: Manifest
     where = f"the checkpoint of {manifest.job_id} at step {manifest.step}"
     if not slices:
         raise IncompatibleCheckpoint(f"{where} has no {piece.role} of {piece.name}; it was made by another model or optimizer.")
-    held, dtype = slices[0], str(piece.data.dtype).removeprefix("torch.")
+    held, dtype = slices[0], str(piece.dtype).removeprefix("torch.")
     if held.global_shape != tuple(piece.global_shape) or held.dtype != dtype:
         raise IncompatibleCheckpoint(
             f"{piece.role} of {piece.name} is {held.dtype}{list(held.global_shape)} in {where}, "
@@ -110,9 +113,9 @@ def _rows(boxes: Sequence[Box]) -> tuple[int, int]:
     return min(box.offset[0] for box in boxes), max(box.offset[0] + box.shape[0] for box in boxes)
 
 
-def _copies_of_box(line: Line, part: TensorSlice, target: Box, data: torch.Tensor) -> Iterator[Copy]:
+def _copies_of_box(line: Line, part: TensorSlice, target: Box, data: torch.Tensor, dtype: torch.dtype) -> Iterator[Copy]:
     """A stored box goes over from block to block; in each it is a few boxes."""
-    item = data.element_size()
+    item = dtype.itemsize
     begin = line.address(part.segment, part.offset)
     for source in part.boxes:
         common = source.intersect(target)
@@ -126,7 +129,7 @@ def _copies_of_box(line: Line, part: TensorSlice, target: Box, data: torch.Tenso
                     here = cut.moved(source.offset)
                     mine = here.intersect(common)
                     if mine:
-                        yield Copy(block=block, offset=offset, source=here, target=target, target_data=data, common=mine)
+                        yield Copy(block=block, offset=offset, source=here, target=target, target_data=data, common=mine, dtype=dtype)
                     offset += here.volume * item
         begin += source.volume * item
 

@@ -30,6 +30,13 @@ class StatePiece:
     """One-dimensional and contiguous; its length is the interval's. Shape [end - start]."""
     block: Box | None = None
     """The rectangular part of the tensor that the rank's tensor-parallel group gave it; None: all of it."""
+    kept_as: torch.dtype | None = None
+    """The type that a checkpoint has it in; None: that of `data`. Converted on the way, so that nobody needs memory for both."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In a checkpoint."""
+        return self.kept_as or self.data.dtype
 
     @property
     def end(self) -> int:

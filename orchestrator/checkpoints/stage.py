@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,25 @@ _COPY_BYTES = 512 * 1024
 log = logging.getLogger("orchestrator.rank")
 
 
+def this_device() -> Callable[[], None]:
+    """What makes the caller's GPU that of the thread which calls it: in a new thread the first one of the machine is."""
+    return partial(torch.cuda.set_device, torch.cuda.current_device()) if torch.cuda.is_initialized() else lambda: None
+
+
 class StagingRing:
     """The slabs of one rank, used in turn. The newest staged state stays in memory until its slab's turn comes again.
 
-    `stem` begins the names of this rank's slabs in `folder`. `count` slabs: so many saves may be on their way at once.
+    `stem` begins the names of this rank's slabs in `folder`. `count` slabs: so many saves may be on their way at once. What `here()`
+    returns on the caller's thread is called first on each thread that is begun for it.
     """
 
-    def __init__(self, folder: Path, stem: str, count: int) -> None:
+    def __init__(self, folder: Path, stem: str, count: int, here: Callable[[], Callable[[], None]] = this_device) -> None:
         self._paths = [slab_path(folder, stem, number) for number in range(count)]
         self._constant_path = slab_path(folder, stem, CONSTANT)
         self._slabs: list[Slab | None] = [None] * count
         self._constant_slab: str | None = None
         """Path; empty: nothing is constant; None: not staged yet."""
+        self._here = here
         self._next = min(range(count), key=lambda number: _step(self._paths[number]))  # what an earlier process staged last stays longest
         self._preparation: threading.Thread | None = None
         self._copying: threading.Thread | None = None
@@ -58,8 +66,7 @@ class StagingRing:
     def prepare(self, pieces: Iterable[StatePiece]) -> None:
         """Get the memory for state like `pieces`, beside whatever goes on; a save before it is ready waits for it."""
         needed = size_of(rows_of(pieces))
-        self._preparation = threading.Thread(target=self._get_memory, args=(needed,), name="slabs", daemon=True)
-        self._preparation.start()
+        self._preparation = self._begin("slabs", partial(self._get_memory, needed))
 
     def stage(
         self, pieces: Sequence[StatePiece], constant: Callable[[], Sequence[StatePiece]], waiting: Callable[[], None],
@@ -82,8 +89,7 @@ class StagingRing:
         slab.forget()
         staged = Staged(job_id=job_id, epoch=epoch, step=step, prefix=prefix, writer=writer, rows=tuple(rows), scalars=scalars)
         self._next = (number + 1) % len(self._slabs)
-        self._copying = threading.Thread(target=self._copy, args=(pieces, constant, slab, staged, done), name="staging", daemon=True)
-        self._copying.start()
+        self._copying = self._begin("staging", partial(self._copy, pieces, constant, slab, staged, done))
         self.stalled_s += time.monotonic() - began
 
     def finish(self) -> None:
@@ -98,6 +104,11 @@ class StagingRing:
             raise error
 
     @property
+    def copying(self) -> bool:
+        """Whether `finish` is still to be called for the newest state, however far its copy is: the same on all ranks."""
+        return self._copying is not None
+
+    @property
     def busy(self) -> bool:
         """Whether anything is to be uploaded still, or copied."""
         copying = self._copying is not None and self._copying.is_alive()
@@ -110,19 +121,30 @@ class StagingRing:
             waiting()
             time.sleep(POLL_S)
 
+    def _begin(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        enter = self._here()
+
+        def run() -> None:
+            try:
+                enter()
+                work()
+            except BaseException as error:  # noqa: BLE001 - `finish` raises it, on the thread that waits for the copy
+                self._error = error
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
+
     def _copy(
         self, pieces: Sequence[StatePiece], constant: Callable[[], Sequence[StatePiece]], slab: Slab, staged: Staged,
         done: Callable[[Path], None],
     ) -> None:  # fmt: skip
-        try:
-            crcs = _pack(pieces, staged.rows, slab)
-            if self._constant_slab is None:
-                self._constant_slab = self._stage_constant(constant(), staged)
-            slab.describe(replace(staged, constant_slab=self._constant_slab, crcs=crcs))
-            slab.state = SlabState.STAGED
-            done(slab.path)
-        except BaseException as error:  # noqa: BLE001 - `finish` raises it, on the thread that waits for the copy
-            self._error = error
+        crcs = _pack(pieces, staged.rows, slab)
+        if self._constant_slab is None:
+            self._constant_slab = self._stage_constant(constant(), staged)
+        slab.describe(replace(staged, constant_slab=self._constant_slab, crcs=crcs))
+        slab.state = SlabState.STAGED
+        done(slab.path)
 
     def _free(self, waiting: Callable[[], None]) -> int:
         """The slab whose turn it is. One of a process before this one, which is on its way still, is waited for too."""
@@ -211,8 +233,8 @@ def rows_of(pieces: Iterable[StatePiece]) -> list[Row]:
         part
         for piece in pieces
         for part in Row(
-            name=piece.name, role=piece.role, dtype=str(piece.data.dtype).removeprefix("torch."), global_shape=tuple(piece.global_shape),
-            start=piece.start, count=int(piece.data.numel()), item_bytes=piece.data.element_size(), block=piece.block,
+            name=piece.name, role=piece.role, dtype=str(piece.dtype).removeprefix("torch."), global_shape=tuple(piece.global_shape),
+            start=piece.start, count=int(piece.data.numel()), item_bytes=piece.dtype.itemsize, block=piece.block,
         ).parts()
     ]  # fmt: skip
 
@@ -260,6 +282,7 @@ def _sources(pieces: Iterable[StatePiece], rows: Iterable[Row]) -> Iterator[torc
     """The bytes of each row."""
     parts = iter(rows)
     for piece in pieces:
-        source, done = piece.data.detach().contiguous().view(torch.uint8), 0
-        while done < source.numel():
-            yield source[done : (done := done + next(parts).num_bytes)]
+        data, done = piece.data.detach(), 0
+        while done < data.numel():
+            part = data[done : (done := done + next(parts).count)]
+            yield part.to(piece.dtype).contiguous().view(torch.uint8)

@@ -51,19 +51,19 @@ class EngineState:
     def owned_pieces(self) -> list[StatePiece]:
         """What this rank saves of what training changes: over all ranks every element once."""
         held = [(piece, part, flat.replicated) for flat in self._flats() for piece, part in self._pieces(flat, with_lent=False)]
-        held += [(piece, part, True) for piece, _, part in self._persistent_buffers()]
-        return self._shares(held)
+        buffers = self._shares((piece, part, True) for piece, _, part in self._persistent_buffers())
+        return self._shares(held) + [replace(piece, data=piece.data.clone()) for piece in buffers]  # a forward pass changes them
 
     def constant_pieces(self) -> list[StatePiece]:
-        """What this rank saves of the frozen parameters, which no step changes."""
-        return self._shares([(piece, part, replicated) for piece, _, part, replicated in self._frozen_parameters(with_lent=False)])
+        """What this rank saves of the frozen parameters, which no step changes: they lie where the model has them."""
+        return self._shares((piece, part, replicated) for piece, _, part, replicated in self._frozen_parameters(with_lent=False))
 
     def wanted_pieces(self) -> list[StatePiece]:
         """All that this rank holds, to be filled in place; then call `after_restore`."""
         beside = [(piece, target) for piece, target, *_ in self._frozen_parameters()]
         beside += [(piece, target) for piece, target, _ in self._persistent_buffers()]
-        self._incoming = [(piece, target) for piece, target in beside if piece.data.numel()]
-        return self.trained_pieces() + [piece for piece, _ in self._incoming]
+        self._incoming = [(piece, target) for piece, target in beside if not target.is_contiguous()]
+        return self.trained_pieces() + [piece for piece, _ in beside if piece.data.numel()]
 
     def trained_pieces(self) -> list[StatePiece]:
         """Of the trained parameters and the optimizer's state, what this rank holds."""
@@ -164,16 +164,16 @@ class EngineState:
             yield _piece(part, role, 0, tensor.view(-1)), part
 
     def _frozen_parameters(self, with_lent: bool = True) -> Iterator[tuple[StatePiece, torch.Tensor, Part, bool]]:
-        """(copy, what it was copied from, part, replicated); fractions as fp32."""
+        """(all of it, its tensor, part, replicated)."""
         for parameter in self._engine.module.parameters():
             if not parameter.requires_grad and (with_lent or not self._parts[id(parameter)].lent):
                 yield self._frozen(parameter)
 
     def _persistent_buffers(self) -> Iterator[tuple[StatePiece, torch.Tensor, Part]]:
-        """(copy, what it was copied from, part); fractions as fp32."""
+        """(all of it, its tensor, part)."""
         for name, buffer in self._buffers():
             part = Part(name, tuple(buffer.shape))
-            yield _piece(part, "buffer", 0, _copy(buffer)), buffer, part
+            yield _untrained(part, "buffer", 0, buffer), buffer, part
 
     def _buffers(self) -> Iterable[tuple[str, torch.Tensor]]:
         return self._pipeline.buffers().items() if self._pipeline else _buffers(self._engine.module)
@@ -181,10 +181,10 @@ class EngineState:
     def _frozen(self, parameter: Any) -> tuple[StatePiece, torch.Tensor, Part, bool]:
         part = self._parts[id(parameter)]
         if not hasattr(parameter, "ds_tensor"):
-            return _piece(part, "param", 0, _copy(parameter)), parameter.detach(), part, True
+            return _untrained(part, "param", 0, parameter), parameter.detach(), part, True
         start, length = partition(parameter, self._place(part)[0])
         mine = parameter.ds_tensor.detach()[:length]
-        return _piece(part, "param", start, _copy(mine)), mine, part, False
+        return _untrained(part, "param", start, mine), mine, part, False
 
     def _shares(self, held: Iterable[tuple[StatePiece, Part, bool]]) -> list[StatePiece]:
         """Of each piece the interval that this rank saves; the flag: other ranks hold it too."""
@@ -236,7 +236,7 @@ def _piece(part: Part, role: str, start: int, data: torch.Tensor) -> StatePiece:
     return StatePiece(name=part.name, role=role, global_shape=part.shape, start=start, data=data, block=part.block)
 
 
-def _copy(source: torch.Tensor) -> torch.Tensor:
-    """Flat, fractions as fp32."""
-    dtype = torch.float32 if source.is_floating_point() else source.dtype
-    return source.detach().reshape(-1).to(dtype, copy=True)
+def _untrained(part: Part, role: str, start: int, source: torch.Tensor) -> StatePiece:
+    """Of what has no fp32 master, in the memory of `source` unless that is not contiguous; a checkpoint keeps fractions as fp32."""
+    piece = _piece(part, role, start, source.detach().contiguous().view(-1))
+    return replace(piece, kept_as=torch.float32 if source.is_floating_point() else None)

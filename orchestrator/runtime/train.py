@@ -85,7 +85,8 @@ def train(run: Training) -> bool:
 
 def _tick(run: Training, compute: ComputeTime, step: int, phase: Phase) -> None:
     compute.tick(phase)
-    if phase is Phase.OPTIMIZER:  # changes what a save before this step still copies
+    if phase is Phase.OPTIMIZER and run.staging.copying:  # changes what a save before this step still copies
+        run.tick(step, Phase.CHECKPOINT)
         run.staging.finish()
     run.tick(step, phase)
 

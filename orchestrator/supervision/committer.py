@@ -1,8 +1,9 @@
-"""Checkpoints become valid here: journal first, then the commit, then what is old leaves the store."""
+"""Checkpoints become valid here: journal first, then the commit, then what is old leaves the store, which no commit waits for."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,6 +17,9 @@ from orchestrator.supervision.attempt import SavedCheckpoint
 from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.patience import persist
 from orchestrator.tracking.journal import Journal
+
+CLOSE_LIMIT_S = 10.0
+"""For so long the end of a run waits for deletions; what is left then, the next pass finishes."""
 
 log = logging.getLogger("orchestrator.supervisor")
 Result = TypeVar("Result")
@@ -40,6 +44,7 @@ class Committer:
         self._known: list[CommitRef] = []
         self._policy = policy_of(self._spec)
         self._read: Summaries = {}
+        self._retention = Beside("retention", self._retire)
 
     @property
     def best(self) -> CommitRef | None:
@@ -47,7 +52,11 @@ class Committer:
         return next(iter(self._policy.best(self._known)), None)
 
     def begin_epoch(self, owner: str) -> Epoch:
-        """Raises StorageError when the store stays out of reach."""
+        """Waits until nothing is being deleted: what the epoch may go on from stays until its first commit.
+
+        Raises StorageError when the store stays out of reach.
+        """
+        self._retention.finish()
         epoch = self.persist(lambda: self._commits.begin_epoch(owner))
         self._known = list(epoch.commits)
         self.newest_step = epoch.commits[0].step if epoch.commits else None
@@ -65,8 +74,13 @@ class Committer:
         )  # fmt: skip
         self.newest_step = ref.step
         self._known.append(ref)
-        self._retire()
+        self._retention.ask()
         return ref
+
+    def close(self, limit_s: float = CLOSE_LIMIT_S) -> None:
+        """What is being deleted is gone, unless it takes longer than `limit_s`."""
+        if not self._retention.finish(limit_s):
+            log.warning("old checkpoints are still being deleted after %.0f s; what is left goes with the next commit or `gc`", limit_s)
 
     def keep(self, name: str, content: bytes) -> bool:
         """An artifact for people. False if the store does not take it: nothing waits for it."""
@@ -103,3 +117,52 @@ class Committer:
             return
         if deleted:
             log.info("%d old checkpoints deleted in %.2f s", len(deleted), time.monotonic() - began)
+
+
+class Beside:
+    """`work()` on a thread of its own whenever it was asked for; asked again meanwhile, it runs once more. What goes wrong is raised on
+    the thread that asks next, or that waits for the end."""
+
+    def __init__(self, name: str, work: Callable[[], None]) -> None:
+        self._name = name
+        self._work = work
+        self._lock = threading.Lock()
+        self._asked = False
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def ask(self) -> None:
+        with self._lock:
+            self._raise()
+            self._asked = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def finish(self, limit_s: float | None = None) -> bool:
+        """Whether all that was asked for is done, in `limit_s` seconds if given."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(limit_s)
+        with self._lock:
+            self._raise()
+            return self._thread is None
+
+    def _run(self) -> None:
+        while self._goes_on():
+            try:
+                self._work()
+            except BaseException as error:  # noqa: BLE001 - raised on the thread that asks or waits
+                self._error = error
+
+    def _goes_on(self) -> bool:
+        with self._lock:
+            goes_on, self._asked = self._asked and self._error is None, False
+            if not goes_on:
+                self._thread = None
+            return goes_on
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error

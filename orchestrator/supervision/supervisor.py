@@ -200,6 +200,7 @@ class Supervisor:
         log.info("%s ended: %s: %s", context.job_id, result.end_reason.name, result.message)
         self._board.show(phase="ending")
         group.kill_ranks()
+        committer.close()
         unwritten = None
         if result.end_reason is EndReason.FENCED:
             tracking.stop()

@@ -47,6 +47,7 @@ class Supervised(Group):
         return {message["step"]: message["values"]["accuracy"] for message in self.of("evaluated") if message["step"]}
 
     def kept(self):
+        self.committer.close()
         return [ref.step for ref in self.log.chain()]
 
 

@@ -137,7 +137,7 @@ class Calls:
     scope: Scope
 
     def log(self, store: Playback, actor: Actor) -> CommitLog:
-        return self.scope.log(store, KEYS, nonce=lambda: f"{actor.name}-{actor.memory.tries}")
+        return self.scope.log(store, KEYS, nonce=lambda: f"{actor.name}-{actor.memory.tries}", threads=1)
 
     def begin(self, store: Playback, actor: Actor) -> tuple[str, Memory]:
         epoch = self.log(store, actor).begin_epoch("job:1")

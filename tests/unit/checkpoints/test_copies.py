@@ -14,7 +14,7 @@ def rows(low, high, columns=8):
 
 def copy_of(offset, source, target, common, data=None):
     data = torch.zeros(target.volume) if data is None else data
-    return Copy(block=0, offset=offset, source=source, target=target, target_data=data, common=common)
+    return Copy(block=0, offset=offset, source=source, target=target, target_data=data, common=common, dtype=torch.float32)
 
 
 def test_bytes_go_where_they_are_wanted_and_the_rest_elsewhere():
@@ -31,13 +31,14 @@ def test_bytes_go_where_they_are_wanted_and_the_rest_elsewhere():
     assert first.tolist() == [0.0] * 8 + list(range(16, 40)) and second.tolist() == list(range(1024, 1040))
 
 
-def test_what_is_cut_lies_elsewhere_or_is_wanted_twice_needs_a_copy():
+def test_what_is_cut_converted_lies_elsewhere_or_is_wanted_twice_needs_a_copy():
     whole = rows(0, 4)
     columns = Box((0, 2), (4, 3))
     assert places_of([copy_of(0, whole, whole, whole)], 128)
     assert not places_of([copy_of(0, whole, columns, columns)], 128)
     assert not places_of([copy_of(0, columns, whole, columns)], 128)
     assert not places_of([copy_of(0, whole, whole, whole, torch.zeros(4 * 8, device="meta"))], 128)
+    assert not places_of([copy_of(0, whole, whole, whole, torch.zeros(4 * 8, dtype=torch.bfloat16))], 128)
     assert not places_of([copy_of(0, whole, whole, whole, torch.zeros(32, 2)[:, 0])], 128)
     assert not places_of([copy_of(0, whole, whole, whole), copy_of(0, whole, rows(2, 3), rows(2, 3))], 128)
 

@@ -88,8 +88,8 @@ class NoLastStep(CommitLog):
 class NamedLease(CommitLog):
     """Two supervisors of one run write the same lease, and each takes the other's for its own."""
 
-    def __init__(self, store, keys, nonce):
-        super().__init__(store, keys, lambda: "")
+    def __init__(self, store, keys, nonce, threads=1):
+        super().__init__(store, keys, lambda: "", threads)
 
 
 class LeaseByPut(CommitLog):

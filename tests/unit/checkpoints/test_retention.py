@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -254,6 +254,41 @@ def test_who_reads_while_retention_runs_loses_no_byte():
     assert store.now >= 20.0 and names(store, KEYS.tombstone(KEYS.checkpoint(1, 1, "u")))
     with pytest.raises(ObjectNotFound):
         read_meanwhile(0.0)
+
+
+class Busy(FaultyStore):
+    """At its call number `at` another commit comes, which needs the segment that the first one has stored for all."""
+
+    def __init__(self, inner, at, frozen):
+        super().__init__(inner)
+        self.at, self.frozen, self.inner = at, frozen, inner
+
+    @contextmanager
+    def _call(self, operation, key):
+        with super()._call(operation, key) as kind:
+            if self.calls.total() == self.at:
+                save(self.inner, 1, 9, self.frozen)
+            yield kind
+
+
+def test_a_commit_between_any_two_requests_of_a_pass_is_whole_and_stays():
+    number, most = 0, 1
+    while number < most:
+        number += 1
+        inner = MemoryStore()
+        _, frozen = save(inner, begin(inner), 1)
+        for step in (2, 3, 4):
+            save(inner, 1, step, frozen)
+        write(inner, 1, 3, frozen, "torn")
+        store = Busy(inner, number, frozen)
+        retire(store, Policy(keep_last=1))
+        most = store.calls.total()
+        assert steps(inner)[0] == 9, number
+        for ref in CommitLog(inner, KEYS).chain():
+            load(inner, ref)
+        retire(inner, Policy(keep_last=1))
+        assert steps(inner) == [9] and prefixes(inner) == [1, 9], number
+    assert most > 30
 
 
 # killed

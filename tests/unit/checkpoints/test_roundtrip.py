@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 import torch
@@ -97,6 +98,26 @@ def test_a_block_that_no_rank_saved_is_no_commit():
     write_checkpoint(store, prefix, 0, column_pieces(state(1), 3, 2, 0), {})
     with pytest.raises(CoverageError, match="param of w: 14 of 35 elements are in no slice"):
         log.commit(epoch=epoch, step=1, prefix=prefix, num_writers=1, world_size=1, zero_stage=1, job_scalars={})
+
+
+class Meeting(MemoryStore):
+    """Who reads an index waits until three others do."""
+
+    def __init__(self):
+        super().__init__()
+        self.readers = threading.Barrier(4, timeout=20)
+
+    def get(self, key, start=0, length=None):
+        if "/idx/" in key:
+            self.readers.wait()
+        return super().get(key, start, length)
+
+
+def test_what_the_writers_have_stored_is_read_beside_each_other():
+    store = Meeting()
+    log = CommitLog(store, KEYS)
+    ref = save(store, log, log.begin_epoch("a").number, 10, world=8)
+    assert same(load(store, log, ref), state(10))
 
 
 @pytest.mark.parametrize("saved", [1, 2, 3, 5])

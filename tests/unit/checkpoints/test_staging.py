@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from checkpoint_writer import write_checkpoint
 
 from orchestrator.checkpoints import checksums, stage
 from orchestrator.checkpoints import slab as slabs
@@ -122,6 +123,28 @@ def test_checksums_are_taken_as_the_bytes_are_copied(tmp_path, monkeypatch):
         segments = [content[x.start : x.start + x.num_bytes] for x in slabs.arrange(staged.rows)]
         blocks = [[part[start : start + 4096] for start in range(0, len(part), 4096)] for part in segments]
         assert staged.crcs == tuple(tuple(map(crc64, some)) for some in blocks) and len(staged.crcs) > 1
+
+
+def test_a_piece_is_converted_on_its_way_whatever_is_cut(tmp_path):
+    """In segments of 4096 numbers; it comes back in both types, where several writers and readers cut it elsewhere."""
+    store = MemoryStore()
+    log = CommitLog(store, KEYS)
+    epoch, held = log.begin_epoch("test").number, torch.arange(10_000).to(torch.bfloat16)
+
+    def half(low, high, data):
+        return StatePiece(name="w", role="param", global_shape=(10_000,), start=low, data=data[low:high], kept_as=torch.float32)
+
+    prefix = KEYS.checkpoint(1, epoch, "u")
+    for writer, (low, high) in enumerate(((0, 5001), (5001, 10_000))):
+        write_checkpoint(store, prefix, writer, [half(low, high, held)], {})
+    ref = log.commit(epoch=epoch, step=1, prefix=prefix, num_writers=2, world_size=2, zero_stage=0, job_scalars={})
+    manifest = log.load_manifest(ref)
+    assert {one.dtype for one in manifest.slices} == {"float32"} and len(manifest.slices) == 4
+    assert sum(segment.num_bytes for segment in manifest.segments) >= 4 * 10_000
+    for dtype in (torch.bfloat16, torch.float32):
+        found = torch.zeros(10_000, dtype=dtype)
+        restore(store, manifest, [half(0, 3333, found), half(3333, 10_000, found)])
+        assert torch.equal(found, held.to(dtype))
 
 
 def test_frozen_state_is_stored_once_also_by_a_process_after_this_one(tmp_path):
@@ -265,6 +288,29 @@ def test_the_copy_runs_beside_its_caller_and_what_goes_wrong_is_raised_where_it_
         ring.finish()
     assert seen
     ring.finish()  # once
+
+
+def test_each_thread_takes_the_device_of_its_caller_before_it_does_anything(tmp_path):
+    seen = []
+
+    def note(what):
+        seen.append((threading.current_thread().name, what))
+
+    def here():
+        caller = threading.current_thread().name
+        return lambda: note(f"the device of {caller}")
+
+    def constant():
+        note("state")
+        return []
+
+    ring = StagingRing(tmp_path, f"{STEM}-0", 1, here)
+    ring.prepare([piece("a", [1.0])])
+    told = {"job_id": "job", "epoch": 1, "step": 1, "prefix": KEYS.checkpoint(1, 1, "u"), "writer": 0, "scalars": {}}
+    ring.stage([piece("a", [1.0])], constant, lambda: None, lambda path: note("done"), **told)
+    ring.finish()
+    device = "the device of MainThread"
+    assert seen == [("slabs", device), ("staging", device), ("staging", "state"), ("staging", "done")]
 
 
 def test_a_slab_that_was_written_again_meanwhile_is_found_out_and_the_store_is_read(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from checkpoint_writer import write_checkpoint
@@ -64,6 +66,7 @@ def test_the_best_stay_beside_the_newest(tmp_path, kept, left, best):
     epoch = owner.begin_epoch("a").number
     for step in FIGURES:
         owner.commit(epoch, save(store, epoch, step))
+    owner.close()
     assert steps(store) == left
     assert stored(store) == set(left)
     assert (owner.best and owner.best.step) == best
@@ -95,6 +98,65 @@ def life(store, folder):
     epoch = owner.begin_epoch("a").number
     for step in FIGURES:
         owner.commit(epoch, save(store, epoch, step))
+        owner.close()  # else the requests come in another order each time
+
+
+class Held(MemoryStore):
+    """Nothing can be deleted until `released`."""
+
+    def __init__(self):
+        super().__init__()
+        self.released, self.told = threading.Event(), []
+
+    def create(self, key, data):
+        self.told.append(key)
+        super().create(key, data)
+
+    def delete(self, key):
+        assert self.released.wait(20)
+        super().delete(key)
+        self.told.append(f"deleted {key}")
+
+
+def test_commits_go_on_while_what_is_old_is_still_being_deleted(tmp_path, caplog):
+    store = Held()
+    owner = committer(store, tmp_path, keep_last=2)
+    epoch = owner.begin_epoch("a").number
+    for step in FIGURES:
+        owner.commit(epoch, save(store, epoch, step))
+    owner.close(limit_s=0.0)
+    assert "old checkpoints are still being deleted" in caplog.text
+    assert [step for step in FIGURES if KEYS.commit(epoch, step) in store.told] == list(FIGURES)
+    assert not any(told.startswith("deleted") for told in store.told)
+    store.released.set()
+    owner.close()
+    assert steps(store) == [50, 40] and stored(store) == {50, 40}
+
+
+def test_an_epoch_begins_when_nothing_is_being_deleted_any_more(tmp_path):
+    store = Held()
+    owner = committer(store, tmp_path, keep_last=1)
+    epoch = owner.begin_epoch("a").number
+    for step in (10, 15):
+        owner.commit(epoch, save(store, epoch, step))
+    threading.Timer(0.2, store.released.set).start()  # if it did not wait, it would have begun by then
+    assert [ref.step for ref in owner.begin_epoch("b").commits] == [15]
+    lease = store.told.index(KEYS.lease(epoch + 1))
+    assert any(told.startswith("deleted") for told in store.told[:lease])
+    assert not any(told.startswith("deleted") for told in store.told[lease:])
+
+
+def test_what_goes_wrong_with_a_pass_is_raised_where_it_is_waited_for(tmp_path):
+    store = FaultyStore(MemoryStore(), [Fault(kind="crash_before", operation="delete", number=1)])
+    owner = committer(store, tmp_path, keep_last=1)
+    epoch = owner.begin_epoch("a").number
+    with pytest.raises(CrashPoint):
+        for step in (10, 15):
+            owner.commit(epoch, save(store, epoch, step))
+        owner.close()
+    owner.commit(epoch, save(store, epoch, 20))
+    owner.close()
+    assert steps(store) == [20]
 
 
 def test_a_commit_whose_answer_was_lost_is_tried_again_as_it_was(tmp_path):

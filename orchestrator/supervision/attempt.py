@@ -73,6 +73,8 @@ class Attempt:
     _staged: dict[tuple[int, str], Staged] = field(default_factory=dict)
     """(step, key prefix) -> what is on its way to the store."""
     _saved: dict[tuple[int, str], dict[int, Mapping[str, Any]]] = field(default_factory=dict)
+    _committed: set[tuple[int, str]] = field(default_factory=set)
+    """What was whole already: an uploader that is killed has told of it, and the next one tells of it again."""
     _first_report_s: float | None = None
     _all_done_s: float | None = None
 
@@ -135,13 +137,16 @@ class Attempt:
         return {key: self._staged[key].writers - self._saved.get(key, {}).keys() for key in whole}
 
     def heard_saved(self, message: Mapping[str, Any]) -> SavedCheckpoint | None:
-        """The checkpoint, when this was the last of its writers."""
+        """The checkpoint, once, when this was the last of its writers."""
         step, prefix = message["step"], message["checkpoint"]
+        if (step, prefix) in self._committed:
+            return None
         writers = self._saved.setdefault((step, prefix), {})
         writers[message["writer"]] = message
         if len(writers) < self.world_size:
             return None
         del self._saved[step, prefix]
+        self._committed.add((step, prefix))
         staged = self._staged.pop((step, prefix), None)
         stored_s = max(part.get("time_s", 0.0) for part in writers.values())
         cost = {**_cost(list(writers.values())), "stage_s": staged.stage_s if staged else 0.0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,13 @@ class Inbox:
             return self._queue.get(timeout=max(timeout_s, 0.0))
         except queue.Empty:
             return None
+
+    def rest(self) -> Iterator[FromAgent | AgentDied]:
+        """All that lies there now. Does not wait."""
+        while not self._queue.empty():
+            item = self._queue.get()
+            if item is not None:
+                yield item
 
     @property
     def stops(self) -> bool:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import traceback
 from collections.abc import Callable
@@ -32,14 +31,9 @@ from orchestrator.supervision.inbox import Inbox
 from orchestrator.supervision.investigation import investigate
 from orchestrator.supervision.listener import Listener
 from orchestrator.supervision.place import PlaceLost
-from orchestrator.supervision.rescue import Rescue
+from orchestrator.supervision.settlement import Settlement
 from orchestrator.supervision.straggler_watch import StragglerWatch
 from orchestrator.supervision.worker_group import Group
-
-log = logging.getLogger("orchestrator.supervisor")
-
-SETTLE_LIMIT_S = 120.0
-"""How long there may be no news of an upload before it is given up."""
 
 
 class JobRun:
@@ -69,13 +63,14 @@ class JobRun:
         self._listener = Listener(
             context, group, inbox, chronicle, committer, self.books, self._departure, stragglers, chaos, clock
         )  # fmt: skip
+        self._settlement = Settlement(context, group, inbox, self._board, self._departure, self._listener, clock)
         if later_life:
             self._restarts += 1
             chronicle.tell(EventKind.SUPERVISOR_LOST, "the supervisor was started again; the job goes on from its newest checkpoint")
 
     def run(self) -> JobResult:
         result = self._end_of_life()
-        while (item := self._inbox.get(0.0)) is not None:
+        for item in self._inbox.rest():
             self._listener.note(item)
         self.books.left()
         return result
@@ -142,7 +137,7 @@ class JobRun:
                 return self._left("stopped at once")
             if (why := self._departure.over(attempt)) is not None:
                 self._group.kill_ranks()
-                self._settle(attempt)
+                self._settlement.settle(attempt)
                 return self._left(why)
             if self._inbox.stops and not ordered:
                 if not attempt.greeted:
@@ -191,7 +186,7 @@ class JobRun:
         said = {"rank": verdict.rank, "reason": verdict.reason.name, "fingerprint": verdict.fingerprint, **counts}
         self._chronicle.tell(kind, verdict.sentence, **said)
         self._group.kill_ranks()
-        self._settle(self._attempt)
+        self._settlement.settle(self._attempt)
         if self._inbox.stops:
             return self._left(f"stopped; before it could save, {verdict.sentence}")
         committed = self._committer.newest_step
@@ -218,25 +213,6 @@ class JobRun:
             self._chronicle.tell(EventKind.WARNING, f"the machine of rank {verdict.rank} looks broken: drain its node", rank=verdict.rank)
         self._chronicle.tell(EventKind.RESTARTED, f"{decision.why} after: {verdict.sentence}", fault=fault.to_dict(), **changes)
         return None
-
-    def _settle(self, attempt: Attempt) -> None:
-        """The ranks are gone; what they all had staged goes to the store still, and is committed: nothing of it is lost.
-
-        Under a preemption, as long as it fits the grace.
-        """
-        limit, rescue = self._clock() + SETTLE_LIMIT_S, Rescue(self._context, self._group, attempt)
-        while (steps := rescue.steps()) and not self._inbox.stops_now():
-            staged = [pending for pending in attempt.on_their_way() if pending.step in steps]
-            if self._clock() > limit:
-                log.warning("step %d is not in the store after %.0f s without news, and is given up", staged[-1].step, SETTLE_LIMIT_S)
-                return
-            if self._departure.gives_up(staged):
-                return
-            self._board.show(phase=f"saving step {staged[-1].step}")
-            item = self._inbox.get(min(1.0, self._departure.patience_s()))
-            if item is not None:
-                limit = self._clock() + SETTLE_LIMIT_S
-                self._listener.take(attempt, item)
 
     def _pause(self, delay_s: float) -> bool:
         """Wait; True if told to stop meanwhile. What dead ranks have said is dropped."""

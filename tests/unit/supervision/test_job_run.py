@@ -76,6 +76,35 @@ class Killed(Spoken):
         self.inbox.put(FromAgent(0, [{"rank": 0, "epoch": self.epoch, "time_s": 0.0, **message} for message in messages]))
 
 
+class Outlived(Killed):
+    """Two ranks: the first dies when both have staged step 10, and what the second says of it is heard only when that is to be killed."""
+
+    def start(self, tasks, env, give_up):
+        self.epoch = tasks[0]["epoch"]
+        self.epochs.append(tasks[0]["commits"])
+        if len(self.epochs) == 1:
+            self._say([{"type": "started", "first_step": 1}, self._part(0), {"type": "exit", "signal": 9}])
+        else:
+            self._say([{"type": "done", "step": 50, "stopped": False, "rank": rank} for rank in (0, 1)])
+            self._say([{"type": "exit", "code": 0, "rank": rank} for rank in (0, 1)])
+
+    def kill_ranks(self):
+        if len(self.epochs) == 1:
+            self._say([self._part(1)])
+            self._say([{"type": "exit", "signal": 9, "rank": 1}])
+            (saved,) = [message for message in self._saved(self.epoch, 10) if message["type"] == "saved"]
+            self._say([saved, {**saved, "writer": 1, "rank": 1}])
+
+    def _part(self, rank):
+        checkpoint = KEYS.checkpoint(10, self.epoch, "u")
+        return {"type": "staged", "step": 10, "checkpoint": checkpoint, "writer": rank, "rank": rank, "slab": f"/dev/shm/{rank}"}
+
+    def _saved(self, epoch, step):
+        piece = StatePiece(name="v", role="param", global_shape=(2,), start=0, data=torch.full((2,), float(step)))
+        write_checkpoint(self.store, KEYS.checkpoint(step, epoch, "u"), 1, [piece], {})
+        yield from super()._saved(epoch, step)
+
+
 class Failing:
     """A worker group whose rank says an error as long as `fails(number of starts, micro batch)`; else it is done."""
 
@@ -136,14 +165,15 @@ def test_an_attempt_with_fewer_workers_commits_what_they_save_and_says_how_many_
     assert CommitLog(store, KEYS).load_manifest(ref).world_size == 1
 
 
-def test_what_was_staged_when_the_ranks_died_is_committed_before_they_start_again(tmp_path):
+@pytest.mark.parametrize(("kind", "workers"), [(Killed, 1), (Outlived, 2)])
+def test_what_was_staged_when_the_ranks_died_is_committed_before_they_start_again(tmp_path, kind, workers):
     groups = []
 
     def group(store, inbox):
-        groups.append(Killed(store, inbox))
+        groups.append(kind(store, inbox))
         return groups[0]
 
-    result, progress, _ = run(MemoryStore(), tmp_path, group=group)
+    result, progress, _ = run(MemoryStore(), tmp_path, group=group, workers=workers)
     assert (result.end_reason, progress.committed_step) == (EndReason.COMPLETED, 10)
     assert groups[0].epochs == [[], [KEYS.commit(1, 10)]]
 

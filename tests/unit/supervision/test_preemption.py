@@ -121,6 +121,7 @@ class Script:
 
     def kill_ranks(self):
         self.calls.append("kill")
+        self.say({"type": "exit", "signal": 9})
 
     def stop_uploads(self):
         self.calls.append("stop uploads")

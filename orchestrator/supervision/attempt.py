@@ -50,6 +50,8 @@ class Attempt:
     base_step: int
     """The step that it goes on from; 0: from the start."""
     began_s: float
+    commits: Sequence[str] = ()
+    """Keys of those that its ranks may go on from, the newest first."""
     reports: list[Report] = field(default_factory=list)
     greeted: set[int] = field(default_factory=set)
     hosts: dict[int, str] = field(default_factory=dict)
@@ -151,6 +153,10 @@ class Attempt:
         stored_s = max(part.get("time_s", 0.0) for part in writers.values())
         cost = {**_cost(list(writers.values())), "stage_s": staged.stage_s if staged else 0.0}
         return SavedCheckpoint(step, prefix, writers[0].get("job_scalars", {}), cost, stored_s)
+
+    def restores(self) -> str | None:
+        """Key of the commit that its ranks go on from, or try to; None if they begin anew."""
+        return next((key for key in self.commits if key not in self.suspects), None)
 
     def completed(self, now: float) -> bool:
         """All ranks are done, and have left or had their time to."""

@@ -8,15 +8,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+from orchestrator.checkpoints.restore_attempts import RestoreAttempts
 from orchestrator.errors import CheckpointError, ClusterError, FencedError, OrchestratorError, StorageError
 from orchestrator.events import EventKind
-from orchestrator.job import EndReason, JobResult, JobState
+from orchestrator.job import EndReason, JobResult, JobState, Remedy
 from orchestrator.runtime.link import Order
+from orchestrator.storage import ObjectStore
 from orchestrator.supervision.attempt import Attempt
 from orchestrator.supervision.blame import fields_of, incident_of
 from orchestrator.supervision.bookkeeper import Bookkeeper
@@ -35,17 +38,22 @@ from orchestrator.supervision.settlement import Settlement
 from orchestrator.supervision.straggler_watch import StragglerWatch
 from orchestrator.supervision.worker_group import Group
 
+log = logging.getLogger("orchestrator.supervisor")
+
+_FROM_OUTSIDE = (EndReason.CANCELLED, EndReason.TIME_LIMIT, EndReason.PREEMPTED, EndReason.RESIZED)
+
 
 class JobRun:
     """`run()` returns how the run ended; what then has to be written down is `ending.close_books`'s to do."""
 
     def __init__(
-        self, context: RunContext, group: Group, inbox: Inbox, chronicle: Chronicle, committer: Committer, later_life: bool = False,
-        clock: Callable[[], float] = time.time, chaos: Chaos | None = None,
+        self, context: RunContext, store: ObjectStore, group: Group, inbox: Inbox, chronicle: Chronicle, committer: Committer,
+        later_life: bool = False, clock: Callable[[], float] = time.time, chaos: Chaos | None = None,
     ) -> None:  # fmt: skip
         """`later_life`: a supervisor of this run has lived before."""
         self._chaos = chaos
         self._context = context
+        self._store = store
         self._group = group
         self._inbox = inbox
         self._chronicle = chronicle
@@ -70,6 +78,8 @@ class JobRun:
 
     def run(self) -> JobResult:
         result = self._end_of_life()
+        if result.end_reason in _FROM_OUTSIDE:
+            self._excuse_commit()
         for item in self._inbox.rest():
             self._listener.note(item)
         self.books.left()
@@ -113,7 +123,8 @@ class JobRun:
         epoch = self._committer.begin_epoch(f"{self._context.job_id}:{self._context.run}")
         base = epoch.commits[0].step if epoch.commits else 0
         self._chronicle.best(self._committer.best)
-        attempt = Attempt(epoch.number, self._context.world_size, base, self._clock())
+        commits = [ref.key for ref in epoch.commits]
+        attempt = Attempt(epoch.number, self._context.world_size, base, self._clock(), commits)
         self._attempt = attempt
         self.books.began(attempt)
         if epoch.number > 1:
@@ -122,7 +133,7 @@ class JobRun:
         self._chronicle.workers(attempt.world_size, self._context.spec.resources)
         self._board.show(phase=workers, epoch=epoch.number, committed_step=self._committer.newest_step)
         self._board.show(restarts=self._restarts, preemptions=self._past.preemptions)
-        tasks = self._context.rank_tasks(epoch.number, [ref.key for ref in epoch.commits])
+        tasks = self._context.rank_tasks(epoch.number, commits)
         tasks = self._chaos.hand_out(tasks) if self._chaos else tasks
         self._group.start(tasks, self._context.secrets, lambda: self._inbox.stops)
         return attempt
@@ -187,6 +198,8 @@ class JobRun:
         self._chronicle.tell(kind, verdict.sentence, **said)
         self._group.kill_ranks()
         self._settlement.settle(self._attempt)
+        if verdict.remedy is Remedy.RESTART:
+            self._excuse_commit()
         if self._inbox.stops:
             return self._left(f"stopped; before it could save, {verdict.sentence}")
         committed = self._committer.newest_step
@@ -213,6 +226,18 @@ class JobRun:
             self._chronicle.tell(EventKind.WARNING, f"the machine of rank {verdict.rank} looks broken: drain its node", rank=verdict.rank)
         self._chronicle.tell(EventKind.RESTARTED, f"{decision.why} after: {verdict.sentence}", fault=fault.to_dict(), **changes)
         return None
+
+    def _excuse_commit(self) -> None:
+        """The attempt was ended from outside: if it made no step, that says nothing of the commit that it was to go on from."""
+        key = self._attempt.restores()
+        if key is None:
+            return
+        if not self._attempt.training:
+            self._group.kill_ranks()  # one that lives would note its attempt when the note is gone
+        try:
+            RestoreAttempts(self._store, self._context.keys, key).forget()
+        except StorageError as error:
+            log.warning("an attempt that was ended from outside counts against '%s': %s", key, error)
 
     def _pause(self, delay_s: float) -> bool:
         """Wait; True if told to stop meanwhile. What dead ranks have said is dropped."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 from checkpoint_writer import write_checkpoint
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.pieces import StatePiece
+from orchestrator.checkpoints.restore_attempts import RestoreAttempts
 from orchestrator.job import EndReason
 from orchestrator.paths import Home, JobKeys
 from orchestrator.spec import JobSpec, from_dict
@@ -105,6 +108,22 @@ class Outlived(Killed):
         yield from super()._saved(epoch, step)
 
 
+class Restoring(Spoken):
+    """Its rank notes that it restores and dies of `signal`, twice; then it is done. `noted`: attempts that were known at each start."""
+
+    def __init__(self, store, inbox, signal):
+        super().__init__(store, inbox)
+        self.signal, self.noted = signal, []
+
+    def start(self, tasks, env, give_up):
+        attempts = RestoreAttempts(self.store, KEYS, tasks[0]["commits"][0])
+        self.noted.append(attempts.count())
+        attempts.note()
+        done = [{"type": "done", "step": 50, "stopped": False}, {"type": "exit", "code": 0}]
+        messages = [{"type": "hello"}, {"type": "exit", "signal": self.signal}] if len(self.noted) < 3 else done
+        self.inbox.put(FromAgent(0, [{"rank": 0, "epoch": tasks[0]["epoch"], "time_s": 0.0, **message} for message in messages]))
+
+
 class Failing:
     """A worker group whose rank says an error as long as `fails(number of starts, micro batch)`; else it is done."""
 
@@ -138,7 +157,7 @@ def run(store, folder, number=1, group=Spoken, micro_batch_size=2, workers=1, re
     journal, inbox, board = Journal(folder / "journal.jsonl", store, KEYS), Inbox(), StatusBoard("job", 50, "life")
     chronicle = Chronicle(number, board, journal, TrackingChild(context, journal.path))
     committer = Committer(context, store, journal, lambda delay_s: False)
-    result = JobRun(context, group(store, inbox), inbox, chronicle, committer).run()
+    result = JobRun(context, store, group(store, inbox), inbox, chronicle, committer).run()
     tags = [record["values"] for record in journal.records() if record["kind"] == "tags"]
     return result, board.progress, tags
 
@@ -176,6 +195,19 @@ def test_what_was_staged_when_the_ranks_died_is_committed_before_they_start_agai
     result, progress, _ = run(MemoryStore(), tmp_path, group=group, workers=workers)
     assert (result.end_reason, progress.committed_step) == (EndReason.COMPLETED, 10)
     assert groups[0].epochs == [[], [KEYS.commit(1, 10)]]
+
+
+@pytest.mark.parametrize(("signal", "noted"), [(signal.SIGKILL, [0, 0, 0]), (signal.SIGSEGV, [0, 1, 2])])
+def test_only_what_a_rank_dies_of_by_itself_counts_against_the_commit_that_it_restores(tmp_path, signal, noted):
+    store, groups = MemoryStore(), []
+    run(store, tmp_path)
+
+    def group(store, inbox):
+        groups.append(Restoring(store, inbox, int(signal)))
+        return groups[0]
+
+    result, *_ = run(store, tmp_path, number=2, group=group)
+    assert (result.end_reason, groups[0].noted) == (EndReason.COMPLETED, noted), result.message
 
 
 def failing(folder, fails, **error):

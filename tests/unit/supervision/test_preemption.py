@@ -10,6 +10,7 @@ from checkpoint_writer import write_checkpoint
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.pieces import StatePiece
+from orchestrator.checkpoints.restore_attempts import RestoreAttempts
 from orchestrator.job import EndReason, JobState
 from orchestrator.paths import Home, JobKeys
 from orchestrator.spec import JobSpec, RecoverySpec, from_dict
@@ -91,6 +92,8 @@ class Script:
     def start(self, tasks, env, give_up):
         self.epoch = tasks[0]["epoch"]
         self.calls.append([int(key[-17:-5]) for key in tasks[0]["commits"]])
+        for key in tasks[0]["commits"][:1]:
+            RestoreAttempts(self.store, KEYS, key).note()
         self.say({"type": "hello"})
         if not self.begins:
             self.inbox.preempt(Preemption("a test takes its place", self.now + self.grace_s))
@@ -177,7 +180,7 @@ def run(folder, grace_s, number=1, store=None, **script):
     journal, board = Journal(folder / "journal.jsonl", store, KEYS), StatusBoard("job", 50, "life")
     chronicle = Chronicle(number, board, journal, TrackingChild(context, journal.path))
     committer = Committer(context, store, journal, lambda delay_s: False)
-    result = JobRun(context, group, group.inbox, chronicle, committer, clock=lambda: group.now).run()
+    result = JobRun(context, store, group, group.inbox, chronicle, committer, clock=lambda: group.now).run()
     told = [record for record in journal.records() if record["kind"] == "event" and record["event"] == "preempted"]
     return result, group, told, board
 
@@ -235,6 +238,16 @@ def test_a_run_that_has_not_trained_yet_leaves_at_once(tmp_path):
     assert (result.end_reason, result.committed_step, told) == (EndReason.PREEMPTED, None, [])
     assert result.message.startswith("a test takes its place; ") and result.message.endswith("back to the queue, begins anew")
     assert group.now < 1002.0
+
+
+def test_preemptions_before_the_first_step_say_nothing_of_the_commit(tmp_path):
+    store = MemoryStore()
+    run(tmp_path, grace_s=10.0, store=store)
+    for number in range(2, 5):
+        result, group, *_ = run(tmp_path / str(number), grace_s=30.0, begins=False, number=number, store=store)
+        assert (result.end_reason, group.calls[0]) == (EndReason.PREEMPTED, [10])
+        assert group.calls.index("kill") > 0, "a rank that lives could note its attempt later"
+        assert RestoreAttempts(store, KEYS, KEYS.commit(1, 10)).count() == 0
 
 
 def test_what_the_user_stops_is_cancelled_though_it_is_preempted_too(tmp_path):

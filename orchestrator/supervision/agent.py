@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
@@ -24,7 +23,7 @@ from orchestrator.runtime.notice import on_sigterm
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.storage import open_store
 from orchestrator.supervision import warm_client
-from orchestrator.supervision.inspection import inspect_ranks, node_health
+from orchestrator.supervision.inspection import inspect_ranks, node_health, text_since
 from orchestrator.supervision.log_shipper import LogShipper, log_name
 from orchestrator.supervision.peer_copier import AgentPeer, PeerCopier
 from orchestrator.supervision.rank_hub import Fork, Message, RankHub
@@ -269,9 +268,7 @@ class Agent:
 
     def _complete_exit(self, message: Message) -> None:
         path = self._log_path(message["epoch"], message["rank"])
-        tail = ""
-        with contextlib.suppress(FileNotFoundError):
-            tail = path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+        tail = text_since(path, -LOG_TAIL_BYTES, -1)
         if not message["greeted"] and message.get("note"):
             # It never ran the rank's program: the reason stands in the warm process's log.
             tail = tail or warm_client.log_tail(self._home)

@@ -1,7 +1,7 @@
 """Rank logs go to the object store in pieces, each byte in exactly one of them.
 
-Who follows is not known here. So a log that is young, when it is looked at most, goes about once a second; later its pieces are rarer: a rank
-that prints all the time for a week would make an object of each second.
+Who follows is not known here. So a log that is young, when it is looked at most, goes about once a second; later its pieces are rarer: a
+rank that prints all the time for a week would make an object of each second.
 """
 
 from __future__ import annotations

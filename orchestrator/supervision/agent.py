@@ -220,7 +220,7 @@ class Agent:
             return {} if clock is None else {"clock": clock.spent().to_dict(time.monotonic(), time.time())}
 
     def _told_clocks(self) -> list[Message]:
-        """For the ledger of who looks on, and for what is known of these ranks if this process dies."""
+        """For the ledger of who looks on, for what is known of these ranks if this process dies, and as a sign that it acts."""
         now = time.monotonic()
         if now - self._clocks_told_s < CLOCKS_INTERVAL_S:
             return []
@@ -240,7 +240,9 @@ class Agent:
                     self._copier.take(message)
             elif self._uploader is not None:
                 self._uploader.heard(message)
-        self._supervisor.report.remote(self._bundle, [*messages, *self._told_clocks()])
+        told = [*messages, *self._told_clocks()]
+        if told:
+            self._supervisor.report.remote(self._bundle, told)
 
     def _begin_uploads(self, epoch: int, spec: JobSpec, environ: Mapping[str, str]) -> None:
         if self._uploader is None:

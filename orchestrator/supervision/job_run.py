@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from orchestrator.checkpoints.restore_attempts import RestoreAttempts
@@ -35,6 +35,7 @@ from orchestrator.supervision.investigation import investigate
 from orchestrator.supervision.listener import Listener
 from orchestrator.supervision.place import PlaceLost
 from orchestrator.supervision.settlement import Settlement
+from orchestrator.supervision.silence import SILENCE_LIMIT_S, Silence
 from orchestrator.supervision.straggler_watch import StragglerWatch
 from orchestrator.supervision.worker_group import Group
 
@@ -142,7 +143,7 @@ class JobRun:
 
     def _hear(self, attempt: Attempt) -> JobResult | None:
         """How it ended; None if it failed, and `attempt.reports` say why."""
-        ordered = False
+        ordered, silence = False, Silence(len(self._context.ranks_per_bundle))
         while True:
             if self._inbox.stops_now():
                 return self._left("stopped at once")
@@ -160,6 +161,7 @@ class JobRun:
             now = self._clock()
             if attempt.completed(now):
                 return self._completed(attempt)
+            self._lose_silent(attempt, silence.look(self._inbox.arrivals, now))
             if len(attempt.still) == len(self._context.ranks_per_bundle):
                 attempt.hang = investigate(
                     self._group, self._committer, self._chronicle, epoch=attempt.epoch, time_s=now,
@@ -170,6 +172,13 @@ class JobRun:
             item = self._inbox.get(min(attempt.patience_s(), self._departure.patience_s()))
             if item is not None:
                 self._listener.take(attempt, item)
+
+    def _lose_silent(self, attempt: Attempt, bundles: Sequence[int]) -> None:
+        """Their agents live and do not act."""
+        for bundle in bundles:
+            self._group.discard(bundle)
+            why = f"it lives, and has said nothing for {SILENCE_LIMIT_S:.0f} s"
+            attempt.heard_agent_loss(bundle, self._context.first_rank(bundle), why, self._clock())
 
     def _tell_why_it_leaves(self) -> None:
         """What the user has ordered is known, and a preemption is told with its figures."""

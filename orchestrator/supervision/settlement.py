@@ -8,7 +8,7 @@ from collections.abc import Callable
 from orchestrator.supervision.attempt import Attempt
 from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.departure import Departure
-from orchestrator.supervision.inbox import Inbox
+from orchestrator.supervision.inbox import FromAgent, Inbox
 from orchestrator.supervision.listener import Listener
 from orchestrator.supervision.rescue import Rescue
 from orchestrator.supervision.status_board import StatusBoard
@@ -64,8 +64,8 @@ class Settlement:
         return len(attempt.exited | lost) == attempt.world_size
 
     def _take(self, attempt: Attempt, wait_s: float) -> bool:
-        """Whether something came."""
+        """Whether there was news."""
         item = self._inbox.get(min(wait_s, self._departure.patience_s()))
         if item is not None:
             self._listener.take(attempt, item)
-        return item is not None
+        return item is not None and not (isinstance(item, FromAgent) and item.is_beat)

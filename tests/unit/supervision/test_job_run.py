@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.inbox import FromAgent, Inbox
 from orchestrator.supervision.job_run import JobRun
+from orchestrator.supervision.settlement import SETTLE_LIMIT_S
+from orchestrator.supervision.silence import SILENCE_LIMIT_S
 from orchestrator.supervision.status_board import StatusBoard
 from orchestrator.supervision.tracking_child import TrackingChild
 from orchestrator.tracking.journal import Journal
@@ -147,17 +150,82 @@ class Failing:
         return set()
 
 
-def run(store, folder, number=1, group=Spoken, micro_batch_size=2, workers=1, resources=None, **recovery):
+class Seconds(Inbox):
+    """When it is empty a second passes, in which something may be said."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.later = 0.0, lambda: None
+
+    def get(self, timeout_s):
+        if self._queue.empty():
+            self.now += 1.0
+            assert self.now < 1000.0, "the run does not end"
+            self.later()
+        return super().get(0.0)
+
+
+class Stopped:
+    """Two nodes with a rank each; in the first life of the ranks the second node's agent is stopped after 100 s."""
+
+    def __init__(self, inbox):
+        self.inbox, self.epoch, self.lost, self.lost_s, inbox.later = inbox, 0, set(), 0.0, self.beat
+
+    def start(self, tasks, env, give_up):
+        self.epoch, self.lost = tasks[0]["epoch"], set()
+        for rank in (0, 1):
+            self.say(rank, {"type": "hello"})
+            if self.epoch == 2:
+                self.say(rank, {"type": "done", "step": 50, "stopped": False}, {"type": "exit", "code": 0})
+
+    def beat(self):
+        self.say(0, {"type": "clocks", "clocks": {}})
+        if self.inbox.now < 100.0:
+            self.say(1, {"type": "clocks", "clocks": {}})
+
+    def say(self, rank, *messages):
+        self.inbox.put(FromAgent(rank, [{"rank": rank, "epoch": self.epoch, "time_s": self.inbox.now, **message} for message in messages]))
+
+    def discard(self, bundle):
+        self.lost.add(bundle)
+        self.lost_s = self.inbox.now
+
+    def kill_ranks(self):
+        self.say(0, {"type": "exit", "signal": 9})
+
+    def missing(self):
+        return self.lost
+
+    def peer(self, bundle):
+        return 1 - bundle
+
+
+class Unsaved(Killed):
+    """What was staged never comes into the store, though the agent acts."""
+
+    def start(self, tasks, env, give_up):
+        self.inbox.later = lambda: self._say([{"type": "clocks", "clocks": {}}])
+        super().start(tasks, env, give_up)
+
+    def kill_ranks(self):
+        pass
+
+
+def run(
+    store, folder, number=1, group=Spoken, micro_batch_size=2, workers=1, resources=None, bundles=None, inbox=None, clock=time.time,
+    **recovery,
+):  # fmt: skip
     values = {
         "workload": {"name": "x", "entrypoint": "m:C"}, "model": {"name": "x"}, "data": {"name": "x"}, "tracking": {"enabled": False},
         "training": {"max_steps": 50, "global_batch_size": 8, "micro_batch_size": micro_batch_size, "eval_interval_steps": 10},
         "checkpoint": {"keep_last": 1, "keep_best": 1}, "recovery": {"backoff_s": 0.01, **recovery}, "resources": resources or {},
     }  # fmt: skip
-    context = RunContext(job_id="job", run=number, spec=from_dict(JobSpec, values), home=Home(folder), ranks_per_bundle=(workers,))
-    journal, inbox, board = Journal(folder / "journal.jsonl", store, KEYS), Inbox(), StatusBoard("job", 50, "life")
+    spec, bundles = from_dict(JobSpec, values), bundles or (workers,)
+    context = RunContext(job_id="job", run=number, spec=spec, home=Home(folder), ranks_per_bundle=bundles)
+    journal, inbox, board = Journal(folder / "journal.jsonl", store, KEYS), inbox or Inbox(), StatusBoard("job", 50, "life")
     chronicle = Chronicle(number, board, journal, TrackingChild(context, journal.path))
     committer = Committer(context, store, journal, lambda delay_s: False)
-    result = JobRun(context, store, group(store, inbox), inbox, chronicle, committer).run()
+    result = JobRun(context, store, group(store, inbox), inbox, chronicle, committer, clock=clock).run()
     tags = [record["values"] for record in journal.records() if record["kind"] == "tags"]
     return result, board.progress, tags
 
@@ -256,6 +324,32 @@ def test_a_users_bug_ends_the_run_with_its_traceback_after_one_retry(tmp_path):
     first, *rest = result.message.splitlines()
     assert first == "rank 0: ValueError: bad (it happened 2 times without a new checkpoint in between)"
     assert rest == ["Traceback ...", "ValueError: bad"]
+
+
+# agents that do not act
+
+
+def test_an_agent_that_lives_and_says_nothing_is_lost_with_its_node(tmp_path):
+    groups, inbox = [], Seconds()
+
+    def group(store, inbox):
+        groups.append(Stopped(inbox))
+        return groups[0]
+
+    store = MemoryStore()
+    result, *_ = run(store, tmp_path, group=group, bundles=(1, 1), inbox=inbox, clock=lambda: inbox.now)
+    assert (result.end_reason, groups[0].epoch) == (EndReason.COMPLETED, 2), result.message
+    assert 100.0 + SILENCE_LIMIT_S <= groups[0].lost_s <= 102.0 + SILENCE_LIMIT_S
+    records = Journal(tmp_path / "journal.jsonl", store, KEYS).records()
+    (lost,) = [record for record in records if record.get("event") == "agent_lost"]
+    assert lost["message"] == "the agent of node 1 (ranks from 1) was lost: it lives, and has said nothing for 60 s"
+
+
+def test_an_upload_without_news_is_given_up_though_its_agent_acts(tmp_path):
+    inbox = Seconds()
+    result, progress, _ = run(MemoryStore(), tmp_path, group=Unsaved, inbox=inbox, clock=lambda: inbox.now)
+    assert (result.end_reason, progress.committed_step) == (EndReason.COMPLETED, None), result.message
+    assert SETTLE_LIMIT_S < inbox.now < 2 * SETTLE_LIMIT_S
 
 
 # what another life of the supervisor finds

@@ -116,8 +116,9 @@ class Script:
         self.due = self.now + self.upload_s
 
     def look(self):
-        """Nothing has come: time passes."""
+        """Nothing has come: time passes, in which its agent says that it acts."""
         self.now += 0.5
+        self.inbox.arrivals[0] += 1
         if self.due is not None and self.now >= self.due:
             self.due = None
             self.say(self.saved(16), {"type": "done", "step": 16, "stopped": True}, {"type": "exit", "code": 0})

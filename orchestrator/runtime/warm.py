@@ -24,7 +24,6 @@ First it takes its socket away: who comes then starts another. Who got no answer
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import gc
 import importlib
 import json
@@ -43,6 +42,7 @@ from typing import Any, NoReturn
 
 from orchestrator.runtime import child
 from orchestrator.runtime.node_memory import NodeMemory, Owner
+from orchestrator.runtime.stacks import show_stacks_in, stack_file
 from orchestrator.runtime.task import RankTask
 from orchestrator.runtime.warm_place import hold_lock, is_newest, listen
 
@@ -53,8 +53,6 @@ SEND_LIMIT_S = 5.0
 GONE_LIMIT_S = 5.0
 """How long the killed ranks of an agent that has closed its connection are waited for, and in the end the processes of such agents."""
 MAX_GROWTH_MB = 256
-STACK_SIGNAL = signal.SIGUSR2
-"""A rank that gets it appends the stacks of its threads to `stack_file`, whatever it is doing, and goes on."""
 
 Entry = Callable[[RankTask], int]
 Request = dict[str, Any]
@@ -286,17 +284,6 @@ class Warm:
 def _remove_clock(rank: Rank) -> None:
     if rank.clock:
         Path(rank.clock).unlink(missing_ok=True)
-
-
-def stack_file(log: Path) -> Path:
-    """Beside the output of a rank, where its stacks are."""
-    return log.with_suffix(".stacks")
-
-
-def show_stacks_in(path: Path) -> None:
-    """Written by the signal's handler itself, in C: also by a rank that does not come back to Python, or that does not let others."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
-    faulthandler.register(STACK_SIGNAL, file=descriptor, all_threads=True, chain=False)
 
 
 def load(name: str) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from orchestrator.runtime.link import Reading
-from orchestrator.runtime.warm import STACK_SIGNAL, stack_file
+from orchestrator.runtime.stacks import STACK_SIGNAL, stack_file
 
 ANSWER_S = 3.0
 """How long the ranks may take to write their stacks, on a machine that is overloaded; one that waits in the kernel never does."""

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from orchestrator.runtime.link import Phase, Reading
-from orchestrator.runtime.warm import STACK_SIGNAL, stack_file
+from orchestrator.runtime.stacks import STACK_SIGNAL, stack_file
 from orchestrator.supervision import inspection
 
 STACK = """\
@@ -23,7 +23,7 @@ Thread 0x00007f (most recent call first):
 RANK = """
 import sys, time
 from pathlib import Path
-from orchestrator.runtime.warm import show_stacks_in, stack_file
+from orchestrator.runtime.stacks import show_stacks_in, stack_file
 
 def waits():
     print("ready", flush=True)

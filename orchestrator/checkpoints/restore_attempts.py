@@ -32,5 +32,5 @@ class RestoreAttempts:
         self._store.put(self._key, json.dumps({"commit": self._commit_key, "attempts": self.count() + 1}).encode())
 
     def forget(self) -> None:
-        """A step was made from what was restored."""
+        """A step was made from what was restored, or who restored it was ended from outside."""
         self._store.delete(self._key)

@@ -6,11 +6,14 @@ import ctypes
 import os
 import signal
 import sys
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 from orchestrator.runtime.task import RankTask
 
 PR_SET_PDEATHSIG = 1
+POLL_S = 0.01
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -28,6 +31,13 @@ def has_ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
+def await_ends(pids: Collection[int], limit_s: float) -> None:
+    """Until all of these children of this process are zombies, or the time is over."""
+    limit = time.monotonic() + limit_s
+    while not all(has_ended(pid) for pid in pids) and time.monotonic() < limit:
+        time.sleep(POLL_S)
+
+
 def kill_tree(pid: int, number: signal.Signals) -> None:
     """The process and what else is in its session's group."""
     for kill in (os.killpg, os.kill):
@@ -35,6 +45,13 @@ def kill_tree(pid: int, number: signal.Signals) -> None:
             kill(pid, number)
         except ProcessLookupError:
             continue  # the group does not exist until the child has called setsid
+
+
+def bury(pid: int) -> tuple[int, int]:
+    """(exit code, signal) of a child that has ended. What it left running in its session is killed while the pid is still its own."""
+    kill_tree(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    return (0, os.WTERMSIG(status)) if os.WIFSIGNALED(status) else (os.WEXITSTATUS(status), 0)
 
 
 def die_with_parent(parent: int) -> None:

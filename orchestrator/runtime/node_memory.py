@@ -43,7 +43,7 @@ class NodeMemory:
             owner.slabs.add((task["slab_folder"], task["slab_stem"]))
 
     def went(self, owner: Owner) -> None:
-        """Its connection has closed, and its ranks are dead."""
+        """Its connection has closed, and its ranks were killed: they make nothing any more."""
         owner.went_s = time.time()
         self._went.append(owner)
         self.clear()

@@ -24,7 +24,6 @@ First it takes its socket away: who comes then starts another. Who got no answer
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import gc
 import importlib
 import json
@@ -43,6 +42,7 @@ from typing import Any, NoReturn
 
 from orchestrator.runtime import child
 from orchestrator.runtime.node_memory import NodeMemory, Owner
+from orchestrator.runtime.stacks import show_stacks_in, stack_file
 from orchestrator.runtime.task import RankTask
 from orchestrator.runtime.warm_place import hold_lock, is_newest, listen
 
@@ -51,10 +51,8 @@ PRELOAD = "orchestrator.runtime.preload:preload"
 POLL_S = 1.0
 SEND_LIMIT_S = 5.0
 GONE_LIMIT_S = 5.0
-"""How long the processes of agents that have closed their connections are waited for in the end."""
+"""How long the killed ranks of an agent that has closed its connection are waited for, and in the end the processes of such agents."""
 MAX_GROWTH_MB = 256
-STACK_SIGNAL = signal.SIGUSR2
-"""A rank that gets it appends the stacks of its threads to `stack_file`, whatever it is doing, and goes on."""
 
 Entry = Callable[[RankTask], int]
 Request = dict[str, Any]
@@ -90,6 +88,8 @@ class Warm:
         self._watch = (watch_pid, child.start_time(watch_pid))
         self._lock = lock
         self._agents: list[Agent] = []
+        self._dying: list[Agent] = []
+        """Their connections have closed, and the kernel does not let go of some of their ranks, which were killed."""
         self._memory = NodeMemory()
         self._leaving = self._passed_on = False
         self._has_forked = self._is_idle = False
@@ -106,8 +106,7 @@ class Warm:
             self._is_idle = not ready
             self._round(ready)
         self._path.unlink(missing_ok=True)
-        for agent in list(self._agents):
-            self._drop(agent)
+        self._drop(*self._agents)
         self._memory.clear(GONE_LIMIT_S)
 
     def _hear_signals(self) -> None:
@@ -125,7 +124,7 @@ class Warm:
         """Not while somebody waits for an answer."""
         if any(agent.ranks for agent in self._agents):
             return False
-        if self._leaving or not self._is_idle:
+        if self._leaving or self._dying or not self._is_idle:
             return self._leaving
         if self._agents:
             self._connected_s = time.monotonic()
@@ -169,16 +168,32 @@ class Warm:
         *lines, agent.unread = (agent.unread + data).split(b"\n")
         return lines
 
-    def _drop(self, agent: Agent) -> None:
-        """The agent is gone, or is told so by the end of its connection: not before its ranks are, whose files the next ones get."""
-        self._agents.remove(agent)
-        self._selector.unregister(agent.connection)
-        for rank in agent.ranks.values():
+    def _drop(self, *agents: Agent) -> None:
+        """They are gone, or are told so by the end of their connections: not before their ranks are, whose files the next ones get.
+
+        But a rank that is stuck in the kernel is waited for only so long: everybody else on this node waits too.
+        """
+        ranks = [rank for agent in agents for rank in agent.ranks.values()]
+        for agent in agents:
+            self._agents.remove(agent)
+            self._selector.unregister(agent.connection)
+        for rank in ranks:
             child.kill_tree(rank.pid, signal.SIGKILL)
-        for rank in agent.ranks.values():
-            self._bury(rank)
-        agent.connection.close()
-        self._memory.went(agent.owner)
+            _remove_clock(rank)  # now: later one of its name is the next rank's
+        for agent in agents:
+            self._memory.went(agent.owner)
+        child.await_ends([rank.pid for rank in ranks], GONE_LIMIT_S)
+        self._dying += agents
+        self._bury_dying()
+
+    def _bury_dying(self) -> None:
+        for agent in list(self._dying):
+            for rank in [rank for rank in agent.ranks.values() if child.has_ended(rank.pid)]:
+                child.bury(rank.pid)
+                del agent.ranks[rank.number]
+            if not agent.ranks:
+                agent.connection.close()
+                self._dying.remove(agent)
 
     def _tell(self, agent: Agent, **message: Any) -> None:
         try:
@@ -241,7 +256,7 @@ class Warm:
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         self._selector.close()
-        for agent in self._agents:
+        for agent in [*self._agents, *self._dying]:
             agent.connection.close()
         for end in (self._listener, self._wake, self._woken):
             end.close()
@@ -257,30 +272,18 @@ class Warm:
         """Report the ranks that have ended. What they left running in their sessions is killed while the pid is still theirs."""
         for agent in list(self._agents):
             for rank in [rank for rank in agent.ranks.values() if child.has_ended(rank.pid)]:
-                code, number = self._bury(rank)
+                code, number = child.bury(rank.pid)
+                _remove_clock(rank)
                 del agent.ranks[rank.number]
                 self._tell(agent, op="exit", rank=rank.number, pid=rank.pid, code=code, signal=number)
                 if agent not in self._agents:
                     break
-
-    def _bury(self, rank: Rank) -> tuple[int, int]:
-        """(exit code, signal) of a rank that has ended or was killed; waits for it."""
-        child.kill_tree(rank.pid, signal.SIGKILL)
-        _, status = os.waitpid(rank.pid, 0)
-        if rank.clock:
-            Path(rank.clock).unlink(missing_ok=True)
-        return (0, os.WTERMSIG(status)) if os.WIFSIGNALED(status) else (os.WEXITSTATUS(status), 0)
+        self._bury_dying()
 
 
-def stack_file(log: Path) -> Path:
-    """Beside the output of a rank, where its stacks are."""
-    return log.with_suffix(".stacks")
-
-
-def show_stacks_in(path: Path) -> None:
-    """Written by the signal's handler itself, in C: also by a rank that does not come back to Python, or that does not let others."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
-    faulthandler.register(STACK_SIGNAL, file=descriptor, all_threads=True, chain=False)
+def _remove_clock(rank: Rank) -> None:
+    if rank.clock:
+        Path(rank.clock).unlink(missing_ok=True)
 
 
 def load(name: str) -> Callable[..., Any]:

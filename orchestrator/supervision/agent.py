@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
@@ -24,7 +23,7 @@ from orchestrator.runtime.notice import on_sigterm
 from orchestrator.spec import JobSpec, from_dict, to_dict
 from orchestrator.storage import open_store
 from orchestrator.supervision import warm_client
-from orchestrator.supervision.inspection import inspect_ranks, node_health
+from orchestrator.supervision.inspection import inspect_ranks, node_health, text_since
 from orchestrator.supervision.log_shipper import LogShipper, log_name
 from orchestrator.supervision.peer_copier import AgentPeer, PeerCopier
 from orchestrator.supervision.rank_hub import Fork, Message, RankHub
@@ -221,7 +220,7 @@ class Agent:
             return {} if clock is None else {"clock": clock.spent().to_dict(time.monotonic(), time.time())}
 
     def _told_clocks(self) -> list[Message]:
-        """For the ledger of who looks on, and for what is known of these ranks if this process dies."""
+        """For the ledger of who looks on, for what is known of these ranks if this process dies, and as a sign that it acts."""
         now = time.monotonic()
         if now - self._clocks_told_s < CLOCKS_INTERVAL_S:
             return []
@@ -241,7 +240,9 @@ class Agent:
                     self._copier.take(message)
             elif self._uploader is not None:
                 self._uploader.heard(message)
-        self._supervisor.report.remote(self._bundle, [*messages, *self._told_clocks()])
+        told = [*messages, *self._told_clocks()]
+        if told:
+            self._supervisor.report.remote(self._bundle, told)
 
     def _begin_uploads(self, epoch: int, spec: JobSpec, environ: Mapping[str, str]) -> None:
         if self._uploader is None:
@@ -269,9 +270,7 @@ class Agent:
 
     def _complete_exit(self, message: Message) -> None:
         path = self._log_path(message["epoch"], message["rank"])
-        tail = ""
-        with contextlib.suppress(FileNotFoundError):
-            tail = path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+        tail = text_since(path, -LOG_TAIL_BYTES, -1)
         if not message["greeted"] and message.get("note"):
             # It never ran the rank's program: the reason stands in the warm process's log.
             tail = tail or warm_client.log_tail(self._home)

@@ -50,6 +50,8 @@ class Attempt:
     base_step: int
     """The step that it goes on from; 0: from the start."""
     began_s: float
+    commits: Sequence[str] = ()
+    """Keys of those that its ranks may go on from, the newest first."""
     reports: list[Report] = field(default_factory=list)
     greeted: set[int] = field(default_factory=set)
     hosts: dict[int, str] = field(default_factory=dict)
@@ -73,6 +75,8 @@ class Attempt:
     _staged: dict[tuple[int, str], Staged] = field(default_factory=dict)
     """(step, key prefix) -> what is on its way to the store."""
     _saved: dict[tuple[int, str], dict[int, Mapping[str, Any]]] = field(default_factory=dict)
+    _committed: set[tuple[int, str]] = field(default_factory=set)
+    """What was whole already: an uploader that is killed has told of it, and the next one tells of it again."""
     _first_report_s: float | None = None
     _all_done_s: float | None = None
 
@@ -135,17 +139,24 @@ class Attempt:
         return {key: self._staged[key].writers - self._saved.get(key, {}).keys() for key in whole}
 
     def heard_saved(self, message: Mapping[str, Any]) -> SavedCheckpoint | None:
-        """The checkpoint, when this was the last of its writers."""
+        """The checkpoint, once, when this was the last of its writers."""
         step, prefix = message["step"], message["checkpoint"]
+        if (step, prefix) in self._committed:
+            return None
         writers = self._saved.setdefault((step, prefix), {})
         writers[message["writer"]] = message
         if len(writers) < self.world_size:
             return None
         del self._saved[step, prefix]
+        self._committed.add((step, prefix))
         staged = self._staged.pop((step, prefix), None)
         stored_s = max(part.get("time_s", 0.0) for part in writers.values())
         cost = {**_cost(list(writers.values())), "stage_s": staged.stage_s if staged else 0.0}
         return SavedCheckpoint(step, prefix, writers[0].get("job_scalars", {}), cost, stored_s)
+
+    def restores(self) -> str | None:
+        """Key of the commit that its ranks go on from, or try to; None if they begin anew."""
+        return next((key for key in self.commits if key not in self.suspects), None)
 
     def completed(self, now: float) -> bool:
         """All ranks are done, and have left or had their time to."""

@@ -11,7 +11,7 @@ from orchestrator.supervision.chronicle import Chronicle
 from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.diagnosis import Report
 from orchestrator.supervision.inbox import Message
-from orchestrator.supervision.ledger import Ledger, opened
+from orchestrator.supervision.ledger import MAX_MARKS, Ledger, opened
 
 SHOW_INTERVAL_S = 1.0
 
@@ -60,6 +60,7 @@ class Bookkeeper:
                 life.clocks |= {rank: clock for rank, clock in told.items() if not _has_ended(life.clocks.get(rank))}
             case "staged" if "spent_s" in message:
                 life.saves.setdefault(message["step"], {})[message["writer"]] = message["spent_s"]
+                _forget_old_saves(life)
         if self._clock() - self._shown_s >= SHOW_INTERVAL_S:
             self._show(self.ledger())
 
@@ -126,6 +127,13 @@ def newest(records: Iterable[Message]) -> tuple[Ledger | None, float]:
         if record["kind"] == "ledger":
             found = record["ledger"]
     return None if found is None else Ledger.from_dict(found), heard_s
+
+
+def _forget_old_saves(life: Life) -> None:
+    """Those older than as many whole ones as a ledger has marks: none of them can become a mark any more."""
+    whole = sorted(step for step, by_rank in life.saves.items() if len(by_rank) == life.workers)
+    if len(whole) > MAX_MARKS:
+        life.saves = {step: by_rank for step, by_rank in life.saves.items() if step >= whole[-MAX_MARKS]}
 
 
 def _has_ended(clock: RankClock | None) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,11 @@ class FromAgent:
     bundle: int
     messages: Sequence[Message]
 
+    @property
+    def is_beat(self) -> bool:
+        """It says only that the agent acts."""
+        return all(message["type"] == "clocks" for message in self.messages)
+
 
 @dataclass(frozen=True)
 class AgentDied:
@@ -27,6 +33,8 @@ class AgentDied:
 class Inbox:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[FromAgent | AgentDied | None] = queue.SimpleQueue()
+        self.arrivals: Counter[int] = Counter()
+        """Bundle -> how often its agent has said something."""
         self.stop_mode = ""
         """'' | 'limit' | 'drain' | 'now', by the user or by the time limit that he gave; only ever grows stronger."""
         self.preemption: Preemption | None = None
@@ -35,6 +43,8 @@ class Inbox:
         """Why the job is to leave and to start again with another number of workers."""
 
     def put(self, item: FromAgent | AgentDied) -> None:
+        if isinstance(item, FromAgent):
+            self.arrivals[item.bundle] += 1
         self._queue.put(item)
 
     def stop(self, mode: str) -> None:
@@ -57,6 +67,13 @@ class Inbox:
             return self._queue.get(timeout=max(timeout_s, 0.0))
         except queue.Empty:
             return None
+
+    def rest(self) -> Iterator[FromAgent | AgentDied]:
+        """All that lies there now. Does not wait."""
+        while not self._queue.empty():
+            item = self._queue.get()
+            if item is not None:
+                yield item
 
     @property
     def stops(self) -> bool:

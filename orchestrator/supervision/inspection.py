@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from orchestrator.runtime.link import Reading
-from orchestrator.runtime.warm import STACK_SIGNAL, stack_file
+from orchestrator.runtime.stacks import STACK_SIGNAL, stack_file
 
 ANSWER_S = 3.0
 """How long the ranks may take to write their stacks, on a machine that is overloaded; one that waits in the kernel never does."""
@@ -35,8 +35,8 @@ def inspect_ranks(
             "rank": rank, "pid": pids[rank], "step": readings[rank].step, "moves": readings[rank].moves,
             "phase": readings[rank].phase.name.lower(), "still_s": round(still_s(rank), 2),
             "step_p99_s": readings[rank].step_p99_s, **_process(pids[rank]),
-            "stack": _since(stack_file(logs[rank]), asked[rank], STACK_BYTES) if rank in asked else "",
-            "log_tail": _since(logs[rank], -LOG_TAIL_BYTES, LOG_TAIL_BYTES),
+            "stack": text_since(stack_file(logs[rank]), asked[rank], STACK_BYTES) if rank in asked else "",
+            "log_tail": text_since(logs[rank], -LOG_TAIL_BYTES, LOG_TAIL_BYTES),
         }
         for rank in sorted(set(pids) & set(readings))
     ]  # fmt: skip
@@ -55,7 +55,7 @@ def _wait_for_stacks(asked: Mapping[int, tuple[Path, int]]) -> None:
     """Until each has written all of its stack: it comes frame by frame. `asked`: pid -> (file, size before)."""
     limit = time.monotonic() + ANSWER_S
     while time.monotonic() < limit:
-        if all(_since(file, size, -1).endswith(LAST_FRAMES) or _process(pid)["state"] in "DX" for pid, (file, size) in asked.items()):
+        if all(text_since(file, size, -1).endswith(LAST_FRAMES) or _process(pid)["state"] in "DX" for pid, (file, size) in asked.items()):
             return
         time.sleep(POLL_S)
 
@@ -83,7 +83,7 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def _since(file: Path, offset: int, most: int) -> str:
+def text_since(file: Path, offset: int, most: int) -> str:
     """What stands in the file from `offset` on (below 0: from its end), `most` bytes of it (below 0: all)."""
     if not file.exists():
         return ""

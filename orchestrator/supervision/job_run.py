@@ -11,13 +11,15 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from orchestrator.checkpoints.restore_attempts import RestoreAttempts
 from orchestrator.errors import CheckpointError, ClusterError, FencedError, OrchestratorError, StorageError
 from orchestrator.events import EventKind
-from orchestrator.job import EndReason, JobResult, JobState
+from orchestrator.job import EndReason, JobResult, JobState, Remedy
 from orchestrator.runtime.link import Order
+from orchestrator.storage import ObjectStore
 from orchestrator.supervision.attempt import Attempt
 from orchestrator.supervision.blame import fields_of, incident_of
 from orchestrator.supervision.bookkeeper import Bookkeeper
@@ -32,26 +34,27 @@ from orchestrator.supervision.inbox import Inbox
 from orchestrator.supervision.investigation import investigate
 from orchestrator.supervision.listener import Listener
 from orchestrator.supervision.place import PlaceLost
-from orchestrator.supervision.rescue import Rescue
+from orchestrator.supervision.settlement import Settlement
+from orchestrator.supervision.silence import SILENCE_LIMIT_S, Silence
 from orchestrator.supervision.straggler_watch import StragglerWatch
 from orchestrator.supervision.worker_group import Group
 
 log = logging.getLogger("orchestrator.supervisor")
 
-SETTLE_LIMIT_S = 120.0
-"""How long there may be no news of an upload before it is given up."""
+_FROM_OUTSIDE = (EndReason.CANCELLED, EndReason.TIME_LIMIT, EndReason.PREEMPTED, EndReason.RESIZED)
 
 
 class JobRun:
     """`run()` returns how the run ended; what then has to be written down is `ending.close_books`'s to do."""
 
     def __init__(
-        self, context: RunContext, group: Group, inbox: Inbox, chronicle: Chronicle, committer: Committer, later_life: bool = False,
-        clock: Callable[[], float] = time.time, chaos: Chaos | None = None,
+        self, context: RunContext, store: ObjectStore, group: Group, inbox: Inbox, chronicle: Chronicle, committer: Committer,
+        later_life: bool = False, clock: Callable[[], float] = time.time, chaos: Chaos | None = None,
     ) -> None:  # fmt: skip
         """`later_life`: a supervisor of this run has lived before."""
         self._chaos = chaos
         self._context = context
+        self._store = store
         self._group = group
         self._inbox = inbox
         self._chronicle = chronicle
@@ -69,13 +72,16 @@ class JobRun:
         self._listener = Listener(
             context, group, inbox, chronicle, committer, self.books, self._departure, stragglers, chaos, clock
         )  # fmt: skip
+        self._settlement = Settlement(context, group, inbox, self._board, self._departure, self._listener, clock)
         if later_life:
             self._restarts += 1
             chronicle.tell(EventKind.SUPERVISOR_LOST, "the supervisor was started again; the job goes on from its newest checkpoint")
 
     def run(self) -> JobResult:
         result = self._end_of_life()
-        while (item := self._inbox.get(0.0)) is not None:
+        if result.end_reason in _FROM_OUTSIDE:
+            self._excuse_commit()
+        for item in self._inbox.rest():
             self._listener.note(item)
         self.books.left()
         return result
@@ -118,7 +124,8 @@ class JobRun:
         epoch = self._committer.begin_epoch(f"{self._context.job_id}:{self._context.run}")
         base = epoch.commits[0].step if epoch.commits else 0
         self._chronicle.best(self._committer.best)
-        attempt = Attempt(epoch.number, self._context.world_size, base, self._clock())
+        commits = [ref.key for ref in epoch.commits]
+        attempt = Attempt(epoch.number, self._context.world_size, base, self._clock(), commits)
         self._attempt = attempt
         self.books.began(attempt)
         if epoch.number > 1:
@@ -127,7 +134,7 @@ class JobRun:
         self._chronicle.workers(attempt.world_size, self._context.spec.resources)
         self._board.show(phase=workers, epoch=epoch.number, committed_step=self._committer.newest_step)
         self._board.show(restarts=self._restarts, preemptions=self._past.preemptions)
-        tasks = self._context.rank_tasks(epoch.number, [ref.key for ref in epoch.commits])
+        tasks = self._context.rank_tasks(epoch.number, commits)
         tasks = self._chaos.hand_out(tasks) if self._chaos else tasks
         self._group.start(tasks, self._context.secrets, lambda: self._inbox.stops)
         return attempt
@@ -136,13 +143,13 @@ class JobRun:
 
     def _hear(self, attempt: Attempt) -> JobResult | None:
         """How it ended; None if it failed, and `attempt.reports` say why."""
-        ordered = False
+        ordered, silence = False, Silence(len(self._context.ranks_per_bundle))
         while True:
             if self._inbox.stops_now():
                 return self._left("stopped at once")
             if (why := self._departure.over(attempt)) is not None:
                 self._group.kill_ranks()
-                self._settle(attempt)
+                self._settlement.settle(attempt)
                 return self._left(why)
             if self._inbox.stops and not ordered:
                 if not attempt.greeted:
@@ -154,6 +161,7 @@ class JobRun:
             now = self._clock()
             if attempt.completed(now):
                 return self._completed(attempt)
+            self._lose_silent(attempt, silence.look(self._inbox.arrivals, now))
             if len(attempt.still) == len(self._context.ranks_per_bundle):
                 attempt.hang = investigate(
                     self._group, self._committer, self._chronicle, epoch=attempt.epoch, time_s=now,
@@ -164,6 +172,13 @@ class JobRun:
             item = self._inbox.get(min(attempt.patience_s(), self._departure.patience_s()))
             if item is not None:
                 self._listener.take(attempt, item)
+
+    def _lose_silent(self, attempt: Attempt, bundles: Sequence[int]) -> None:
+        """Their agents live and do not act."""
+        for bundle in bundles:
+            self._group.discard(bundle)
+            why = f"it lives, and has said nothing for {SILENCE_LIMIT_S:.0f} s"
+            attempt.heard_agent_loss(bundle, self._context.first_rank(bundle), why, self._clock())
 
     def _tell_why_it_leaves(self) -> None:
         """What the user has ordered is known, and a preemption is told with its figures."""
@@ -191,7 +206,9 @@ class JobRun:
         said = {"rank": verdict.rank, "reason": verdict.reason.name, "fingerprint": verdict.fingerprint, **counts}
         self._chronicle.tell(kind, verdict.sentence, **said)
         self._group.kill_ranks()
-        self._settle(self._attempt)
+        self._settlement.settle(self._attempt)
+        if verdict.remedy is Remedy.RESTART:
+            self._excuse_commit()
         if self._inbox.stops:
             return self._left(f"stopped; before it could save, {verdict.sentence}")
         committed = self._committer.newest_step
@@ -219,24 +236,17 @@ class JobRun:
         self._chronicle.tell(EventKind.RESTARTED, f"{decision.why} after: {verdict.sentence}", fault=fault.to_dict(), **changes)
         return None
 
-    def _settle(self, attempt: Attempt) -> None:
-        """The ranks are gone; what they all had staged goes to the store still, and is committed: nothing of it is lost.
-
-        Under a preemption, as long as it fits the grace.
-        """
-        limit, rescue = self._clock() + SETTLE_LIMIT_S, Rescue(self._context, self._group, attempt)
-        while (steps := rescue.steps()) and not self._inbox.stops_now():
-            staged = [pending for pending in attempt.on_their_way() if pending.step in steps]
-            if self._clock() > limit:
-                log.warning("step %d is not in the store after %.0f s without news, and is given up", staged[-1].step, SETTLE_LIMIT_S)
-                return
-            if self._departure.gives_up(staged):
-                return
-            self._board.show(phase=f"saving step {staged[-1].step}")
-            item = self._inbox.get(min(1.0, self._departure.patience_s()))
-            if item is not None:
-                limit = self._clock() + SETTLE_LIMIT_S
-                self._listener.take(attempt, item)
+    def _excuse_commit(self) -> None:
+        """The attempt was ended from outside: if it made no step, that says nothing of the commit that it was to go on from."""
+        key = self._attempt.restores()
+        if key is None:
+            return
+        if not self._attempt.training:
+            self._group.kill_ranks()  # one that lives would note its attempt when the note is gone
+        try:
+            RestoreAttempts(self._store, self._context.keys, key).forget()
+        except StorageError as error:
+            log.warning("an attempt that was ended from outside counts against '%s': %s", key, error)
 
     def _pause(self, delay_s: float) -> bool:
         """Wait; True if told to stop meanwhile. What dead ranks have said is dropped."""

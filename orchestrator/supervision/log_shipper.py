@@ -1,4 +1,8 @@
-"""Rank logs go to the object store in pieces, each byte in exactly one of them."""
+"""Rank logs go to the object store in pieces, each byte in exactly one of them.
+
+Who follows is not known here. So a log that is young, when it is looked at most, goes about once a second; later its pieces are rarer: a
+rank that prints all the time for a week would make an object of each second.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,9 @@ from orchestrator.paths import JobKeys, log_piece_of
 from orchestrator.storage import ObjectStore
 
 INTERVAL_S = 1.0
+LONGEST_INTERVAL_S = 10.0
+INTERVAL_PER_AGE = 1 / 60
+"""Of a log, until the longest interval is reached."""
 PIECE_BYTES = 4 * 1024 * 1024
 
 log = logging.getLogger("orchestrator.agent")
@@ -35,15 +42,19 @@ class Tail:
     path: Path
     epoch: int
     rank: int
+    since_s: float
+    """Since when it is followed here."""
     offset: int | None = 0
     """None: an agent before this one has shipped some of it."""
     ended: bool = False
+    shipped_s: float = 0.0
+    """When the newest piece was."""
     trying: tuple[int, float] | None = None
     """Length and time of a piece whose store failed. It may be there all the same: the next try writes the same one."""
 
 
 class LogShipper:
-    """A thread that looks about once a second. A store that is down delays the pieces; the file keeps them."""
+    """A thread that looks every `interval_s`. A store that is down delays the pieces; the file keeps them."""
 
     def __init__(self, keys: JobKeys, interval_s: float = INTERVAL_S, clock: Callable[[], float] = time.time) -> None:
         self._keys = keys
@@ -62,14 +73,14 @@ class LogShipper:
 
     def follow(self, path: Path, epoch: int, rank: int) -> None:
         with self._lock:
-            self._tails.append(Tail(path, epoch, rank))
+            self._tails.append(Tail(path, epoch, rank, self._clock()))
 
     def take_over(self, folder: Path, bundle: int) -> None:
         """What an agent of this bundle has left here when it died: its ranks are dead too."""
         with self._lock:
             for path in sorted(folder.glob(f"{_of_bundle(bundle)}*.log")):
                 epoch, rank = path.stem.split("-")[2:]
-                self._tails.append(Tail(path, int(epoch), int(rank), offset=None, ended=True))
+                self._tails.append(Tail(path, int(epoch), int(rank), self._clock(), offset=None, ended=True))
 
     def ended(self, epoch: int, rank: int) -> None:
         """The rank writes no more: its log is shipped at once and its file removed."""
@@ -85,11 +96,26 @@ class LogShipper:
         shipped = [self._ship(tail) for tail in tails]
         return all(shipped)
 
+    def ship_due(self) -> None:
+        """What the thread does at each look: ship what has ended, what fills a piece and what has waited long enough."""
+        with self._lock:
+            tails = list(self._tails)
+        for tail in tails:
+            if self._is_due(tail):
+                self._ship(tail)
+
     def _run(self) -> None:
         while True:
             self._hurry.wait(self._interval_s)
             self._hurry.clear()
-            self.flush()
+            self.ship_due()
+
+    def _is_due(self, tail: Tail) -> bool:
+        now = self._clock()
+        interval_s = min((now - tail.since_s) * INTERVAL_PER_AGE, LONGEST_INTERVAL_S)
+        if tail.ended or not 0 <= now - tail.shipped_s < interval_s:  # a clock that was set back holds nothing up
+            return True
+        return tail.offset is not None and _size(tail.path) - tail.offset >= PIECE_BYTES
 
     def _ship(self, tail: Tail) -> bool:
         with self._shipping:
@@ -113,7 +139,7 @@ class LogShipper:
             while piece := file.read(tail.trying[0] if tail.trying else PIECE_BYTES):
                 tail.trying = tail.trying or (len(piece), self._clock())
                 self._store.put(self._keys.log_piece(tail.epoch, tail.rank, tail.offset, tail.trying[1]), piece)
-                tail.offset, tail.trying = tail.offset + len(piece), None
+                tail.offset, tail.shipped_s, tail.trying = tail.offset + len(piece), self._clock(), None
         return True
 
     def _shipped_before(self, store: ObjectStore, tail: Tail) -> int:
@@ -125,3 +151,10 @@ class LogShipper:
             if tail in self._tails:
                 self._tails.remove(tail)
                 tail.path.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # it was shipped, and removed
+        return 0

@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ClusterError
+from orchestrator.supervision.vital import start_vital
 
 log = logging.getLogger("orchestrator.agent")
 
 Message = dict[str, Any]
 Deliver = Callable[[list[Message]], None]
 KILL_LIMIT_S = 30.0
+BEAT_S = 10.0
+"""How long nothing is delivered at most."""
 BATCH_S = 0.01
 """Messages within this time travel together."""
 MORE_TRIES = 1
@@ -75,11 +78,14 @@ class Living:
 
 class RankHub:
     """`deliver` is called on the hub's thread with messages, each of which carries its `epoch`: that of the
-    living ranks, unless it says itself which it speaks of. `facts(rank)` are added to the message of a rank's exit."""
+    living ranks, unless it says itself which it speaks of. When none has come for `beat_s`, it is called with none: the hub lives.
+    `facts(rank)` are added to the message of a rank's exit."""
 
     def __init__(
-        self, listen_at: Path, connect_warm: Callable[[], socket.socket], deliver: Deliver, facts: Callable[[int], Message]
+        self, listen_at: Path, connect_warm: Callable[[], socket.socket], deliver: Deliver, facts: Callable[[int], Message],
+        beat_s: float = BEAT_S,
     ) -> None:  # fmt: skip
+        self._beat_s = beat_s
         self._connect_warm = connect_warm
         self._deliver = deliver
         self._facts = facts
@@ -94,7 +100,7 @@ class RankHub:
         self._listener.listen(1024)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._join_warm()
-        threading.Thread(target=self._run, name="ranks", daemon=True).start()
+        start_vital("ranks", self._run)
 
     # orders, from any thread
 
@@ -144,14 +150,14 @@ class RankHub:
     def _run(self) -> None:
         """`deliver` may be slow, and messages come in swarms; so they are gathered for a moment."""
         while True:
-            messages = self._round(None)
+            messages = self._round(self._beat_s)
             if messages:
                 give = time.monotonic() + BATCH_S
                 while (left := give - time.monotonic()) > 0:
                     messages += self._round(left)
-                self._deliver(messages)
+            self._deliver(messages)
 
-    def _round(self, timeout_s: float | None) -> list[Message]:
+    def _round(self, timeout_s: float) -> list[Message]:
         """Ranks are read before the warm process: a message that was sent before an exit is there when the exit is."""
         messages: list[Message] = []
         late: list[selectors.SelectorKey] = []

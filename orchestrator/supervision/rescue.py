@@ -17,6 +17,8 @@ class Rescue:
         self._context = context
         self._group = group
         self._attempt = attempt
+        self._asked: dict[int, set[Part]] = {}
+        """Lost bundle -> what its peer was asked for."""
         self._adopted: dict[int, set[Part]] = {}
         """Lost bundle -> what its peer stores in its place."""
 
@@ -24,8 +26,11 @@ class Rescue:
         """Those that all ranks had staged, are not in the store yet, and will be. Has the peers of lost nodes take over."""
         missing, unsaved = self._group.missing(), self._attempt.unsaved()
         lost = {rank: bundle for bundle in missing for rank in self._context.ranks(bundle)}
-        for bundle in sorted(missing - self._adopted.keys()):
+        for bundle in sorted(missing):
+            asked, adopted = self._asked.setdefault(bundle, set()), self._adopted.setdefault(bundle, set())
             parts = {(writer, prefix) for (_, prefix), writers in unsaved.items() for writer in writers if lost.get(writer) == bundle}
-            self._adopted[bundle] = self._group.adopt(bundle, parts) if parts else set()
+            if new := parts - asked:
+                asked |= new
+                adopted |= self._group.adopt(bundle, new)
         coming = {part for bundle in missing if self._group.peer(bundle) not in missing for part in self._adopted[bundle]}
         return [step for (step, prefix), writers in unsaved.items() if all(w not in lost or (w, prefix) in coming for w in writers)]

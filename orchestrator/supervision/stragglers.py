@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 SCALE = 1.4826
@@ -48,14 +48,22 @@ class Finding:
     """Over which that was seen."""
 
 
+@dataclass(frozen=True)
+class _Heard:
+    window: Window
+    others: Mapping[int, float]
+    """Rank -> the median of its peers without it."""
+    slow: frozenset[int]
+
+
 class Stragglers:
     def __init__(self, peers: Sequence[Sequence[int]], factor: float, steps: int) -> None:
         """`peers`: the ranks that have the same work to do. `factor`: 0: none is a straggler."""
         self._peers = [tuple(ranks) for ranks in peers if len(ranks) > 1]
         self._factor = factor
         self._steps = steps
-        self._stretch: deque[tuple[Window, frozenset[int]]] = deque()
-        """The newest windows, each with the ranks that were slow in it."""
+        self._stretch: deque[_Heard] = deque()
+        """The newest windows."""
         self._best: dict[int, float] = {}
         """What a rank of a pair took in its best stretch."""
         self._named: set[int] = set()
@@ -64,22 +72,23 @@ class Stragglers:
         """What is new with this window."""
         if not self._factor:
             return []
-        self._stretch.append((window, frozenset(self._slow(window))))
+        others = {rank: median for peers in self._peers for rank, median in medians_of_others(window.seconds, peers)}
+        self._stretch.append(_Heard(window, others, frozenset(self._slow(window, others))))
         while self._is_long(list(self._stretch)[1:]):
             self._stretch.popleft()
         if not self._is_long(list(self._stretch)):
             return []
-        found = [self._found(rank, peers) for peers in self._peers for rank in peers]
+        found = [self._found(rank) for peers in self._peers for rank in peers]
         self._remember()
         return [finding for finding in found if finding is not None]
 
-    def _is_long(self, stretch: Sequence[tuple[Window, frozenset[int]]]) -> bool:
-        if len(stretch) < LEAST_WINDOWS or sum(window.steps for window, _ in stretch) < self._steps:
+    def _is_long(self, stretch: Sequence[_Heard]) -> bool:
+        if len(stretch) < LEAST_WINDOWS or sum(heard.window.steps for heard in stretch) < self._steps:
             return False
-        first, last = stretch[0][0], stretch[-1][0]
+        first, last = stretch[0].window, stretch[-1].window
         return last.time_s - first.time_s + first.steps * first.step_s >= LEAST_S
 
-    def _slow(self, window: Window) -> Iterator[int]:
+    def _slow(self, window: Window, others: Mapping[int, float]) -> Iterator[int]:
         for peers in self._peers:
             values = [window.seconds[rank] for rank in peers]
             median = statistics.median(values)
@@ -89,26 +98,30 @@ class Stragglers:
                 mine = window.seconds[rank]
                 if mine <= median:
                     continue
-                others = self._others(window, rank, peers)
-                if mine - others < LEAST_SHARE * window.step_s or mine < self._factor * others:
+                if mine - others[rank] < LEAST_SHARE * window.step_s or mine < self._factor * others[rank]:
                     continue
                 if mine > bound if len(peers) > 2 else mine >= self._factor * self._best.get(rank, mine):
                     yield rank
 
-    def _found(self, rank: int, peers: Sequence[int]) -> Finding | None:
-        slow = [rank in ranks for _, ranks in self._stretch]
+    def _found(self, rank: int) -> Finding | None:
+        slow = [rank in heard.slow for heard in self._stretch]
         if (rank in self._named and any(slow)) or (rank not in self._named and not all(slow)):
             return None
         self._named ^= {rank}
-        mine = statistics.median(window.seconds[rank] for window, _ in self._stretch)
-        others = statistics.median(self._others(window, rank, peers) for window, _ in self._stretch)
-        steps = sum(window.steps for window, _ in self._stretch)
+        mine = statistics.median(heard.window.seconds[rank] for heard in self._stretch)
+        others = statistics.median(heard.others[rank] for heard in self._stretch)
+        steps = sum(heard.window.steps for heard in self._stretch)
         return Finding(rank=rank, is_slow=rank in self._named, ratio=mine / max(others, 1e-9), steps=steps)
-
-    def _others(self, window: Window, rank: int, peers: Sequence[int]) -> float:
-        return statistics.median(window.seconds[other] for other in peers if other != rank)
 
     def _remember(self) -> None:
         for rank in (rank for peers in self._peers if len(peers) == 2 for rank in peers):
-            mine = statistics.median(window.seconds[rank] for window, _ in self._stretch)
+            mine = statistics.median(heard.window.seconds[rank] for heard in self._stretch)
             self._best[rank] = min(mine, self._best.get(rank, mine))
+
+
+def medians_of_others(seconds: Sequence[float], peers: Sequence[int]) -> Iterator[tuple[int, float]]:
+    """(rank, median of its peers without it), two peers at least. Sorted once: each median anew would take the square of their number."""
+    order = sorted(peers, key=lambda rank: seconds[rank])
+    middle = (len(order) - 2) // 2, (len(order) - 1) // 2
+    for place, rank in enumerate(order):
+        yield rank, statistics.median(seconds[order[at + (at >= place)]] for at in middle)

@@ -195,7 +195,7 @@ class Supervisor:
         chronicle = Chronicle(context.run, self._board, journal, tracking)
         committer = Committer(context, store, journal, self._pause)
         chaos = chaos_of(context, store, chronicle)
-        job_run = JobRun(context, group, self._inbox, chronicle, committer, later_life, chaos=chaos)
+        job_run = JobRun(context, store, group, self._inbox, chronicle, committer, later_life, chaos=chaos)
         result = job_run.run()
         log.info("%s ended: %s: %s", context.job_id, result.end_reason.name, result.message)
         self._board.show(phase="ending")

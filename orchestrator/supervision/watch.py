@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from orchestrator.runtime.link import Phase, Reading
+from orchestrator.supervision.vital import start_vital
 
 PERIOD_S = 0.25
 P99_STEPS = 5.0
@@ -65,8 +66,7 @@ class Watch:
         self._tell = tell
         self.stillness = Stillness(hang_timeout_s, long_phase_timeout_s)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._thread.start()
+        self._thread = start_vital("watch", self._run)
 
     def close(self) -> None:
         """Nothing is read or told any more when this returns."""

@@ -52,6 +52,9 @@ class Group(Protocol):
     def missing(self) -> set[int]:
         """Bundles that have no agent now."""
 
+    def discard(self, bundle: int) -> None:
+        """End the agent of a bundle, which lives and does not act, and with it its ranks. Does not wait."""
+
     def adopt(self, bundle: int, unsaved: set[tuple[int, str]]) -> set[tuple[int, str]]:
         """A node is lost: have its peer store what it holds a copy of. `unsaved`, and what of it will come: (writer, key prefix)."""
 
@@ -177,6 +180,9 @@ class WorkerGroup:
 
     def missing(self) -> set[int]:
         return {slot.bundle for slot in self._slots if slot.handle is None}
+
+    def discard(self, bundle: int) -> None:
+        self._slots[bundle].discard()
 
     def peer(self, bundle: int) -> int:
         return (bundle + 1) % len(self._slots)

@@ -15,6 +15,7 @@ from orchestrator.chaos.plan import SUPERVISOR_PHASES, plan
 from orchestrator.job import EndReason
 from orchestrator.spec import ChaosSpec, RecoverySpec
 from orchestrator.supervision.accounting import Bucket
+from orchestrator.supervision.silence import SILENCE_LIMIT_S
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +183,21 @@ def test_a_save_that_does_not_fit_the_grace_is_abandoned_and_the_next_run_goes_o
     assert again.log(2, 0) == f"rank 0 of epoch 2 begins at {result.committed_step}\n"
     assert again.history() == calm_history(200)
     again.release()
+
+
+@pytest.mark.slow
+def test_an_agent_that_is_stopped_is_ended_with_its_ranks_and_the_job_goes_on(box):
+    job = box.start(double_spec(box.url, workers=1, faults=[{"rank": 0, "step": 15, "how": "hold", "epochs": 1}]))
+    job.wait_step(14)
+    rank, agent = psutil.Process(job.ranks()[0]), _living(box, "ray::Agent")
+    agent.suspend()
+    result = job.wait_ended(SILENCE_LIMIT_S + 60)
+    assert result.end_reason is EndReason.COMPLETED, result.message
+    assert job.history() == calm_history(40)
+    (lost,) = [event for _, event in job.status()["events"] if event["kind"] == "agent_lost"]
+    assert "has said nothing for 60 s" in lost["message"]
+    assert not agent.is_running() and not rank.is_running()
+    job.release()
 
 
 def test_stop_now_does_not_wait_for_a_rank(box):

@@ -38,7 +38,11 @@ class Agent:
         self.warm = subprocess.Popen([*command, "--entry", "test_warm:sleeper", *options], env=environment, cwd=folder)
         self.path = folder / "s"
         self.wait(self.path.exists)
+        self.connect()
+
+    def connect(self):
         self.connection = socket.socket(socket.AF_UNIX)
+        self.connection.settimeout(30)
         self.wait(lambda: self.connection.connect_ex(str(self.path)) == 0)
         self.lines = self.connection.makefile()
 
@@ -109,6 +113,35 @@ def test_its_agent_hears_of_its_end_when_its_ranks_and_their_clocks_are_gone(age
     agent.watched.wait()
     assert agent.lines.readline() == ""
     assert not psutil.pid_exists(pid) and not agent.clock.exists()
+
+
+TRACER = """
+import ctypes, sys
+assert ctypes.CDLL(None).ptrace(0x4206, int(sys.argv[1]), None, None) == 0  # PTRACE_SEIZE
+print("traced", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_rank_that_the_kernel_does_not_let_go_of_holds_up_nobody_else(agent):
+    """It is dead, and its parent is not told as long as somebody else traces it."""
+    pid = agent.fork()
+    tracer = subprocess.Popen([sys.executable, "-c", TRACER, str(pid)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert tracer.stdout.readline() == "traced\n"
+        agent.connection.shutdown(socket.SHUT_WR)
+        agent.wait(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+        stuck, stuck_lines = agent.connection, agent.lines
+        agent.connect()
+        agent.fork()
+        assert psutil.pid_exists(pid)
+        tracer.communicate()
+        assert stuck_lines.readline() == "", "the end of the connection says that its ranks are gone"
+        assert not psutil.pid_exists(pid) and agent.clock.exists(), "the clock is the next rank's"
+        stuck.close()
+    finally:
+        tracer.kill()
+        tracer.communicate()
 
 
 HOLDER = """

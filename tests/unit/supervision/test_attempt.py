@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from orchestrator.supervision.attempt import ECHO_WAIT_S, LEAVE_LIMIT_S, START_LIMIT_S, Attempt
 
 
@@ -64,6 +66,14 @@ def test_a_checkpoint_is_whole_with_its_last_writer():
     whole = it.heard_saved(message(0, step=10, checkpoint="p/", writer=0, job_scalars={"position": 7}))
     assert whole is not None
     assert (whole.step, whole.prefix, whole.job_scalars) == (10, "p/", {"position": 7})
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_checkpoint_is_whole_once_though_uploaders_that_were_killed_tell_of_it_again(world_size):
+    it = Attempt(epoch=1, world_size=world_size, base_step=0, began_s=0.0)
+    told = [it.heard_saved(message(rank, step=10, checkpoint="p/", writer=rank)) for rank in (*range(world_size), *range(world_size))]
+    assert [found is not None for found in told] == [False] * (world_size - 1) + [True] + [False] * world_size
+    assert it.unsaved() == {}
 
 
 def test_a_silent_rank_is_given_up():

@@ -16,7 +16,7 @@ from orchestrator.supervision.bookkeeper import Bookkeeper, newest
 from orchestrator.supervision.chronicle import Chronicle
 from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.diagnosis import RankExit
-from orchestrator.supervision.ledger import Ledger, Wait
+from orchestrator.supervision.ledger import MAX_MARKS, Ledger, Wait
 from orchestrator.supervision.status_board import StatusBoard
 from orchestrator.supervision.tracking_child import TrackingChild
 from orchestrator.tracking.journal import Journal
@@ -118,6 +118,23 @@ def test_what_is_known_by_a_record_is_what_the_next_supervisor_begins_with(tmp_p
     assert run.told() == {B.STEP: 12, B.LOST: 8 + 8}
     run.pass_s(1)
     assert run.told() == {B.STEP: 12, B.LOST: 16, B.RECOVERY: 2}
+
+
+def test_saves_that_can_be_no_mark_any_more_are_forgotten_and_the_ledger_is_the_same(tmp_path):
+    run = Run(tmp_path)
+    run.begin()
+    run.pass_s(200)
+    (life,) = run.books._lives
+    all_saves = {step: {rank: run.clock(forward=step)["spent_s"] for rank in (0, 1)} for step in range(1, 101)}
+    for step, by_rank in all_saves.items():
+        for rank, spent_s in by_rank.items():
+            run.hear("staged", rank, step=step, writer=rank, spent_s=spent_s)
+            assert len(life.saves) <= MAX_MARKS + 1
+    run.hear("staged", 0, step=101, writer=0, spent_s=run.clock(forward=101)["spent_s"])  # of the other rank nothing is heard
+    assert set(life.saves) == set(range(93, 102))
+    found = run.books.ledger()
+    life.saves = all_saves
+    assert run.books.ledger() == found and set(found.marks) == set(range(93, 101))
 
 
 def test_the_clocks_of_the_dead_are_not_taken_for_those_of_the_living(tmp_path):

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from orchestrator.runtime.link import Phase, Reading
-from orchestrator.runtime.warm import STACK_SIGNAL, stack_file
+from orchestrator.runtime.stacks import STACK_SIGNAL, stack_file
 from orchestrator.supervision import inspection
 
 STACK = """\
@@ -23,7 +23,7 @@ Thread 0x00007f (most recent call first):
 RANK = """
 import sys, time
 from pathlib import Path
-from orchestrator.runtime.warm import show_stacks_in, stack_file
+from orchestrator.runtime.stacks import show_stacks_in, stack_file
 
 def waits():
     print("ready", flush=True)
@@ -100,3 +100,13 @@ def test_a_rank_that_is_stopped_is_not_asked(rank):
     assert (found["state"], found["stack"]) == ("T", "") and time.monotonic() - started < inspection.ANSWER_S
     os.kill(pid, signal.SIGCONT)
     assert stack_file(log).read_text() == ""
+
+
+def test_the_end_of_a_huge_log_is_read_and_not_the_log(tmp_path):
+    log = tmp_path / "rank.log"
+    with log.open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(0, os.SEEK_END)
+        file.write(b"the end")
+    assert inspection.text_since(log, -7, -1) == "the end"
+    assert inspection.text_since(tmp_path / "none", -7, -1) == ""

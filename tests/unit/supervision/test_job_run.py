@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import time
+
 import pytest
 import torch
 from checkpoint_writer import write_checkpoint
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.pieces import StatePiece
+from orchestrator.checkpoints.restore_attempts import RestoreAttempts
 from orchestrator.job import EndReason
 from orchestrator.paths import Home, JobKeys
 from orchestrator.spec import JobSpec, from_dict
@@ -17,6 +21,8 @@ from orchestrator.supervision.committer import Committer
 from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.inbox import FromAgent, Inbox
 from orchestrator.supervision.job_run import JobRun
+from orchestrator.supervision.settlement import SETTLE_LIMIT_S
+from orchestrator.supervision.silence import SILENCE_LIMIT_S
 from orchestrator.supervision.status_board import StatusBoard
 from orchestrator.supervision.tracking_child import TrackingChild
 from orchestrator.tracking.journal import Journal
@@ -76,6 +82,51 @@ class Killed(Spoken):
         self.inbox.put(FromAgent(0, [{"rank": 0, "epoch": self.epoch, "time_s": 0.0, **message} for message in messages]))
 
 
+class Outlived(Killed):
+    """Two ranks: the first dies when both have staged step 10, and what the second says of it is heard only when that is to be killed."""
+
+    def start(self, tasks, env, give_up):
+        self.epoch = tasks[0]["epoch"]
+        self.epochs.append(tasks[0]["commits"])
+        if len(self.epochs) == 1:
+            self._say([{"type": "started", "first_step": 1}, self._part(0), {"type": "exit", "signal": 9}])
+        else:
+            self._say([{"type": "done", "step": 50, "stopped": False, "rank": rank} for rank in (0, 1)])
+            self._say([{"type": "exit", "code": 0, "rank": rank} for rank in (0, 1)])
+
+    def kill_ranks(self):
+        if len(self.epochs) == 1:
+            self._say([self._part(1)])
+            self._say([{"type": "exit", "signal": 9, "rank": 1}])
+            (saved,) = [message for message in self._saved(self.epoch, 10) if message["type"] == "saved"]
+            self._say([saved, {**saved, "writer": 1, "rank": 1}])
+
+    def _part(self, rank):
+        checkpoint = KEYS.checkpoint(10, self.epoch, "u")
+        return {"type": "staged", "step": 10, "checkpoint": checkpoint, "writer": rank, "rank": rank, "slab": f"/dev/shm/{rank}"}
+
+    def _saved(self, epoch, step):
+        piece = StatePiece(name="v", role="param", global_shape=(2,), start=0, data=torch.full((2,), float(step)))
+        write_checkpoint(self.store, KEYS.checkpoint(step, epoch, "u"), 1, [piece], {})
+        yield from super()._saved(epoch, step)
+
+
+class Restoring(Spoken):
+    """Its rank notes that it restores and dies of `signal`, twice; then it is done. `noted`: attempts that were known at each start."""
+
+    def __init__(self, store, inbox, signal):
+        super().__init__(store, inbox)
+        self.signal, self.noted = signal, []
+
+    def start(self, tasks, env, give_up):
+        attempts = RestoreAttempts(self.store, KEYS, tasks[0]["commits"][0])
+        self.noted.append(attempts.count())
+        attempts.note()
+        done = [{"type": "done", "step": 50, "stopped": False}, {"type": "exit", "code": 0}]
+        messages = [{"type": "hello"}, {"type": "exit", "signal": self.signal}] if len(self.noted) < 3 else done
+        self.inbox.put(FromAgent(0, [{"rank": 0, "epoch": tasks[0]["epoch"], "time_s": 0.0, **message} for message in messages]))
+
+
 class Failing:
     """A worker group whose rank says an error as long as `fails(number of starts, micro batch)`; else it is done."""
 
@@ -99,17 +150,82 @@ class Failing:
         return set()
 
 
-def run(store, folder, number=1, group=Spoken, micro_batch_size=2, workers=1, resources=None, **recovery):
+class Seconds(Inbox):
+    """When it is empty a second passes, in which something may be said."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.later = 0.0, lambda: None
+
+    def get(self, timeout_s):
+        if self._queue.empty():
+            self.now += 1.0
+            assert self.now < 1000.0, "the run does not end"
+            self.later()
+        return super().get(0.0)
+
+
+class Stopped:
+    """Two nodes with a rank each; in the first life of the ranks the second node's agent is stopped after 100 s."""
+
+    def __init__(self, inbox):
+        self.inbox, self.epoch, self.lost, self.lost_s, inbox.later = inbox, 0, set(), 0.0, self.beat
+
+    def start(self, tasks, env, give_up):
+        self.epoch, self.lost = tasks[0]["epoch"], set()
+        for rank in (0, 1):
+            self.say(rank, {"type": "hello"})
+            if self.epoch == 2:
+                self.say(rank, {"type": "done", "step": 50, "stopped": False}, {"type": "exit", "code": 0})
+
+    def beat(self):
+        self.say(0, {"type": "clocks", "clocks": {}})
+        if self.inbox.now < 100.0:
+            self.say(1, {"type": "clocks", "clocks": {}})
+
+    def say(self, rank, *messages):
+        self.inbox.put(FromAgent(rank, [{"rank": rank, "epoch": self.epoch, "time_s": self.inbox.now, **message} for message in messages]))
+
+    def discard(self, bundle):
+        self.lost.add(bundle)
+        self.lost_s = self.inbox.now
+
+    def kill_ranks(self):
+        self.say(0, {"type": "exit", "signal": 9})
+
+    def missing(self):
+        return self.lost
+
+    def peer(self, bundle):
+        return 1 - bundle
+
+
+class Unsaved(Killed):
+    """What was staged never comes into the store, though the agent acts."""
+
+    def start(self, tasks, env, give_up):
+        self.inbox.later = lambda: self._say([{"type": "clocks", "clocks": {}}])
+        super().start(tasks, env, give_up)
+
+    def kill_ranks(self):
+        pass
+
+
+def run(
+    store, folder, number=1, group=Spoken, micro_batch_size=2, workers=1, resources=None, bundles=None, inbox=None, clock=time.time,
+    **recovery,
+):  # fmt: skip
     values = {
         "workload": {"name": "x", "entrypoint": "m:C"}, "model": {"name": "x"}, "data": {"name": "x"}, "tracking": {"enabled": False},
         "training": {"max_steps": 50, "global_batch_size": 8, "micro_batch_size": micro_batch_size, "eval_interval_steps": 10},
         "checkpoint": {"keep_last": 1, "keep_best": 1}, "recovery": {"backoff_s": 0.01, **recovery}, "resources": resources or {},
     }  # fmt: skip
-    context = RunContext(job_id="job", run=number, spec=from_dict(JobSpec, values), home=Home(folder), ranks_per_bundle=(workers,))
-    journal, inbox, board = Journal(folder / "journal.jsonl", store, KEYS), Inbox(), StatusBoard("job", 50, "life")
+    spec, bundles = from_dict(JobSpec, values), bundles or (workers,)
+    context = RunContext(job_id="job", run=number, spec=spec, home=Home(folder), ranks_per_bundle=bundles)
+    journal, inbox, board = Journal(folder / "journal.jsonl", store, KEYS), inbox or Inbox(), StatusBoard("job", 50, "life")
     chronicle = Chronicle(number, board, journal, TrackingChild(context, journal.path))
     committer = Committer(context, store, journal, lambda delay_s: False)
-    result = JobRun(context, group(store, inbox), inbox, chronicle, committer).run()
+    result = JobRun(context, store, group(store, inbox), inbox, chronicle, committer, clock=clock).run()
     tags = [record["values"] for record in journal.records() if record["kind"] == "tags"]
     return result, board.progress, tags
 
@@ -136,16 +252,30 @@ def test_an_attempt_with_fewer_workers_commits_what_they_save_and_says_how_many_
     assert CommitLog(store, KEYS).load_manifest(ref).world_size == 1
 
 
-def test_what_was_staged_when_the_ranks_died_is_committed_before_they_start_again(tmp_path):
+@pytest.mark.parametrize(("kind", "workers"), [(Killed, 1), (Outlived, 2)])
+def test_what_was_staged_when_the_ranks_died_is_committed_before_they_start_again(tmp_path, kind, workers):
     groups = []
 
     def group(store, inbox):
-        groups.append(Killed(store, inbox))
+        groups.append(kind(store, inbox))
         return groups[0]
 
-    result, progress, _ = run(MemoryStore(), tmp_path, group=group)
+    result, progress, _ = run(MemoryStore(), tmp_path, group=group, workers=workers)
     assert (result.end_reason, progress.committed_step) == (EndReason.COMPLETED, 10)
     assert groups[0].epochs == [[], [KEYS.commit(1, 10)]]
+
+
+@pytest.mark.parametrize(("signal", "noted"), [(signal.SIGKILL, [0, 0, 0]), (signal.SIGSEGV, [0, 1, 2])])
+def test_only_what_a_rank_dies_of_by_itself_counts_against_the_commit_that_it_restores(tmp_path, signal, noted):
+    store, groups = MemoryStore(), []
+    run(store, tmp_path)
+
+    def group(store, inbox):
+        groups.append(Restoring(store, inbox, int(signal)))
+        return groups[0]
+
+    result, *_ = run(store, tmp_path, number=2, group=group)
+    assert (result.end_reason, groups[0].noted) == (EndReason.COMPLETED, noted), result.message
 
 
 def failing(folder, fails, **error):
@@ -194,6 +324,32 @@ def test_a_users_bug_ends_the_run_with_its_traceback_after_one_retry(tmp_path):
     first, *rest = result.message.splitlines()
     assert first == "rank 0: ValueError: bad (it happened 2 times without a new checkpoint in between)"
     assert rest == ["Traceback ...", "ValueError: bad"]
+
+
+# agents that do not act
+
+
+def test_an_agent_that_lives_and_says_nothing_is_lost_with_its_node(tmp_path):
+    groups, inbox = [], Seconds()
+
+    def group(store, inbox):
+        groups.append(Stopped(inbox))
+        return groups[0]
+
+    store = MemoryStore()
+    result, *_ = run(store, tmp_path, group=group, bundles=(1, 1), inbox=inbox, clock=lambda: inbox.now)
+    assert (result.end_reason, groups[0].epoch) == (EndReason.COMPLETED, 2), result.message
+    assert 100.0 + SILENCE_LIMIT_S <= groups[0].lost_s <= 102.0 + SILENCE_LIMIT_S
+    records = Journal(tmp_path / "journal.jsonl", store, KEYS).records()
+    (lost,) = [record for record in records if record.get("event") == "agent_lost"]
+    assert lost["message"] == "the agent of node 1 (ranks from 1) was lost: it lives, and has said nothing for 60 s"
+
+
+def test_an_upload_without_news_is_given_up_though_its_agent_acts(tmp_path):
+    inbox = Seconds()
+    result, progress, _ = run(MemoryStore(), tmp_path, group=Unsaved, inbox=inbox, clock=lambda: inbox.now)
+    assert (result.end_reason, progress.committed_step) == (EndReason.COMPLETED, None), result.message
+    assert SETTLE_LIMIT_S < inbox.now < 2 * SETTLE_LIMIT_S
 
 
 # what another life of the supervisor finds

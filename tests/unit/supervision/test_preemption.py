@@ -10,6 +10,7 @@ from checkpoint_writer import write_checkpoint
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.pieces import StatePiece
+from orchestrator.checkpoints.restore_attempts import RestoreAttempts
 from orchestrator.job import EndReason, JobState
 from orchestrator.paths import Home, JobKeys
 from orchestrator.spec import JobSpec, RecoverySpec, from_dict
@@ -91,6 +92,8 @@ class Script:
     def start(self, tasks, env, give_up):
         self.epoch = tasks[0]["epoch"]
         self.calls.append([int(key[-17:-5]) for key in tasks[0]["commits"]])
+        for key in tasks[0]["commits"][:1]:
+            RestoreAttempts(self.store, KEYS, key).note()
         self.say({"type": "hello"})
         if not self.begins:
             self.inbox.preempt(Preemption("a test takes its place", self.now + self.grace_s))
@@ -113,14 +116,16 @@ class Script:
         self.due = self.now + self.upload_s
 
     def look(self):
-        """Nothing has come: time passes."""
+        """Nothing has come: time passes, in which its agent says that it acts."""
         self.now += 0.5
+        self.inbox.arrivals[0] += 1
         if self.due is not None and self.now >= self.due:
             self.due = None
             self.say(self.saved(16), {"type": "done", "step": 16, "stopped": True}, {"type": "exit", "code": 0})
 
     def kill_ranks(self):
         self.calls.append("kill")
+        self.say({"type": "exit", "signal": 9})
 
     def stop_uploads(self):
         self.calls.append("stop uploads")
@@ -176,7 +181,7 @@ def run(folder, grace_s, number=1, store=None, **script):
     journal, board = Journal(folder / "journal.jsonl", store, KEYS), StatusBoard("job", 50, "life")
     chronicle = Chronicle(number, board, journal, TrackingChild(context, journal.path))
     committer = Committer(context, store, journal, lambda delay_s: False)
-    result = JobRun(context, group, group.inbox, chronicle, committer, clock=lambda: group.now).run()
+    result = JobRun(context, store, group, group.inbox, chronicle, committer, clock=lambda: group.now).run()
     told = [record for record in journal.records() if record["kind"] == "event" and record["event"] == "preempted"]
     return result, group, told, board
 
@@ -234,6 +239,16 @@ def test_a_run_that_has_not_trained_yet_leaves_at_once(tmp_path):
     assert (result.end_reason, result.committed_step, told) == (EndReason.PREEMPTED, None, [])
     assert result.message.startswith("a test takes its place; ") and result.message.endswith("back to the queue, begins anew")
     assert group.now < 1002.0
+
+
+def test_preemptions_before_the_first_step_say_nothing_of_the_commit(tmp_path):
+    store = MemoryStore()
+    run(tmp_path, grace_s=10.0, store=store)
+    for number in range(2, 5):
+        result, group, *_ = run(tmp_path / str(number), grace_s=30.0, begins=False, number=number, store=store)
+        assert (result.end_reason, group.calls[0]) == (EndReason.PREEMPTED, [10])
+        assert group.calls.index("kill") > 0, "a rank that lives could note its attempt later"
+        assert RestoreAttempts(store, KEYS, KEYS.commit(1, 10)).count() == 0
 
 
 def test_what_the_user_stops_is_cancelled_though_it_is_preempted_too(tmp_path):

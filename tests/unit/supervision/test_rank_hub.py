@@ -55,6 +55,18 @@ class Node:
             time.sleep(0.01)
 
 
+def test_a_hub_that_hears_nothing_says_that_it_lives(tmp_path):
+    delivered = queue.Queue()
+    ends = socket.socketpair()
+    hub = RankHub(tmp_path / "s", lambda: ends[0], delivered.put, lambda rank: {}, beat_s=0.01)
+    assert [delivered.get(timeout=LIMIT_S) for _ in range(3)] == [[], [], []]
+    hub.start(1, [Fork(rank=0, task={}, env={}, log="")])
+    ends[1].sendall(json.dumps({"op": "exit", "rank": 0, "code": 0, "signal": 9, "pid": 7}).encode() + b"\n")
+    while not (messages := delivered.get(timeout=LIMIT_S)):
+        continue
+    assert [message["type"] for message in messages] == ["exit"]
+
+
 LOST = [(0, 9, "the warm process ended"), (1, 9, "the warm process ended")]
 
 

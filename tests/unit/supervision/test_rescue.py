@@ -58,6 +58,16 @@ def test_a_peer_is_asked_once_for_what_of_the_lost_node_is_not_known_to_be_store
     assert ring.asked == [(0, {(0, "p20"), (1, "p20")})]
 
 
+def test_a_peer_is_asked_for_what_is_heard_of_later_too():
+    ring = Ring(1, held=[(2, "p10"), (2, "p20"), (2, "p30")])
+    it = rescue(ring)
+    assert it.steps() == [10, 20]
+    for writer in (2, 3):
+        it._attempt.heard_staged({"step": 30, "checkpoint": "p30", "writer": writer}, 0.0)
+    assert it.steps() == [10, 20, 30]
+    assert ring.asked == [(1, {(2, "p10"), (2, "p20")}), (1, {(2, "p30")})]
+
+
 def test_a_step_of_which_a_part_has_no_copy_does_not_come():
     ring = Ring(0, held=[(0, "p10"), (1, "p10"), (0, "p20")])
     assert rescue(ring).steps() == [10]

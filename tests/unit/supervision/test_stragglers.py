@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from orchestrator.supervision.stragglers import Stragglers, Window
+from orchestrator.supervision.stragglers import Stragglers, Window, medians_of_others
 
 STEP_S = 2.0
 
@@ -77,6 +81,29 @@ def test_stages_of_a_pipeline_are_compared_among_themselves():
     assert found(rows, peers=[range(3), range(3, 6)]) == []
     assert found(rows, peers=[[0], [1]]) == [], "one alone has nobody to be compared with"
     assert [rank for _, rank, *_ in found([[1.0, 1.0, 2.0, 3.0, 3.0, 3.0]] * 20, peers=[range(3), range(3, 6)])] == [2]
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=2, max_size=12), st.integers(0, 3))
+def test_the_median_of_the_others_is_that_of_a_list_without_the_rank(seconds, first):
+    peers = range(min(first, len(seconds) - 2), len(seconds))
+    assert dict(medians_of_others(seconds, peers)) == {
+        rank: statistics.median(seconds[other] for other in peers if other != rank) for rank in peers
+    }
+
+
+def test_a_window_of_many_ranks_is_not_the_square_of_their_number():
+    """Comparisons of values, counted."""
+    count = 0
+
+    class Counted(float):
+        def __lt__(self, other):
+            nonlocal count
+            count += 1
+            return float(self) < float(other)
+
+    world_size = 1000
+    dict(medians_of_others([Counted(7919 * rank % world_size) for rank in range(world_size)], range(world_size)))
+    assert count < 20 * world_size
 
 
 def test_a_factor_of_zero_names_none():

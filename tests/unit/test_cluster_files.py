@@ -18,6 +18,9 @@ import yaml
 from kubernetes.client import models
 from pydantic import ValidationError
 
+from orchestrator.control.api import cluster as routes
+from orchestrator.control.pulse import START_S
+
 CLUSTER = Path(__file__).parents[2] / "cluster"
 STORAGE = CLUSTER.parent / "orchestrator" / "storage"
 SCRIPTS = sorted(CLUSTER.glob("**/*.sh"))
@@ -247,7 +250,21 @@ def test_head_and_control_plane_share_the_home_folder_and_the_token() -> None:
     assert claims == ["orchestrator-home"] * 2
     variables = {one["name"]: one for one in pods[1]["containers"][0]["env"]}
     assert variables["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == cluster["spec"]["authOptions"]["secretName"]
+    for pod in (*_ray_pods(cluster), pods[1]):
+        (container,) = pod["containers"]
+        told = {one["name"]: one for one in container["env"]}
+        assert told["RAY_AUTH_MODE"]["value"] == cluster["spec"]["authOptions"]["mode"] == "token"
+        assert told["RAY_AUTH_TOKEN"] == variables["RAY_AUTH_TOKEN"]
     assert deployment["spec"]["replicas"] == 1 and deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_the_pod_of_the_service_is_started_anew_when_its_loop_hangs_only() -> None:
+    deployment = next(one for one in documents("serve.yaml") if one["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    starting, living = container["startupProbe"], container["livenessProbe"]
+    assert starting["httpGet"] == living["httpGet"] == {"path": "/v1/alive", "port": container["ports"][0]["name"]}
+    assert starting["periodSeconds"] * starting["failureThreshold"] >= START_S, "what the loop itself may take to its first round"
+    assert "/v1/alive" in {route.path for route in routes.router.routes}
 
 
 def _pods() -> list[dict]:
@@ -257,9 +274,13 @@ def _pods() -> list[dict]:
             if one["kind"] in ("Deployment", "StatefulSet"):
                 found.append(one["spec"]["template"]["spec"])
             if one["kind"] == "RayCluster":
-                spec = one["spec"]
-                found += [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+                found += _ray_pods(one)
     return found
+
+
+def _ray_pods(cluster: dict) -> list[dict]:
+    spec = cluster["spec"]
+    return [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
 
 
 def _containers() -> list[dict]:

@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError, JobNotFound, StateError
 from orchestrator.events import EventKind
 from orchestrator.job import EndReason, JobResult, JobState, Progress
 from orchestrator.paths import Home
-from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, StorageSpec, TrainingSpec, WorkloadSpec
+from orchestrator.spec import ClusterSpec, DataSpec, JobSpec, ModelSpec, ResourcesSpec, StorageSpec, TrainingSpec, WorkloadSpec
 
 SPEC = JobSpec(
     workload=WorkloadSpec(name="My_Tiny", entrypoint="tiny:Tiny"),
@@ -112,6 +112,16 @@ def test_resume_leaves_a_job_that_has_not_ended(client):
     other = dataclasses.replace(SPEC, training=dataclasses.replace(SPEC.training, max_steps=11))
     with pytest.raises(StateError, match="is queued: its settings can be changed only after it has ended"):
         client.resume(job.id, other, {})
+
+
+def test_resume_tells_a_job_that_waits_on_which_cluster_it_goes_on(client):
+    gone, here = ClusterSpec(address="10.0.0.1:6379"), ClusterSpec(address="10.0.0.2:6379")
+    job = client.submit(dataclasses.replace(SPEC, cluster=gone), {})
+    asked = dataclasses.replace(job.spec, cluster=here)
+    found = client.resume(job.id, asked, {})
+    assert (found.spec, found.state, found.run) == (asked, JobState.QUEUED, 1)
+    assert [(entry.action, entry.detail) for entry in client.audit(limit=10)][-1] == ("resume", "on the cluster 10.0.0.2:6379")
+    assert client.resume(job.id, None, {}) == client.job(job.id) == found
 
 
 def test_an_unknown_job(client):

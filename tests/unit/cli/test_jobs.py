@@ -17,7 +17,17 @@ from orchestrator.control.records.store import JobStore
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, Job, JobResult, JobState, Progress, job_from_dict
 from orchestrator.paths import Home, JobKeys
-from orchestrator.spec import ClusterSpec, DataSpec, JobSpec, ModelSpec, ResourcesSpec, StorageSpec, TrackingSpec, TrainingSpec, WorkloadSpec
+from orchestrator.spec import (
+    ClusterSpec,
+    DataSpec,
+    JobSpec,
+    ModelSpec,
+    ResourcesSpec,
+    StorageSpec,
+    TrackingSpec,
+    TrainingSpec,
+    WorkloadSpec,
+)
 from orchestrator.storage import ObjectStore, open_store
 from orchestrator.supervision.accounting import Bucket
 from orchestrator.supervision.ledger import Ledger

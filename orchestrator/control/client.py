@@ -268,8 +268,8 @@ class Client:
         self._may.note("forgive", node, f"{forgiven} incidents")
         return forgiven
 
-    def audit(self, after: int = 0, limit: int = 1000) -> list[Entry]:
-        """Who changed what: entries with a number above `after`."""
+    def audit(self, after: int | None = None, limit: int = 1000) -> list[Entry]:
+        """Who changed what, in order: the first entries with a number above `after`; None: the newest."""
         return self._may.read(after, limit)
 
     @property

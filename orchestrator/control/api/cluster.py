@@ -70,8 +70,8 @@ def _policy(chosen: ChosenPolicy) -> dict[str, Any]:
 
 
 @router.get("/v1/audit")
-def audit(asker: Asker, after: Number = 0, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> Response:
-    """Who changed or tried to change what. For admins."""
+def audit(asker: Asker, after: Number | None = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> Response:
+    """Who changed or tried to change what, in order: the first entries after a number, else the newest. For admins."""
     return answer({"entries": [dataclasses.asdict(entry) for entry in asker.audit(after, limit)]})
 
 

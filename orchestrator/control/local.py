@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import psutil
 
 from orchestrator.control.environment import remote_environment
-from orchestrator.control.keeper import ClusterFile, clean_up, main, open_log
+from orchestrator.control.keeper import ClusterFile, clean_up, main
 from orchestrator.control.lock import Holder, cluster_lock, exclusive, holder
+from orchestrator.control.log_files import open_log
 from orchestrator.control.processes import is_same, wait_until
 from orchestrator.errors import ClusterError
 from orchestrator.paths import Home

@@ -15,10 +15,13 @@ from postgres import NEEDED, new_database, postgres, programs
 
 from orchestrator.control.api.listing import Listing
 from orchestrator.control.client import Client
+from orchestrator.control.planning.accounts import MAX_STAYS, Stay
+from orchestrator.control.planning.reputation import MEMORY_S
 from orchestrator.control.reading.overview import Window, overview
 from orchestrator.control.records import tables
 from orchestrator.control.records.audit import AuditLog
 from orchestrator.control.records.lease import ControllerLease
+from orchestrator.control.records.outdated import BATCH, delete_outdated
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.records.transfer import export_store, import_store
 from orchestrator.control.records.users import Role, User, Users
@@ -44,6 +47,8 @@ SPEC = JobSpec(
     data=DataSpec(name="d", options={"a": [1, {"b": None}], "ü": "€"}),
     training=TrainingSpec(max_steps=10, global_batch_size=8, micro_batch_size=2),
 )
+
+STAY = Stay(job_id="j", tenant="t", width=1, asked_width=1, started_s=1.0, ended_s=2.0, ran_s=1.0, succeeded=True)
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +220,27 @@ def test_machines_are_remembered_and_forgiven(store):
     store.tell_waiting([], [event("rank 1 does not move\nits stack", EventKind.HANG, **told)])
     assert [(found.node, found.gpu, found.message) for found in store.incidents(0.0)] == [("n1", "GPU-1", "rank 1 does not move")]
     assert (store.forgive("n1"), store.forgive("n1")) == (1, 0)
+
+
+def test_what_is_never_read_again_is_deleted_in_small_parts(store):
+    stays = [dict(vars(STAY), job_id=f"j{number}") for number in range(MAX_STAYS + BATCH + 10)]
+    against = {"kind": "HANG", "node": "n", "gpu": "", "message": ""}
+    old = [{"job_id": "a", "seq": number, "time_s": 1.0 + (number > BATCH), **against} for number in range(BATCH + 10)]
+    with store.engine.begin() as connection:
+        connection.execute(tables.stays.insert(), stays)
+        connection.execute(tables.incidents.insert(), [*old, {"job_id": "a", "seq": 10**6, "time_s": 10.0, **against}])
+    before = store.stays()
+    assert delete_outdated(store.engine, MEMORY_S + 10.0), "there is more"
+    assert (count(store, tables.stays), count(store, tables.incidents)) == (MAX_STAYS + 10, 10)
+    assert not delete_outdated(store.engine, MEMORY_S + 10.0)
+    assert store.stays() == before and (count(store, tables.stays), count(store, tables.incidents)) == (MAX_STAYS, 1)
+    assert not delete_outdated(store.engine, MEMORY_S + 10.0)
+    assert count(store, tables.stays) == MAX_STAYS
+
+
+def count(store, table) -> int:
+    with store.engine.connect() as connection:
+        return connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
 
 
 def test_meta(store):

@@ -66,8 +66,9 @@ def test_a_job_runs_over_the_allocation_and_is_saved_and_queued_when_its_time_is
     sandbox.wait_until(lambda: not sandbox.processes(), "the end of all that was started")
 
     script = start("resume", job_id)  # the next allocation: another head
+    sandbox.wait_until(lambda: sandbox.job(job_id).spec.cluster.address != job.spec.cluster.address, "the job's way to the next head")
+    sandbox.wait_until(lambda: sandbox.job(job_id).state is JobState.RUNNING, "its second run")
     sandbox.wait_step(job_id, job.progress.committed_step + 10)
-    assert sandbox.job(job_id).spec.cluster.address != job.spec.cluster.address and sandbox.job(job_id).run == 2
     assert sandbox.run("cancel", job_id, "--now")[0] == 0
     output, _ = script.communicate(timeout=90)
     assert f"resuming {job_id} from step {job.progress.committed_step}" in output and script.returncode == 1, output

@@ -58,7 +58,9 @@ class Cluster:
         assert self._head.stdout is not None
         first = self._head.stdout.readline()
         assert "ready: 1 nodes" in first, first + self._head.communicate(timeout=60)[0]
-        os.environ.update(remote_environment(box.home, self.address))
+        with_token = remote_environment(box.home, self.address)
+        os.environ.update(with_token)
+        self._environment.update(with_token)
         import ray
 
         ray.init(self.address, namespace="leaks", log_to_driver=False, logging_level="ERROR")

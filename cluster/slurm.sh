@@ -9,8 +9,9 @@
 #
 #     sbatch --nodes=4 --gpus-per-node=8 cluster/slurm.sh                                   # serves until the time is over
 #     sbatch --nodes=4 --gpus-per-node=8 cluster/slurm.sh train workload=gpt resources.num_workers=32 resources.gpus_per_worker=1
+#     sbatch --nodes=4 --gpus-per-node=8 cluster/slurm.sh resume JOB                        # goes on with it, and follows it to its end
 #
-# Arguments are those of `orchestrator`; `cluster.address=...` is added where they name a job. $ORCHESTRATOR_HOME must be a folder that the
+# Arguments are those of `orchestrator`; `cluster.address=...` is added where they start a job. $ORCHESTRATOR_HOME must be a folder that the
 # head's node sees in every allocation (a shared file system): queue and jobs stay there, and the next allocation goes on with them.
 # Three minutes before the time is over (`--signal`) every node is drained: jobs save, leave, and are queued again.
 # shellcheck disable=SC2329  # some functions are called by traps
@@ -114,7 +115,7 @@ echo "ready: ${#nodes[@]} nodes of $cpus CPUs and $gpus GPUs at $address"
 export RAY_ADDRESS="$address"
 case "${1:-serve}" in
     serve) set -- serve --address "$address" "${@:2}" ;;
-    train | submit) set -- "$@" "cluster.address=$address" ;;
+    train | submit | resume) set -- "$@" "cluster.address=$address" ;;
 esac
 on_node "${nodes[0]}" "$python" -m orchestrator.cli "$@" &
 command_pid=$!

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 
 class EventKind(enum.Enum):
     SUBMITTED = "submitted"
-    WAITING = "waiting"  # the reason changed
+    WAITING = "waiting"  # for a reason that is in other words than those before
     ADMITTED = "admitted"
     STARTED = "started"  # the first step of a worker group
     PREPARED = "prepared"  # the data set is there
@@ -61,3 +62,8 @@ class Event:
     time_s: float
     message: str
     fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def wording(text: str) -> str:
+    """Without the words that hold a figure, or a dash as ids do: when this changes, something else is said."""
+    return re.sub(r"\S*[\d-]\S*", "", text)

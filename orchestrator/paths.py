@@ -38,7 +38,7 @@ On a machine (`Home`): the control plane's folder, `$ORCHESTRATOR_HOME` or `~/.o
     node-types.yaml            what Ray's autoscaler may start; written by who sets the cluster up
     secrets/<job>.json         the submitter's S3 keys, mode 0600, removed at the job's end
     secrets.lock               held while a job that has ended gets new ones, and while they are removed
-    logs/<name>.log            controller, Ray head, warm processes
+    logs/<name>.log            controller, Ray head, warm processes; `<name>.old.log`: what was there before it grew too long
     store/                     the default object store
     mlflow/mlflow.db, artifacts/
     cache/                     data shards of object stores and, in `code/`, unpacked working directories, by content hash
@@ -303,8 +303,12 @@ class Home:
     def secrets(self, job_id: str) -> Path:
         return self.secrets_folder / f"{safe_name(job_id)}.json"
 
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
     def log(self, name: str) -> Path:
-        return self.root / "logs" / f"{safe_name(name)}.log"
+        return self.logs / f"{safe_name(name)}.log"
 
     @property
     def store(self) -> Path:

@@ -80,7 +80,7 @@ def _stop_if_idle(client: Verbs, screen: Screen) -> None:
 
 
 def report(client: Verbs, job: Job, screen: Screen) -> int:
-    """What came of a job that has ended; returns the exit status."""
+    """What came of a job that has ended. Returns the exit status: 0 only if it succeeded, as `wait` says; 2 for what the user can mend."""
     home = client.home
     if job.state is JobState.FAILED:
         return _report_failure(job, screen, home)
@@ -102,7 +102,7 @@ def report(client: Verbs, job: Job, screen: Screen) -> int:
     resumable = job.progress.committed_step is not None
     remark = "" if resumable else "   (from the start: nothing was saved)"
     screen.say(f"go on            {command(f'resume {job.id}', home)}{remark}")
-    return 0
+    return 1
 
 
 def _report_failure(job: Job, screen: Screen, home: Home) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def resume_(arguments: list[str]) -> int:
     from orchestrator.cli.follow import follow
     from orchestrator.cli.keeping import check_storage, secrets_for, with_package
     from orchestrator.config import apply_overrides
-    from orchestrator.control.local import ensure_cluster
+    from orchestrator.control.local import cluster_here, ensure_cluster
 
     parser = parser_for("resume", "Go on from the newest good checkpoint.")
     parser.add_argument("job")
@@ -81,12 +82,14 @@ def resume_(arguments: list[str]) -> int:
 
         return resume_there(client, job, spec, screen, watch=not asked.detach, json=asked.json)
     screen.say(f"resuming {job.id} from step {job.progress.committed_step or 0}")
+    if not any(override.startswith("cluster.address=") for override in asked.overrides):
+        wanted = dataclasses.replace(wanted, cluster=cluster_here(client.home, wanted.cluster))
     secrets = secrets_for(wanted.storage)
     check_storage(wanted, client.home, secrets)
     if job.state.terminal and wanted.workload.package and not asked.same_code and Path(wanted.workload.code_dir).is_dir():
-        spec = with_package(wanted, client.home, secrets, screen.say)
+        wanted = with_package(wanted, client.home, secrets, screen.say)
     cluster = ensure_cluster(client.home, wanted.cluster, screen.say)
-    client.resume(job.id, spec, secrets)
+    client.resume(job.id, wanted if wanted != job.spec else None, secrets)
     if asked.detach:
         screen.say(f"{job.id} is queued; follow it: {command(f'logs -f {job.id}', client.home)}")
     status = 0 if asked.detach else follow(client, job.id, cluster, screen)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from orchestrator.events import wording
 from orchestrator.job import Job, JobState, Progress
 from orchestrator.paths import Home
 from orchestrator.supervision.ledger import Ledger
@@ -43,7 +44,7 @@ class Screen:
             width = shutil.get_terminal_size().columns - 1
             print("\r" + text[:width].ljust(width), end="", flush=True, file=self._stream)
             self._shown = text
-        elif time.monotonic() >= self._next_s or _words(text) != _words(self._shown):
+        elif time.monotonic() >= self._next_s or wording(text) != wording(self._shown):
             print(text, flush=True, file=self._stream)
             self._shown, self._next_s = text, time.monotonic() + _PLAIN_INTERVAL_S
 
@@ -122,11 +123,6 @@ def _program() -> str:
     if not own.exists():
         return f"{shlex.quote(sys.executable)} -m orchestrator.cli"
     return shlex.quote(str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own))
-
-
-def _words(text: str) -> str:
-    """The text without its figures: when this changes, the work is at something else."""
-    return "".join(c for c in text if not c.isdigit() and c not in ".kMhms%")
 
 
 def state_line(job: Job) -> str:

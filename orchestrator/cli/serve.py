@@ -64,7 +64,8 @@ def store_(arguments: list[str]) -> int:
     parser.add_argument("--db", default="", metavar="URL", help="the store; default: that of the home")
     parser.add_argument("--json", action="store_true", help="how many rows of each kind")
     asked = parser.parse_args(arguments)
-    counts = actions[asked.action](asked.db or database.place_of(Home.find(asked.home)), asked.file)
+    where = database.as_argument(asked.db) if asked.db else database.place_of(Home.find(asked.home))
+    counts = actions[asked.action](where, asked.file)
     if asked.json:
         print(as_json(counts))
         return 0

@@ -10,11 +10,13 @@ from datetime import datetime
 from pathlib import Path
 
 from orchestrator.cli.parser import Parser, parser_for, verbs_of
-from orchestrator.cli.screen import as_json, table
+from orchestrator.cli.screen import as_json, command, table
 from orchestrator.client.connection import UserVerbs, connect, server
 from orchestrator.errors import UserError, nearest
 from orchestrator.paths import Home, write_private
 
+ENTRIES = 1000
+"""Of the audit log, shown at once."""
 HELP = """\
 usage: orchestrator user ACTION ... [--json] [--home FOLDER]
 
@@ -112,16 +114,19 @@ def _hand_over(token: str, asked: argparse.Namespace) -> int:
 
 def audit_(arguments: list[str]) -> int:
     parser = parser_for("audit", "Who changed or tried to change what.")
-    parser.add_argument("--after", type=int, default=0, metavar="N", help="only entries with a higher number")
+    parser.add_argument("--after", type=int, default=None, metavar="N", help="the first entries with a higher number; default: the newest")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args(arguments)
     verbs = verbs_of(Home.find(asked.home))
-    found = verbs.audit(asked.after) if verbs is not None else []
+    found = verbs.audit(asked.after, ENTRIES) if verbs is not None else []
     if asked.json:
         print(as_json([dataclasses.asdict(entry) for entry in found]))
         return 0
     rows = [(str(e.seq), _time(e.time_s), e.user, e.tenant or "-", e.action, e.subject, e.detail) for e in found]
     print(table(("NO", "TIME", "USER", "TENANT", "ACTION", "SUBJECT", "DETAIL"), rows) if rows else "nothing was changed yet")
+    if len(found) == ENTRIES:
+        which, after = ("the newest; from the first one on", 0) if asked.after is None else ("next", found[-1].seq)
+        print(f"{which}: {command(f'audit --after {after}', Home.find(asked.home))}")
     return 0
 
 

@@ -130,8 +130,9 @@ class Remote:
     def set_policy(self, name: str, settings: Mapping[str, Any]) -> ChosenPolicy:
         return ChosenPolicy(**self._ask("PUT", "/v1/policy", {"name": name, "settings": dict(settings)}))
 
-    def audit(self, after: int = 0, limit: int = 1000) -> list[Entry]:
-        return [Entry(**row) for row in self._ask("GET", "/v1/audit", asked={"after": after, "limit": limit})["entries"]]
+    def audit(self, after: int | None = None, limit: int = 1000) -> list[Entry]:
+        asked = {"limit": limit} if after is None else {"after": after, "limit": limit}
+        return [Entry(**row) for row in self._ask("GET", "/v1/audit", asked=asked)["entries"]]
 
     def nodes(self) -> tuple[ClusterView, list[Incident]]:
         values = self._ask("GET", "/v1/nodes")

@@ -175,8 +175,9 @@ class Client:
     def resume(self, job_id: str, spec: JobSpec | None, secrets: Mapping[str, str]) -> Job:
         """Queue a job that has ended once more, under its own id; it continues from its newest commit.
 
-        `spec`: what is asked for now; None: as before. A job that has not ended needs nothing: the controller puts it back to the
-        queue if its cluster is gone. It is returned as it is. Raises StateError if it is about to stop, or for another `spec`.
+        `spec`: what is asked for now; None: as before. A job that has not ended needs nothing but to know the cluster that it is resumed
+        on: the controller puts it back to the queue if its own is gone. Raises StateError if it is about to stop, or for a `spec` that
+        differs in more than the cluster.
         """
         check_secrets(secrets)
 
@@ -185,12 +186,14 @@ class Client:
             check_not_removed(self._store, job)
             new = self._completed(self._may.owned(spec or job.spec), job.id)
             if not job.state.terminal:
-                if spec is not None and new != job.spec:
+                moved = dataclasses.replace(job.spec, cluster=new.cluster)
+                if spec is not None and new != moved:
                     raise StateError(f"{job.id} is {job.state.value}: its settings can be changed only after it has ended.")
                 if job.stop_requested:
                     raise StateError(f"{job.id} is about to stop. Resume it when it has ended.")
                 self._secrets.write(job.id, secrets)
-                return job
+                noted = self._may.entry("resume", job.id, f"on the cluster {new.cluster.address or 'of its own'}")
+                return job if moved == job.spec else self._store.update(job, also=[noted], spec=moved)
             self._check_feasible(new)
             self._secrets.write(job.id, secrets)
             now, run = self._clock(), job.run + 1
@@ -280,9 +283,12 @@ class Client:
         self._may.note("forgive", node, f"{forgiven} incidents")
         return forgiven
 
-    def audit(self, after: int = 0, limit: int = 1000) -> list[Entry]:
-        """Who changed what: entries with a number above `after`. Raises ConfigError for an `after` that no entry can have."""
-        return self._may.read(checked_number("after", after), limit)
+    def audit(self, after: int | None = None, limit: int = 1000) -> list[Entry]:
+        """Who changed what, in order: the first entries with a number above `after`; None: the newest.
+
+        Raises ConfigError for an `after` that no entry can have.
+        """
+        return self._may.read(None if after is None else checked_number("after", after), limit)
 
     @property
     def users(self) -> Administration:

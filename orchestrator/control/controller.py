@@ -27,6 +27,7 @@ from orchestrator.control.planning.scheduling import Decide, Scheduling
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, plan_ahead
 from orchestrator.control.secrets import Secrets
+from orchestrator.control.upkeep import Upkeep
 from orchestrator.errors import StaleWrite
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, Job, JobResult, JobState
@@ -68,6 +69,7 @@ class Controller:
         self._scheduling = Scheduling(store, PlanLog(home.plans), decide)
         self._execution = Execution(store, groups, self._jobs, self._admitted)
         self._notices = Notices(store, self._jobs)
+        self._upkeep = Upkeep(store, home)
         self.live_jobs = 0
         """Jobs that have not ended, as of the last round."""
         self.seen_s: float | None = None
@@ -87,6 +89,7 @@ class Controller:
             self._advance(job, now)
         self._keep_standby(self._jobs.all(), now)
         self._provisioner.step(now)
+        self._upkeep.step(now)
 
     # observe
 

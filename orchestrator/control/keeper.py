@@ -22,11 +22,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from uuid import uuid4
 
 from orchestrator.control.environment import ensure_token, local_environment
 from orchestrator.control.lock import holder
+from orchestrator.control.log_files import open_log
 from orchestrator.control.processes import die_with_parent, end, is_same, marked, start_time
 from orchestrator.paths import Home, write_private
 from orchestrator.supervision import warm_client
@@ -210,15 +211,6 @@ def clean_up(home: Home, file: ClusterFile | None) -> None:
     if file is not None and Path(file.temp_dir).name.startswith(TEMP_PREFIX):
         shutil.rmtree(file.temp_dir, ignore_errors=True)
     home.cluster_file.unlink(missing_ok=True)
-
-
-def open_log(home: Home, name: str) -> IO[bytes]:
-    """To append to; one that has grown long is put aside first."""
-    path = home.log(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size > 10_000_000:
-        path.replace(path.with_suffix(".old.log"))
-    return path.open("ab")
 
 
 def _new_file(idle_timeout_s: float) -> ClusterFile:

@@ -10,14 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 
 from orchestrator.control.environment import remote_environment
 from orchestrator.control.file_locks import exclusive
-from orchestrator.control.keeper import ClusterFile, clean_up, main, open_log
+from orchestrator.control.keeper import ClusterFile, clean_up, main
 from orchestrator.control.lock import Holder, cluster_lock, holder
+from orchestrator.control.log_files import open_log
 from orchestrator.control.processes import is_same, wait_until
 from orchestrator.errors import ClusterError
 from orchestrator.paths import Home, make_private
@@ -64,6 +65,16 @@ def ensure_cluster(home: Home, cluster: ClusterSpec, say: Say) -> LocalCluster:
             raise
         final = ClusterFile.read(home)
         return LocalCluster(address=final.address if final else address, started=True)
+
+
+def cluster_here(home: Home, asked: ClusterSpec) -> ClusterSpec:
+    """The cluster that a job of `home` goes on with where it asked for `asked` long ago: the one that is controlled now, else that of
+    $RAY_ADDRESS if it was given an address, which may be gone."""
+    file, found = ClusterFile.read(home), holder(home)
+    if file is not None and file.alive:
+        return replace(asked, address="")
+    address = found.address if found is not None else asked.address and os.environ.get("RAY_ADDRESS", "")
+    return replace(asked, address=address or asked.address)
 
 
 def ensure_controller(home: Home, cluster: ClusterSpec, say: Say) -> LocalCluster:

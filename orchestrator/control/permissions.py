@@ -53,6 +53,6 @@ class Permissions:
         """Write it down at once."""
         audit.AuditLog(self._engine).add(self._user, action, subject, detail)
 
-    def read(self, after: int, limit: int) -> list[audit.Entry]:
+    def read(self, after: int | None, limit: int) -> list[audit.Entry]:
         self.require(Role.ADMIN, "audit", "")
         return audit.AuditLog(self._engine).read(after, limit)

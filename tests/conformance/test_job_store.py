@@ -15,11 +15,14 @@ from postgres import NEEDED, new_database, postgres, programs
 
 from orchestrator.control.api.listing import Listing
 from orchestrator.control.client import Client
+from orchestrator.control.planning.accounts import MAX_STAYS, Stay
+from orchestrator.control.planning.reputation import MEMORY_S
 from orchestrator.control.reading.overview import Window, overview
 from orchestrator.control.reading.totals import Totals, totals
 from orchestrator.control.records import tables
 from orchestrator.control.records.audit import AuditLog
 from orchestrator.control.records.lease import ControllerLease
+from orchestrator.control.records.outdated import BATCH, delete_outdated
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.records.transfer import export_store, import_store
 from orchestrator.control.records.users import Role, User, Users
@@ -45,6 +48,8 @@ SPEC = JobSpec(
     data=DataSpec(name="d", options={"a": [1, {"b": None}], "ü": "€"}),
     training=TrainingSpec(max_steps=10, global_batch_size=8, micro_batch_size=2),
 )
+
+STAY = Stay(job_id="j", tenant="t", width=1, asked_width=1, started_s=1.0, ended_s=2.0, ran_s=1.0, succeeded=True)
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +223,27 @@ def test_machines_are_remembered_and_forgiven(store):
     assert (store.forgive("n1"), store.forgive("n1")) == (1, 0)
 
 
+def test_what_is_never_read_again_is_deleted_in_small_parts(store):
+    stays = [dict(vars(STAY), job_id=f"j{number}") for number in range(MAX_STAYS + BATCH + 10)]
+    against = {"kind": "HANG", "node": "n", "gpu": "", "message": ""}
+    old = [{"job_id": "a", "seq": number, "time_s": 1.0 + (number > BATCH), **against} for number in range(BATCH + 10)]
+    with store.engine.begin() as connection:
+        connection.execute(tables.stays.insert(), stays)
+        connection.execute(tables.incidents.insert(), [*old, {"job_id": "a", "seq": 10**6, "time_s": 10.0, **against}])
+    before = store.stays()
+    assert delete_outdated(store.engine, MEMORY_S + 10.0), "there is more"
+    assert (count(store, tables.stays), count(store, tables.incidents)) == (MAX_STAYS + 10, 10)
+    assert not delete_outdated(store.engine, MEMORY_S + 10.0)
+    assert store.stays() == before and (count(store, tables.stays), count(store, tables.incidents)) == (MAX_STAYS, 1)
+    assert not delete_outdated(store.engine, MEMORY_S + 10.0)
+    assert count(store, tables.stays) == MAX_STAYS
+
+
+def count(store, table) -> int:
+    with store.engine.connect() as connection:
+        return connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+
+
 def test_meta(store):
     assert store.meta("cluster") is None
     store.set_meta("cluster", {"nodes": []})
@@ -297,7 +323,7 @@ def test_a_store_goes_through_a_file_into_the_other_kind_and_back(store, where, 
     assert Users(copy.engine).of_token(token).name == "ann"
     AuditLog(copy.engine).add(User(name="ann", tenant="vision", role=Role.USER), "stop", "a")
     assert [entry.seq for entry in AuditLog(copy.engine).read()] == [1, 2]
-    with pytest.raises(StateError, match="has jobs already"):
+    with pytest.raises(StateError, match="is not empty, it has audit, events, jobs, users: import into a new one"):
         import_store(other, tmp_path / "file")
     with pytest.raises(UserError, match="is there already"):
         export_store(where, tmp_path / "file")
@@ -315,12 +341,38 @@ def test_an_older_store_is_exported_and_fits_into_a_new_one(store, where, tmp_pa
     assert JobStore(tmp_path / "new.db").get("a") == Job(id="a", spec=SPEC)
 
 
-@pytest.mark.parametrize("damage", ["no header", "half a line"])
+def test_an_import_overwrites_nothing_and_leaves_alone_what_the_store_says_of_itself(store, where, tmp_path):
+    source = JobStore(tmp_path / "source.db")
+    source.put(Job(id="a", spec=SPEC))
+    for key, value in (("cluster", {"nodes": ["old"]}), ("policy", {"name": "fifo", "settings": {}})):
+        source.set_meta(key, value)
+    export_store(tmp_path / "source.db", tmp_path / "file")
+    store.set_meta("cluster", {"nodes": ["new"]})
+    lease = ControllerLease(store.engine, 30.0, me=holder(1))
+    lease.acquire()
+    with pytest.raises(StateError, match=r"a controller serves the job store .* \(pid 1 on host1\): stop it before an import"):
+        import_store(where, tmp_path / "file")
+    lease.release()
+    users = Users(store.engine)
+    token = users.add("ann", "vision", "user")
+    with pytest.raises(StateError, match="is not empty, it has users: import into a new one"):
+        import_store(where, tmp_path / "file")
+    assert store.all() == [] and users.of_token(token).name == "ann"
+    with store.engine.begin() as connection:
+        connection.execute(tables.metadata.tables["users"].delete())
+    import_store(where, tmp_path / "file")
+    assert [job.id for job in store.all()] == ["a"]
+    assert (store.meta("cluster"), store.meta("policy")["name"]) == ({"nodes": ["new"]}, "fifo")
+
+
+@pytest.mark.parametrize("damage", ["no header", "half a line", "no text", "no letters"])
 def test_a_damaged_file_leaves_nothing(store, where, tmp_path, damage):
     store.put(Job(id="a", spec=SPEC))
     export_store(where, tmp_path / "file")
     text = (tmp_path / "file").read_text()
-    (tmp_path / "file").write_text(text.partition("\n")[2] if damage == "no header" else text[:-20])
+    _, _, rows = text.partition("\n")
+    damaged = {"no header": rows, "half a line": text[:-20], "no text": "\xff\xfe", "no letters": text.replace("tiny", "t\xffny")}
+    (tmp_path / "file").write_text(damaged[damage], encoding="latin-1")
     with pytest.raises(UserError, match=r"was not written by|is damaged"):
         import_store(tmp_path / "new.db", tmp_path / "file")
     assert JobStore(tmp_path / "new.db").all() == []
@@ -407,6 +459,14 @@ def test_what_a_client_changes_is_in_the_audit_log_with_the_change(store, tmp_pa
         ("ann", "vision", "submit", job.id, ""), ("ann", "vision", "stop", job.id, "drain")
     ]  # fmt: skip
     assert (job.user, job.tenant) == ("ann", "vision")
+
+
+def test_of_a_long_audit_log_the_newest_are_read_or_those_after_a_number(store):
+    log = AuditLog(store.engine)
+    for number in range(5):
+        log.add(User(name="ann", tenant="vision", role=Role.USER), "stop", str(number))
+    found = {after: [entry.subject for entry in log.read(after, 2)] for after in (None, 0, 2)}
+    assert found == {None: ["3", "4"], 0: ["0", "1"], 2: ["2", "3"]}
 
 
 def test_a_database_that_is_not_there_is_told_without_its_password(tmp_path):

@@ -6,19 +6,22 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from harness import TINY, Sandbox, interrupt, kill
 
 from orchestrator.checkpoints.slab import Slab, SlabState
+from orchestrator.control.environment import remote_environment
 from orchestrator.control.keeper import free_port
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
 
-PREEMPTION = 2
-"""Of Ray's reasons for a drain."""
+HEAD = """
+import sys
+from ray._raylet import GcsClient
+print(next(info.node_id.hex() for info in GcsClient(address=sys.argv[1]).get_all_node_info().values() if info.is_head_node))
+"""
 MEMORY = Path("/dev/shm")
 SCRIPT = Path(__file__).parents[2] / "cluster" / "local.sh"
 
@@ -119,20 +122,17 @@ def test_a_drained_node_gives_its_job_back_to_the_queue_and_nothing_of_it_is_los
 
     Last in this file: a drain is not taken back.
     """
-    from ray._raylet import GcsClient
-
     fills = ("training.max_steps=500", "checkpoint.interval_steps=250", "resources.cpus_per_worker=1", f"cluster.address={address}")
     known = {job.id for job in sandbox.jobs()}
     commands = [sandbox.start("submit", *TINY, *fills) for _ in range(2)]  # at once, so that both run at the same time
     assert [command.wait(60) for command in commands] == [0, 0], sandbox.describe()
     jobs = [job.id for job in sandbox.jobs() if job.id not in known]
     nodes = {sandbox.wait_until(lambda job_id=job_id: sandbox.job(job_id).placement, "a place")[0][0]: job_id for job_id in jobs}
-    gcs = GcsClient(address=address)
-    calm = nodes.pop(next(info.node_id.hex() for info in gcs.get_all_node_info().values() if info.is_head_node))
+    calm = nodes.pop(_ray(sandbox, address, "-c", HEAD, address).strip())
     ((node, drained),) = nodes.items()
     sandbox.wait_step(drained, 20)
-    taken, why = gcs.drain_node(node, PREEMPTION, "a test", int((time.time() + 60) * 1000))
-    assert taken, why
+    drain = (f"--address={address}", f"--node-id={node}", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=a test")
+    _ray(sandbox, address, "-m", "ray.scripts.scripts", "drain-node", *drain, "--deadline-remaining-seconds=60")
     assert sandbox.wait_ended(calm).state is JobState.SUCCEEDED, sandbox.describe()
     job = sandbox.wait_ended(drained)
     assert (job.state, job.run) == (JobState.SUCCEEDED, 2), sandbox.describe()
@@ -145,3 +145,11 @@ def test_a_drained_node_gives_its_job_back_to_the_queue_and_nothing_of_it_is_los
     assert 20 <= restored < 500 and left.endswith(f"stopped after step {restored}; back to the queue, goes on from step {restored}")
     assert sandbox.history(drained) == sandbox.history(calm)
     assert sandbox.fingerprint(drained) == sandbox.fingerprint(calm)
+
+
+def _ray(sandbox, address, *arguments):
+    """What a program of Python prints that has Ray's token."""
+    environment = {**sandbox.environment, **remote_environment(sandbox.home, address)}
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -31,17 +31,16 @@ def allocation(tmp_path):
         path = tmp_path / name
         path.write_text(f"#!/usr/bin/env bash\n{lines}\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    port = free_port()
     environment = {
         **sandbox.environment, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable, "SRUN_LOG": str(tmp_path / "srun.log"),
-        "SLURM_JOB_ID": str(port), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_ON_NODE": "1", "RAY_PORT": str(port), "NOTICE_S": "60",
-        "OBJECT_STORE_BYTES": "80000000",
+        "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_ON_NODE": "1", "NOTICE_S": "60", "OBJECT_STORE_BYTES": "80000000",
     }  # fmt: skip
 
     def start(*arguments):
+        port = str(free_port())
         return subprocess.Popen(
-            [SCRIPT, *arguments], env=environment, cwd=TESTS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
+            [SCRIPT, *arguments], env={**environment, "SLURM_JOB_ID": port, "RAY_PORT": port}, cwd=TESTS, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 
     yield sandbox, start, tmp_path / "srun.log"
@@ -65,3 +64,11 @@ def test_a_job_runs_over_the_allocation_and_is_saved_and_queued_when_its_time_is
     assert (job.state, job.progress.preemptions) == (JobState.QUEUED, 1) and job.progress.committed_step >= 10
     assert {"--nodelist=node1", "--nodelist=node2"} <= set(log.read_text().split())
     sandbox.wait_until(lambda: not sandbox.processes(), "the end of all that was started")
+
+    script = start("resume", job_id)  # the next allocation: another head
+    sandbox.wait_until(lambda: sandbox.job(job_id).spec.cluster.address != job.spec.cluster.address, "the job's way to the next head")
+    sandbox.wait_until(lambda: sandbox.job(job_id).state is JobState.RUNNING, "its second run")
+    sandbox.wait_step(job_id, job.progress.committed_step + 10)
+    assert sandbox.run("cancel", job_id, "--now")[0] == 0
+    output, _ = script.communicate(timeout=90)
+    assert f"resuming {job_id} from step {job.progress.committed_step}" in output and script.returncode == 1, output

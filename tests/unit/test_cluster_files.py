@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -14,6 +17,9 @@ import pytest
 import yaml
 from kubernetes.client import models
 from pydantic import ValidationError
+
+from orchestrator.control.api import cluster as routes
+from orchestrator.control.pulse import START_S
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 STORAGE = CLUSTER.parent / "orchestrator" / "storage"
@@ -77,6 +83,55 @@ def test_the_launchers_commands_are_shell(part: str) -> None:
     for command in launcher()[part]:
         done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+KEPT_UP = [command for part in ("head", "worker") for command in launcher()[f"{part}_start_ray_commands"] if "keep_up.sh" in command]
+STUB = """#!/usr/bin/env bash
+echo "$(basename "$0") $*" >>"$ORCHESTRATOR_HOME/ran"
+[ "$(wc -l <"$ORCHESTRATOR_HOME/ran")" -gt 1 ] && read -r <"$ORCHESTRATOR_HOME/end"
+"""
+"""Fails at first; then it runs until it is told to end, which is well."""
+
+
+@pytest.fixture
+def node(tmp_path):
+    """Runs a command as Ray's launcher does, on a machine where the services are stubs."""
+    stubs, home = tmp_path / "stubs", tmp_path / "home"
+    stubs.mkdir()
+    home.mkdir()
+    os.mkfifo(home / "end")
+    (stubs / "keep_up.sh").symlink_to(CLUSTER / "keep_up.sh")
+    for name in ("mlflow", "orchestrator", "spot_notice.sh"):
+        (stubs / name).write_text(STUB)
+        (stubs / name).chmod(0o755)
+    (tmp_path / ".bash_profile").write_text(f"PATH={stubs}:$PATH\n")
+    environment = {**os.environ, "HOME": str(tmp_path), "ORCHESTRATOR_HOME": str(home), "RAY_HEAD_IP": "10.0.0.1", "PAUSE_S": "0.01"}
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        line = f"source ~/.bashrc; export OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore && ({command})"
+        asked = ["bash", "-c", " ".join(["bash", "--login", "-c", "-i", shlex.quote(line)])]
+        return subprocess.run(asked, env=environment, capture_output=True, text=True, check=False, timeout=30, start_new_session=True)
+
+    yield run, home
+
+
+@pytest.mark.parametrize("command", KEPT_UP, ids=lambda command: re.search(r"keep_up.sh (\w+)", command)[1])
+def test_what_the_launcher_starts_is_started_once_and_again_when_it_fails(node, command: str) -> None:
+    run, home = node
+    assert run(command).returncode == 0
+    limit = time.monotonic() + 30
+    while not (home / "ran").exists() or len((home / "ran").read_text().splitlines()) < 2:
+        assert time.monotonic() < limit, [path.read_text() for path in (home / "logs").glob("*.log")]
+    again = run(command)
+    assert again.returncode == 0 and "is kept up already" in again.stdout
+    (home / "end").write_text("\n")  # waits for the reader
+    assert len(set((home / "ran").read_text().splitlines())) == 1, "the same each time"
+    (log,) = (home / "logs").glob("*.log")
+    assert "ended with 1: again in 0.01 s" in log.read_text()
+
+
+def test_the_launcher_keeps_up_all_that_serves() -> None:
+    assert [re.search(r"keep_up.sh (\w+)", command)[1] for command in KEPT_UP] == ["mlflow", "serve", "spot_notice"]
 
 
 def test_the_bucket_policy_allows_what_the_storage_layer_does_and_no_more() -> None:
@@ -195,7 +250,21 @@ def test_head_and_control_plane_share_the_home_folder_and_the_token() -> None:
     assert claims == ["orchestrator-home"] * 2
     variables = {one["name"]: one for one in pods[1]["containers"][0]["env"]}
     assert variables["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == cluster["spec"]["authOptions"]["secretName"]
+    for pod in (*_ray_pods(cluster), pods[1]):
+        (container,) = pod["containers"]
+        told = {one["name"]: one for one in container["env"]}
+        assert told["RAY_AUTH_MODE"]["value"] == cluster["spec"]["authOptions"]["mode"] == "token"
+        assert told["RAY_AUTH_TOKEN"] == variables["RAY_AUTH_TOKEN"]
     assert deployment["spec"]["replicas"] == 1 and deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_the_pod_of_the_service_is_started_anew_when_its_loop_hangs_only() -> None:
+    deployment = next(one for one in documents("serve.yaml") if one["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    starting, living = container["startupProbe"], container["livenessProbe"]
+    assert starting["httpGet"] == living["httpGet"] == {"path": "/v1/alive", "port": container["ports"][0]["name"]}
+    assert starting["periodSeconds"] * starting["failureThreshold"] >= START_S, "what the loop itself may take to its first round"
+    assert "/v1/alive" in {route.path for route in routes.router.routes}
 
 
 def _pods() -> list[dict]:
@@ -205,9 +274,13 @@ def _pods() -> list[dict]:
             if one["kind"] in ("Deployment", "StatefulSet"):
                 found.append(one["spec"]["template"]["spec"])
             if one["kind"] == "RayCluster":
-                spec = one["spec"]
-                found += [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+                found += _ray_pods(one)
     return found
+
+
+def _ray_pods(cluster: dict) -> list[dict]:
+    spec = cluster["spec"]
+    return [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
 
 
 def _containers() -> list[dict]:

@@ -6,9 +6,9 @@ import dataclasses
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from orchestrator.control.api.access import Api, Asker
+from orchestrator.control.api.access import Api, Asker, shared
 from orchestrator.control.api.answers import PROBLEMS, answer
 from orchestrator.control.api.metrics import CONTENT_TYPE, exposition
 from orchestrator.control.api.shapes import Forgiven, Number, PolicyChoice
@@ -73,8 +73,8 @@ def _policy(chosen: ChosenPolicy) -> dict[str, Any]:
 
 
 @router.get("/v1/audit")
-def audit(asker: Asker, after: Number = 0, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> Response:
-    """Who changed or tried to change what. For admins."""
+def audit(asker: Asker, after: Number | None = None, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> Response:
+    """Who changed or tried to change what, in order: the first entries after a number, else the newest. For admins."""
     return answer({"entries": [dataclasses.asdict(entry) for entry in asker.audit(after, limit)]})
 
 
@@ -95,6 +95,13 @@ def health(api: Api) -> Response:
     well = api.pulse.alive and store == "answers"
     told = {"ok": well, "ready": api.pulse.ready, "controller_silent_s": round(api.pulse.silent_s, 3), "store": store}
     return answer({**told, "version": version("orchestrator")}, 200 if well else 503)
+
+
+@router.get("/v1/alive", responses={503: {"description": "the controller's loop hangs"}})
+async def alive(request: Request) -> Response:
+    """For probes that start the service anew; needs no token. Nothing is asked of the job store, and no thread is waited for."""
+    pulse = shared(request).pulse
+    return answer({"ok": pulse.alive, "controller_silent_s": round(pulse.silent_s, 3)}, 200 if pulse.alive else 503)
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from orchestrator.control.nodes.provisioning import asked_since
 from orchestrator.control.planning.forecast import MAX_JOBS, predicted_starts
@@ -13,7 +13,7 @@ from orchestrator.control.planning.live import LiveJobs
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import Plan
 from orchestrator.control.scheduler.model import Placement
-from orchestrator.events import Event, EventKind
+from orchestrator.events import Event, EventKind, wording
 from orchestrator.job import WAITS_FOR_CONTROLLER, Job
 
 TELL_INTERVAL_S = 1.0
@@ -32,6 +32,15 @@ _CLEARED = "is being cleared"
 log = logging.getLogger("controller")
 
 
+@dataclass
+class _Events:
+    """Of one wait of a job."""
+
+    run: int
+    newest_s: float = float("-inf")
+    words: set[str] = field(default_factory=set)
+
+
 class Notices:
     def __init__(self, store: JobStore, jobs: LiveJobs) -> None:
         self._store, self._jobs = store, jobs
@@ -47,7 +56,7 @@ class Notices:
         self._starts: Mapping[str, float] = {}
         self._turn: list[str] = []
         """Whose rows are looked at next."""
-        self._event_s: dict[str, float] = {}
+        self._events: dict[str, _Events] = {}
         self._told_s = self._forecast_s = float("-inf")
 
     def decided(self, inputs: Inputs, plan: Plan) -> None:
@@ -120,14 +129,20 @@ class Notices:
         self._starts = {job_id: float(round(start_s)) for job_id, start_s in predicted_starts(*self._newest, now).items()}
 
     def _event(self, job: Job, now: float) -> Event | None:
-        before = self._jobs.get(job.id)
-        changed = before is None or before.reason != job.reason
-        if not changed or now - self._event_s.get(job.id, float("-inf")) < EVENT_INTERVAL_S:
+        """Of a reason in words that this job's wait had not before: a queue is at work for days, and its figures change all the time."""
+        before, told = self._jobs.get(job.id), self._events.get(job.id)
+        if before is not None and before.reason == job.reason:
             return None
-        self._event_s[job.id] = now
+        if told is None or told.run != job.run:
+            told = self._events[job.id] = _Events(run=job.run)
+        words = wording(job.reason)
+        if words in told.words or now - told.newest_s < EVENT_INTERVAL_S:
+            return None
+        told.words.add(words)
+        told.newest_s = now
         log.info("%s waits: %s", job.id, job.reason)
         return Event(kind=EventKind.WAITING, job_id=job.id, time_s=now, message=job.reason)
 
     def forget(self, job_id: str) -> None:
         """It does not wait any more."""
-        self._event_s.pop(job_id, None)
+        self._events.pop(job_id, None)

@@ -60,8 +60,11 @@ class AuditLog:
         with writing(self._engine) as connection:
             connection.execute(*entry(user, action, subject, detail))
 
-    def read(self, after: int = 0, limit: int = 1000) -> list[Entry]:
-        """In order, of those with a number above `after`."""
-        query = sa.select(TABLE).where(TABLE.c.seq > after).order_by(TABLE.c.seq).limit(limit)
+    def read(self, after: int | None = None, limit: int = 1000) -> list[Entry]:
+        """In order: the first of those with a number above `after`; None: the newest."""
+        seq = TABLE.c.seq
+        newest = sa.select(TABLE).order_by(seq.desc())
+        query = newest if after is None else sa.select(TABLE).where(seq > after).order_by(seq)
         with self._engine.connect() as connection:
-            return [Entry(**row) for row in connection.execute(query).mappings()]
+            found = [Entry(**row) for row in connection.execute(query.limit(limit)).mappings()]
+        return found[::-1] if after is None else found

@@ -74,13 +74,17 @@ def exists(home: Home) -> bool:
 
 def choose(home: Home, url: str) -> None:
     """From now on the jobs of `home` are kept at `url`. Raises ConfigError for what is none, or shows a password to everybody."""
-    parsed = _parsed(url)
-    if parsed.password is not None:
+    write_private(home.database, f"{as_argument(url)}\n")
+
+
+def as_argument(url: str) -> str:
+    """`url` as it came on a command line. Raises ConfigError for what is no database, or shows a password to everybody."""
+    if _parsed(url).password is not None:
         raise ConfigError(
             "--db holds a password, which everybody on this machine can read there. Keep it in ~/.pgpass and leave it out of the URL, "
             f"or set ${DATABASE_VARIABLE} instead of --db."
         )
-    write_private(home.database, f"{url}\n")
+    return url
 
 
 def shown(where: str | Path) -> str:

@@ -23,6 +23,8 @@ from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, Worklo
 FORMAT = "orchestrator job store"
 OTHERS = (audit.TABLE, users.TABLE)
 """Of other modules, which are carried over too; a lease stays behind."""
+_OWN = ("schema_version", "cluster")
+"""What a store says of itself and of the machines it is used on stays behind, too."""
 _BATCH = 500
 
 
@@ -48,19 +50,20 @@ def export_store(where: str | Path, path: Path) -> dict[str, int]:
 
 
 def import_store(where: str | Path, path: Path) -> dict[str, int]:
-    """Read such a file into a store that has no jobs yet: all of it or, after an error, nothing. Returns rows by table.
+    """Read such a file into a store that holds nothing yet: all of it or, after an error, nothing. Returns rows by table.
 
-    Raises UserError for a file that is none, StateError for a store that has jobs.
+    Raises UserError for a file that is none, StateError for a store that is not empty, or that a controller serves.
     """
     engine = database.open_engine(where)
-    with path.open() as file, database.writing(engine) as connection:
+    with _opened(path) as file:
         _check_header(path, file.readline())
-        database.lock_key(connection, "tables")
-        tables.metadata.create_all(connection)
-        tables.check_schema(connection, database.shown(where))
-        if connection.execute(sa.select(sa.func.count()).select_from(tables.jobs)).scalar_one():
-            raise StateError(f"the job store at {database.shown(where)} has jobs already: import into a new one.")
-        counts = _read_rows(connection, path, file)
+        _check_not_served(engine)
+        with database.writing(engine) as connection:
+            database.lock_key(connection, "tables")
+            tables.metadata.create_all(connection)
+            tables.check_schema(connection, database.shown(where))
+            _check_empty(connection, where)
+            counts = _read_rows(connection, path, file)
     engine.dispose()
     return counts
 
@@ -89,6 +92,13 @@ def _is_json(table: str, column: str, value: Any) -> bool:
     return isinstance(value, str) and known is not None and column in known.c and isinstance(known.c[column].type, database.Json)
 
 
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open(encoding="ascii", errors="backslashreplace")  # what is not ASCII is no JSON then, either
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+
+
 def _check_header(path: Path, line: str) -> None:
     try:
         ok = json.loads(line)["format"] == FORMAT
@@ -96,6 +106,23 @@ def _check_header(path: Path, line: str) -> None:
         ok = False
     if not ok:
         raise UserError(f"{path} was not written by `orchestrator store export`.")
+
+
+def _check_not_served(engine: sa.Engine) -> None:
+    holder = lease.living(engine)
+    if holder is not None:
+        where = database.shown_name(engine.url)
+        raise StateError(f"a controller serves the job store {where} (pid {holder['pid']} on {holder['host']}): stop it before an import.")
+
+
+def _check_empty(connection: sa.Connection, where: str | Path) -> None:
+    held = []
+    for table in tables.metadata.sorted_tables:
+        others = tables.meta.c.key.not_in(_OWN) if table is tables.meta else sa.true()
+        if table is not lease.TABLE and connection.execute(sa.select(table).where(others).limit(1)).first() is not None:
+            held.append(table.name)
+    if held:
+        raise StateError(f"the job store at {database.shown(where)} is not empty, it has {', '.join(held)}: import into a new one.")
 
 
 def _read_rows(connection: sa.Connection, path: Path, file: IO[str]) -> dict[str, int]:
@@ -133,7 +160,7 @@ def _rows(path: Path, file: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}, line {number} is no row of a job store: the file is damaged.") from error
         table = tables.metadata.tables.get(name)
-        if table is not None and row.get("key") != "schema_version":
+        if table is not None and row.get("key") not in _OWN:
             filled = {**_NEW_JOB, **row} if table is tables.jobs else row
             yield name, {column.name: filled.get(column.name) for column in table.columns}
 

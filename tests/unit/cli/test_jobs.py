@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 import threading
 from pathlib import Path
 
@@ -11,11 +12,22 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.cli.screen import command
+from orchestrator.control.lock import ControllerLock
 from orchestrator.control.records.store import JobStore
 from orchestrator.events import Event, EventKind
 from orchestrator.job import EndReason, Job, JobResult, JobState, Progress, job_from_dict
 from orchestrator.paths import Home, JobKeys
-from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, StorageSpec, TrainingSpec, WorkloadSpec
+from orchestrator.spec import (
+    ClusterSpec,
+    DataSpec,
+    JobSpec,
+    ModelSpec,
+    ResourcesSpec,
+    StorageSpec,
+    TrackingSpec,
+    TrainingSpec,
+    WorkloadSpec,
+)
 from orchestrator.storage import ObjectStore, open_store
 from orchestrator.supervision.accounting import Bucket
 from orchestrator.supervision.ledger import Ledger
@@ -362,3 +374,13 @@ def test_wrong_overrides_of_resume_are_refused_and_the_job_stays(override: str, 
 
 def test_flags_of_resume_may_stand_before_the_overrides(jobs: JobStore, capsys: Capture) -> None:
     assert "model cannot change" in said(capsys, "resume", "resnet-failed", "--detach", "model=gpt-tiny", status=2)
+
+
+def test_a_job_that_waits_is_resumed_on_the_cluster_that_is_there_now(jobs: JobStore, spec: JobSpec, home: Home, capsys: Capture) -> None:
+    elsewhere = dataclasses.replace(spec, cluster=ClusterSpec(address="127.0.0.1:1"), tracking=TrackingSpec(enabled=False))
+    jobs.put(Job(id="moves", spec=elsewhere))
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        ControllerLock(home).publish(address, ready=True)  # by this process, which lives
+        assert "moves is queued" in said(capsys, "resume", "moves", "--detach")
+    assert jobs.get("moves").spec.cluster.address == address

@@ -15,7 +15,7 @@ from orchestrator.control.api.app import create_app
 from orchestrator.control.api.bodies import LARGEST_BODY_BYTES
 from orchestrator.control.api.server import ApiServer
 from orchestrator.control.client import CLUSTER, Client
-from orchestrator.control.pulse import START_S, Pulse
+from orchestrator.control.pulse import SILENCE_S, START_S, Pulse
 from orchestrator.control.records import tables
 from orchestrator.control.records.database import writing
 from orchestrator.control.records.store import JobStore
@@ -397,6 +397,19 @@ def test_health_says_when_the_loop_hangs(tmp_path):
     clock[0] += 31
     assert http.get("/v1/health").status_code == 503
     store.close()
+
+
+def test_a_service_without_its_store_is_alive_as_long_as_its_loop_goes_round(tmp_path):
+    clock = [0.0]
+    pulse, store = Pulse(lambda: clock[0]), JobStore(tmp_path / "db" / "jobs.db")
+    http = TestClient(create_app(Home(tmp_path), store, pulse))
+    store.close()
+    (tmp_path / "db").rename(tmp_path / "away")
+    pulse.beat(0.1)
+    assert (http.get("/v1/health").status_code, http.get("/v1/alive").status_code) == (503, 200)
+    clock[0] += SILENCE_S
+    alive = http.get("/v1/alive")
+    assert (alive.status_code, alive.json()) == (503, {"ok": False, "controller_silent_s": SILENCE_S})
 
 
 def test_every_error_has_a_status_and_none_of_a_user_is_the_servers():

@@ -16,7 +16,7 @@ from orchestrator.errors import ConfigError, JobNotFound, StateError
 from orchestrator.events import EventKind
 from orchestrator.job import EndReason, JobResult, JobState, Progress
 from orchestrator.paths import Home
-from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, StorageSpec, TrainingSpec, WorkloadSpec
+from orchestrator.spec import ClusterSpec, DataSpec, JobSpec, ModelSpec, ResourcesSpec, StorageSpec, TrainingSpec, WorkloadSpec
 
 SPEC = JobSpec(
     workload=WorkloadSpec(name="My_Tiny", entrypoint="tiny:Tiny"),
@@ -120,6 +120,16 @@ def test_a_number_that_nothing_can_have_is_refused(client, after):
     for ask in (lambda: client.events(job.id, after), lambda: client.audit(after)):
         with pytest.raises(ConfigError, match=f"after {after} is not possible: allowed is a number from 0 to {2**53}"):
             ask()
+
+
+def test_resume_tells_a_job_that_waits_on_which_cluster_it_goes_on(client):
+    gone, here = ClusterSpec(address="10.0.0.1:6379"), ClusterSpec(address="10.0.0.2:6379")
+    job = client.submit(dataclasses.replace(SPEC, cluster=gone), {})
+    asked = dataclasses.replace(job.spec, cluster=here)
+    found = client.resume(job.id, asked, {})
+    assert (found.spec, found.state, found.run) == (asked, JobState.QUEUED, 1)
+    assert [(entry.action, entry.detail) for entry in client.audit(limit=10)][-1] == ("resume", "on the cluster 10.0.0.2:6379")
+    assert client.resume(job.id, None, {}) == client.job(job.id) == found
 
 
 def test_an_unknown_job(client):

@@ -12,6 +12,7 @@ from orchestrator.control.controller import SEEK_LIMIT_S, SETTLE_S, Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done, failed
 from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
 from orchestrator.control.nodes.threads import Threads
+from orchestrator.control.planning.reputation import MEMORY_S
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, plan
 from orchestrator.control.scheduler.model import CPU_UNITS, Node, Preempt
@@ -130,6 +131,31 @@ def test_the_second_job_waits_with_a_reason_and_starts_when_the_place_is_free(wo
     world.turn(6)
     assert world.state(second) is JobState.STARTING
     assert world.client.job(second).reason == ""
+
+
+def test_a_reason_whose_figures_change_all_the_time_is_told_once_for_each_wording(world):
+    views = [ClusterView(nodes=(Node(id="node-1", cpu_units=cpus * CPU_UNITS),)) for cpus in (3, 4)]
+    world.controller._look = lambda: done(views[round(world.now / 61) % 2])
+    first = world.running()
+    second = world.submit(resources=ResourcesSpec(num_workers=2, cpus_per_worker=1.5))
+    reasons = set()
+    for _ in range(60):
+        world.turn(1, seconds=61)
+        reasons.add(world.client.job(second).reason)
+    assert reasons == {f"needs 2 x 1.5 CPUs; {free} free, held by {first}" for free in ("1 CPU is", "2 CPUs are")}
+    told = [event.message for _, event in world.client.events(second) if event.kind is EventKind.WAITING]
+    assert sorted(told) == sorted(reasons), "each once"
+
+
+def test_rows_that_count_no_more_go_and_those_that_do_stay(world):
+    broken = {"incident": "HANG", "node": "n1"}
+    for time_s in (0.0, MEMORY_S):
+        told = Event(kind=EventKind.HANG, job_id="a", time_s=time_s, message="rank 1 does not move", fields=broken)
+        world.store.tell_waiting([], [told])
+    world.now = MEMORY_S + 10.0
+    world.turn(1)
+    assert [incident.time_s for incident in world.store.incidents(0.0)] == [MEMORY_S]
+    assert len(world.store.events("a")) == 2, "what happened to a job stays"
 
 
 @pytest.mark.parametrize(

@@ -200,11 +200,16 @@ def victims_are_few(moment: Moment, plan: Plan) -> Findings:
 
 def victims_make_room(moment: Moment, plan: Plan) -> Findings:
     """No eviction is in vain: once all who were told to leave have left, at the same time, the first job for which one was starts, or one
-    that comes before it and was kept waiting by a quota that is free now. Said of moments at which nobody was leaving yet."""
+    that comes before it and was kept waiting by a quota that is free now. Said of moments at which nobody was leaving yet. A job for which
+    somebody leaves may start at once, where what it takes becomes free again for one that is promised it."""
     wanting = {order.for_job for order in plan.preempts}
     if wanting and not any(run.leaving for run in moment.running):
+        waiting = wanting - {start.job_id for start in plan.starts}
+        if not waiting:
+            yield f"{wanting} start at once, though others were told to leave for them"
+            return
         second = after_leaving(applied(moment, plan)).plan()
-        first = min(wanting, key=plan.order.index)
+        first = min(waiting, key=plan.order.index)
         before = set(plan.order[: plan.order.index(first) + 1])
         if not before & {start.job_id for start in second.starts}:
             yield f"{first} does not start: {told(second)}"

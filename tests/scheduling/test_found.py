@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from scheduling.by_hand import BATCH, PREEMPTIVE, job, moment, need, node, run
 from scheduling.forms import after_leaving, applied
-from scheduling.properties import next_change_is_right
+from scheduling.properties import next_change_is_right, victims_make_room
 from scheduling.strategies import HOUR, NOW, Moment
 
 from orchestrator.control.scheduler import explain
@@ -268,3 +268,14 @@ def test_who_comes_above_its_share_by_a_start_may_be_evicted_in_the_same_plan():
     assert [start.job_id for start in plan.starts] == ["second"]
     assert [order.job_id for order in plan.preempts] == ["a1"]
     assert not applied(at, plan).plan().preempts
+
+
+def test_a_job_for_which_one_leaves_may_start_at_once_where_that_gives_back_what_is_promised_to_another():
+    first = job("first", 6, LONG_AGO, demand=replace(need(6), max_workers_per_node=3))
+    second = job("second", 4, tenant="c")
+    old, other = run("old", ("n1", 6), tenant="b", ran=FULL_DAY, saved_s=NOW), run("other", ("n0", 2), ("n1", 2), ran=FULL_DAY)
+    at = moment(first, second, running=(old, other), cluster=cluster(8, 8), policy=replace(PREEMPTIVE, gain_factor=0.0))
+    plan = at.plan()
+    assert {order.job_id: order.for_job for order in plan.preempts} == {"old": "first", "other": "second"}
+    assert [start.job_id for start in plan.starts] == ["second"] and not list(victims_make_room(at, plan))
+    assert [start.job_id for start in after_leaving(applied(at, plan)).plan().starts] == ["first"]

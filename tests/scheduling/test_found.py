@@ -279,3 +279,14 @@ def test_a_job_for_which_one_leaves_may_start_at_once_where_that_gives_back_what
     assert {order.job_id: order.for_job for order in plan.preempts} == {"old": "first", "other": "second"}
     assert [start.job_id for start in plan.starts] == ["second"] and not list(victims_make_room(at, plan))
     assert [start.job_id for start in after_leaving(applied(at, plan)).plan().starts] == ["first"]
+
+
+def test_a_job_that_starts_with_fewer_workers_leaves_more_to_deserve_for_a_tenant_that_waits_in_the_same_plan():
+    run_before = {"ran_s": HOUR / 6, "waited_s": 20.0 * HOUR}
+    first, second = job("first", 3, LONG_AGO, tenant="c", **run_before), job("second", 8, 30.0 * HOUR, tenant="b", smaller=(2,))
+    nodes = ClusterView(nodes=(replace(node("n0", 8), cpu_units=16 * CPU_UNITS),))
+    wide = replace(run("wide", ("n0", 13), ran=600.0, saved_s=NOW), job=job("wide", 13, 600.0, demand=replace(need(13), gpus=0)))
+    at = moment(first, second, running=(wide,), cluster=nodes, policy=replace(PREEMPTIVE, min_run_s=600.0))
+    plan = at.plan()
+    assert [start.placement for start in plan.starts] == [(("n0", 2),)]
+    assert not applied(at, plan).plan().preempts

@@ -105,6 +105,8 @@ class Planner:
         """No more places are kept: a quarter of the nodes, if not fewer, may be waited for at once."""
         self._clears_late = False
         """A place is promised that is being left, though a reservation was made before."""
+        self._wants_less = False
+        """A job has started with fewer workers than its tenant's share was reckoned with."""
         self._limits = any(tenant.quota or tenant.jobs_per_user for tenant in policy.tenants.values())
 
     def decide(self, grow: bool = True) -> Plan:
@@ -135,6 +137,8 @@ class Planner:
         somebody shrinks: that is done at once."""
         if self._resizes:
             return False
+        if self._wants_less and self._waiting and self._tenants.are_several:  # others deserve more of what is there
+            return True
         return self._clears_late or (bool(self._preempts) and (self._tenants.are_several or self.room.is_wider())) or self._claims_more()
 
     def _claims_more(self) -> bool:
@@ -322,6 +326,7 @@ class Planner:
 
     def _place_at(self, job: Job, kind: Kind, found: Place, ends_s: float) -> None:
         self._started.append(job)
+        self._wants_less = self._wants_less or kind.demand.num_workers < job.demand.num_workers
         self.room.start(job, kind.demand, found, ends_s)
         if len(self.room.reservations):  # beside it until then, as expected
             self._changes.append(ends_s)

@@ -18,6 +18,7 @@ from scheduling.oracle import Rooms, fits_on, fits_one_empty, held, is_legal, mo
 from scheduling.strategies import Moment
 
 from orchestrator.control.scheduler.model import Demand, Job, Plan, Standing
+from orchestrator.control.scheduler.planner import Planner
 
 Findings = Iterator[str]
 Property = Callable[[Moment, Plan], Findings]
@@ -97,7 +98,7 @@ def topology_is_kept(moment: Moment, plan: Plan) -> Findings:
     """`oracle.is_legal`, on what was free when it was placed, after the starts before it: no group is cut, and a gang on GPUs is on one
     node where one is large enough, else on idle nodes and one more. No node has more workers than the job allows on one. And where a node
     of good standing has room for all of it at the end, it is on one."""
-    jobs, reserved = {job.id: job for job in moment.queue}, reserved_nodes(plan)
+    jobs, reserved = {job.id: job for job in moment.queue}, {node_id for _, node_id in ever_reserved(moment)}
     for at, start in enumerate(plan.starts):
         demand = replace(jobs[start.job_id].demand, num_workers=sum(count for _, count in start.placement))
         nodes = open_nodes(moment, demand)
@@ -111,6 +112,19 @@ def topology_is_kept(moment: Moment, plan: Plan) -> Findings:
         alone = [node_id for node_id, room in others.items() if most(room, demand) >= demand.num_workers]
         if len(start.placement) > 1 and alone:
             yield f"{start.job_id} is spread over {start.placement}; it fits {alone}"
+
+
+def ever_reserved(moment: Moment) -> set[tuple[str, str]]:
+    """(job, node) of each place that was kept while the plan was made: where it is made again, one that was in the way of others may go
+    elsewhere in the end."""
+    planner = Planner(moment.cluster, moment.queue, moment.running, moment.usage, moment.now, moment.policy)
+    found: set[tuple[str, str]] = set()
+    while True:
+        decided = planner.decide()
+        found |= {(kept.job_id, node_id) for kept in decided.reservations for node_id, _ in kept.placement}
+        if not planner.goes_on:
+            return found
+        planner = planner.after(decided)
 
 
 def deterministic(moment: Moment, plan: Plan) -> Findings:
@@ -184,10 +198,10 @@ def victims_are_few(moment: Moment, plan: Plan) -> Findings:
     """Of the victims of one job none could stay: with any of them left where it is, the job does not fit into what is free, leaving
     runs' places included, on the nodes that are not reserved for another. The victims of others stay."""
     jobs = {job.id: job for job in moment.queue}
-    leaving = {run.job.id for run in moment.running if run.leaving}
+    leaving, reserved = {run.job.id for run in moment.running if run.leaving}, ever_reserved(moment)
     for name in sorted({order.for_job for order in plan.preempts}):
         victims = [order.job_id for order in plan.preempts if order.for_job == name]
-        job, others = jobs[name], {node_id for kept in plan.reservations if kept.job_id != name for node_id, _ in kept.placement}
+        job, others = jobs[name], {node_id for job_id, node_id in reserved if job_id != name}
         gone = {*leaving, *(order.job_id for order in plan.preempts)}
         size = sum(count for kept in plan.reservations if kept.job_id == name for _, count in kept.placement)
         shrunk = any(order.for_job for order in plan.resizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import sys
@@ -137,3 +138,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `orchestrator list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def program() -> None:
+    """`main` as a process, which does not take all that it has imported apart when it leaves: that takes longer than many a verb."""
+    status: str | int | None = 1
+
+    def leave() -> None:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status if isinstance(status, int) else int(status is not None))
+
+    atexit.register(leave)  # the first that is registered is called last, once all threads have ended
+    try:
+        status = main()
+    except SystemExit as leaving:  # of argparse, which has said why
+        status = leaving.code
+    sys.exit(status)

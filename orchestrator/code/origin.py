@@ -34,7 +34,7 @@ def origin_of(entrypoint: str, code_dir: str) -> Origin:
         return Origin.INSTALLED
     known = [
         *sorted(path.stem for path in Path(code_dir).glob("*.py")),
-        *(f"workloads.{path.stem}" for path in _shipped_folder().glob("*.py")),
+        *(f"workloads.{path.stem}" for path in shipped_folder().glob("*.py")),
     ]
     near = nearest(entrypoint, offered) or nearest(module, known)
     raise ConfigError(
@@ -51,8 +51,15 @@ def source_file(entrypoint: str, code_dir: str) -> Path | None:
 
 def shipped_file(module: str) -> Path | None:
     package, _, name = module.partition(".")
-    file = _shipped_folder() / f"{name}.py"
+    file = shipped_folder() / f"{name}.py"
     return file if package == "workloads" and name and file.is_file() else None
+
+
+def shipped_modules() -> list[str]:
+    """Names to import the shipped workloads by: in the wheel they stand inside the package."""
+    folder = shipped_folder()
+    package = f"{_PACKAGE.name}._workloads" if folder.parent == _PACKAGE else "workloads"
+    return sorted(f"{package}.{path.stem}" for path in folder.glob("*.py") if path.stem != "__init__")
 
 
 def file_in(folder: Path, module: str) -> Path | None:
@@ -61,7 +68,7 @@ def file_in(folder: Path, module: str) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def _shipped_folder() -> Path:
+def shipped_folder() -> Path:
     """In the wheel inside the package, in a checkout beside it."""
     inside = _PACKAGE / "_workloads"
     return inside if inside.is_dir() else _PACKAGE.parent / "workloads"

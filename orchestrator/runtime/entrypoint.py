@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from orchestrator.code.cache import unpack
-from orchestrator.code.origin import shipped_file
+from orchestrator.code.origin import file_in, shipped_file
 from orchestrator.errors import ConfigError, WorkloadError, nearest
 from orchestrator.spec import JobSpec
 from orchestrator.storage import open_store
@@ -65,6 +65,15 @@ def _add_code_dir(spec: JobSpec) -> None:
     if folder and sys.path[0] != folder:
         sys.path.insert(0, folder)
         importlib.invalidate_caches()
+        _give_way(Path(folder))
+
+
+def _give_way(folder: Path) -> None:
+    """The warm process has imported what is shipped; a package of that name in the user's folder comes before it."""
+    own, known = file_in(folder, "workloads"), sys.modules.get("workloads")
+    if own is not None and known is not None and known.__file__ != str(own):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "workloads"]:
+            del sys.modules[name]
 
 
 def _module_name(spec: JobSpec) -> str:

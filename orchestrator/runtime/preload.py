@@ -15,9 +15,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.code.origin import shipped_modules
+
 RECORD = Path(__file__).with_name("recorded_imports.txt")
 _FIRST = ("numpy", "torch")
-_MODELS = (  # of the shipped workloads
+_MODELS = (  # that the shipped workloads import once they know which
     "transformers.models.llama.modeling_llama",
     "transformers.models.bert.modeling_bert",
     "transformers.models.mixtral.modeling_mixtral",
@@ -52,7 +54,7 @@ def import_known() -> None:
     with _hidden("mlflow"):  # DeepSpeed's tuner takes it if it can: half a second and 100 MB for nothing
         _import_all(("deepspeed",))
     with _hidden("torchao"):  # transformers takes it if it can: a second; jobs in fp8 import it themselves
-        _import_all((*_OURS, *_MODELS))
+        _import_all((*_OURS, *_MODELS, *shipped_modules()))
 
 
 def import_recorded(names: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
@@ -45,6 +46,7 @@ class Agent:
     def __init__(self, home: str) -> None:
         self._home = Home(Path(home))
         self._supervisor: Any = None
+        importlib.import_module("orchestrator.supervision.supervisor")  # Ray would, in `begin`: it loads the class of a handle that it gets
         on_sigterm(self._give_notice)
 
     def ready(self) -> None:

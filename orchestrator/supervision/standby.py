@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.paths import Home
-from orchestrator.supervision.place import actor_names, kill_named, named
+from orchestrator.supervision.place import actor_names, kill_named
 from orchestrator.supervision.supervisor import create_supervisor
 from orchestrator.supervision.warm_client import content
 from orchestrator.supervision.worker_group import create_agent
@@ -83,7 +83,6 @@ class Standby:
         for place, name, answer in started:
             try:
                 ray.get(answer, timeout=READY_LIMIT_S)
-                self._introduce(place, name)
             except RayError as error:
                 log.warning("no actor stands by on node %s: %s", place[:8] or "of the head", error)
                 kill_named(name)
@@ -102,15 +101,6 @@ class Standby:
         if place == HEAD:
             return name, create_supervisor(name, self._home).job.remote()
         return name, create_agent(name, self._home, NodeAffinitySchedulingStrategy(node_id=place, soft=False)).ready.remote()
-
-    def _introduce(self, place: str, name: str) -> None:
-        """Supervisor and agents to each other: the first call between two processes takes a tenth of a second."""
-        with self._lock:
-            others = [known for other, known in self._ready.items() if HEAD in (place, other)]
-        for other in others:
-            supervisor, agent = (name, other) if place == HEAD else (other, name)
-            if (handle := named(supervisor)) is not None:
-                ray.get(handle.meet.remote(agent), timeout=READY_LIMIT_S)
 
     def _sweep(self, used: Collection[str]) -> None:
         if not self._swept:

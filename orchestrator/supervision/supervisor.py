@@ -88,7 +88,6 @@ class Supervisor:
         self._home = Home(Path(home))
         self._given = self._home.supervisor(name)
         self._job: Mapping[str, Any] | None = None
-        self._met: list[Any] = []
         self._inbox = Inbox()
         # Its own handle, for the agents: looked up here, because worker threads have no actor context of their own.
         self._me = ray.get_runtime_context().current_actor
@@ -99,12 +98,6 @@ class Supervisor:
     def job(self) -> str:
         """The id of its job; empty if it has none."""
         return "" if self._job is None else str(self._job["job_id"])
-
-    def meet(self, agent: str) -> None:
-        """Call the agent of that name, as it will be called. Ray keeps the connection as long as the handle."""
-        handle = named(agent)
-        ray.get(handle.ready.remote(), timeout=BEGIN_LIMIT_S)
-        self._met.append(handle)
 
     def begin(self, job: Mapping[str, Any], standby: Sequence[str]) -> None:
         """Start the job's run as `start_supervisor` says, once: asking again does no harm. `standby`: names of agents that are up.

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import orchestrator
+from orchestrator.code.origin import shipped_folder
 from orchestrator.errors import ClusterError
 from orchestrator.paths import Home
 from orchestrator.runtime.warm_place import call_newest, socket_name
@@ -113,7 +114,8 @@ def _try_connect(path: Path) -> socket.socket | None:
 
 def content() -> str:
     """Changes with anything that the warm process or an actor has imported: no job runs yesterday's code. It is asked before each job."""
-    return _digest("\n".join([*_sources(next(iter(orchestrator.__path__))), *_versions(_folders())]))
+    sources = [line for root in (next(iter(orchestrator.__path__)), str(shipped_folder())) for line in _sources(root)]
+    return _digest("\n".join([*sources, *_versions(_folders())]))
 
 
 def _sources(root: str) -> list[str]:

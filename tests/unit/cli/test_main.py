@@ -22,6 +22,13 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env={**os.environ, "COLUMNS": "120"}, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize(("arguments", "status"), [(["version"], 0), (["explain", "--help"], 0), (["explain"], 2), (["nonsense"], 2)])
+def test_a_process_leaves_with_the_status_and_has_said_all(arguments: list[str], status: int, tmp_path: Path) -> None:
+    done = run(tmp_path, *arguments)
+    said, unsaid = (done.stdout, done.stderr) if status == 0 else (done.stderr, done.stdout)
+    assert done.returncode == status and said.endswith("\n") and not unsaid
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
 def test_help_is_printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import sys
 
 import pytest
@@ -45,6 +46,20 @@ def test_a_class_in_the_code_folder(code_dir):
     spec = spec_of("my_good_code:Mine", code_dir)
     assert type(load_workload(spec)).__name__ == "Mine"
     assert workload_file(spec) == str(code_dir / "my_good_code.py")
+
+
+def test_a_package_of_the_users_own_comes_before_the_shipped_one_of_that_name(code_dir, monkeypatch):
+    shipped = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "workloads"}
+    shipped["workloads"] = importlib.import_module("workloads")  # as in the warm process
+    (code_dir / "workloads").mkdir()
+    (code_dir / "workloads" / "__init__.py").write_text("")
+    (code_dir / "my_good_code.py").rename(code_dir / "workloads" / "mine.py")
+    try:
+        assert type(load_workload(spec_of("workloads.mine:Mine", code_dir))).__name__ == "Mine"
+    finally:
+        for name in ("workloads", "workloads.mine"):
+            sys.modules.pop(name, None)
+        sys.modules.update(shipped)
 
 
 def test_a_misspelt_class_names_the_nearest(code_dir):

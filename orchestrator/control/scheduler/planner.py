@@ -272,7 +272,7 @@ class Planner:
     def _place(self, job: Job, kind: Kind) -> None:
         ends_s = self._now + self._estimates.ends_after_s(job, job.ran_s) - job.ran_s
         mark = id(kind), job.tenant, job.priority, job.attained, job.id in self._starved, ends_s <= self.room.reservations.first_s
-        if mark in self._hopeless and not self._may_reserve(job):
+        if not job.smaller and mark in self._hopeless and not self._may_reserve(job):
             self._wait(job)
             self._give_up(job, mark)
             return

@@ -137,6 +137,11 @@ def test_a_job_starts_with_fewer_workers_than_it_asks_for_but_with_a_legal_numbe
     assert starts(decide(1, [waits("e", 8, **ELASTIC)], [runs("r", 5, 0)])) == {"e": (("n0", 2),)}
 
 
+def test_what_a_job_of_one_size_asked_for_in_vain_an_elastic_one_starts_without():
+    queue = [waits("rigid", 4, NOW - 20), waits("elastic", 4, smaller=(1, 2))]
+    assert starts(decide(1, queue, [runs("r", 5, 0)])) == {"elastic": (("n0", 2),)}
+
+
 def test_a_job_grows_when_nobody_waits():
     small = runs("e", 4, 0, workers=2, started_s=NOW - 5000, may_grow=True, smaller=(2,), larger=(6, 8))
     (order,) = decide(1, [], [small]).resizes

@@ -45,7 +45,7 @@ class NoSaves:
     """In the place of the slabs: what a save costs is another benchmark's."""
 
     stalled_s = 0.0
-    busy = False
+    busy = copying = False
 
     def stage(self, *_: Any, **__: Any) -> None:
         return

@@ -47,7 +47,7 @@ RECIPES: Mapping[str, Recipe] = {
     "small": Recipe(sizes={1: 0.93, 2: 0.02, 4: 0.015, 8: 0.025, 16: 0.005, 32: 0.005}),
     "tenants": Recipe(tenants={"vision": 0.40, "speech": 0.25, "language": 0.20, "robots": 0.10, "chemistry": 0.05}, load=0.95),
     "overloaded": Recipe(load=1.15),
-    "elastic": Recipe(elastic=0.5),
+    "elastic": Recipe(elastic=1.0),
 }
 
 

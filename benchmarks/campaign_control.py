@@ -32,6 +32,7 @@ from orchestrator.control.environment import remote_environment
 from orchestrator.control.keeper import free_port, head_command
 from orchestrator.control.planning.planlog import read_log
 from orchestrator.control.planning.replay import replay
+from orchestrator.control.records.users import Role, User
 from orchestrator.control.scheduler import plan
 from orchestrator.events import EventKind
 from orchestrator.job import Job, JobState
@@ -171,7 +172,7 @@ def run(cluster: Cluster, n: int, kills: int, seed: int, limit_s: float) -> dict
         if len(ids) < n and rng.random() < 0.5:
             for _ in range(min(n - len(ids), rng.randrange(1, 9))):
                 spec, user = spec_of(rng, url, ids)
-                ids.append(client.submit(spec, {}, user=user).id)
+                ids.append(client.acting_for(User(name=user, tenant=spec.scheduling.tenant, role=Role.USER)).submit(spec, {}).id)
         ended = sum(job.state.terminal for job in client.jobs())
         if killed < kills and time.monotonic() > next_kill:
             cluster.kill_controller()

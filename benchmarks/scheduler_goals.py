@@ -120,7 +120,7 @@ def rigid(trace: tuple[TraceJob, ...]) -> tuple[TraceJob, ...]:
 
 
 def elastic_gain(found: Figures, all_rigid: Figures) -> Goal:
-    """Where half of the gangs are elastic instead of all, an endless cluster would come to 0.92."""
+    """All gangs of that trace may be resized. Where few may, their run times hardly count, whatever the scheduler makes of them."""
     gain = found["preemptive"]["avg_jct_s"] / all_rigid["preemptive"]["avg_jct_s"]
     return Goal("elastic", "preemptive: average JCT with elastic jobs / all rigid", gain, 0.9)
 

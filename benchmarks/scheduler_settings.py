@@ -44,7 +44,7 @@ def measured(name: str, path: Path, nodes: int, jobs: int) -> list[Row]:
     found: list[Row] = []
     for mode, settings in VARIANTS.items():
         for setting in (SHIPPED, *settings):
-            chosen = {mode: policy(mode, *setting.split()) if setting else policy(mode)}
+            chosen = {mode: policy(mode, *setting.split())}
             mine = known | figures(trace, nodes, (mode,), chosen) if setting else known
             met = [goal for goal in goals(name, mine, len(trace)) if goal.what.startswith(f"{mode}:") and "simulated" not in goal.what]
             if name == "elastic" and mode == "preemptive":

@@ -56,10 +56,14 @@ def shipped_file(module: str) -> Path | None:
 
 
 def shipped_modules() -> list[str]:
-    """Names to import the shipped workloads by: in the wheel they stand inside the package."""
-    folder = shipped_folder()
-    package = f"{_PACKAGE.name}._workloads" if folder.parent == _PACKAGE else "workloads"
-    return sorted(f"{package}.{path.stem}" for path in folder.glob("*.py") if path.stem != "__init__")
+    """Names to import the shipped workloads by."""
+    return sorted(import_name(f"workloads.{path.stem}") for path in shipped_folder().glob("*.py") if path.stem != "__init__")
+
+
+def import_name(module: str) -> str:
+    """Of the module of an entry point. In an installed wheel the shipped workloads stand inside the package."""
+    inside = shipped_file(module) is not None and shipped_folder().parent == _PACKAGE
+    return f"{_PACKAGE.name}._{module}" if inside else module
 
 
 def file_in(folder: Path, module: str) -> Path | None:

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from orchestrator.code.cache import unpack
-from orchestrator.code.origin import file_in, shipped_file
+from orchestrator.code.origin import file_in, import_name, shipped_file
 from orchestrator.errors import ConfigError, WorkloadError, nearest
 from orchestrator.spec import JobSpec
 from orchestrator.storage import open_store
@@ -31,7 +31,7 @@ def workload_file(spec: JobSpec) -> str:
     """Where the workload's module stands, found without running it; empty if it is not found. Puts the code folder on the path."""
     _add_code_dir(spec)
     try:
-        found = importlib.util.find_spec(_module_name(spec))
+        found = importlib.util.find_spec(import_name(spec.workload.entrypoint.split(":")[0]))
     except (ImportError, ValueError):
         return ""  # `load_workload` says what is wrong
     return (found.origin or "") if found else ""
@@ -76,16 +76,8 @@ def _give_way(folder: Path) -> None:
             del sys.modules[name]
 
 
-def _module_name(spec: JobSpec) -> str:
-    """The module of the entry point. In an installed wheel the shipped workloads stand inside the package."""
-    name = spec.workload.entrypoint.split(":")[0]
-    if name.startswith("workloads.") and importlib.util.find_spec("workloads") is None:
-        return f"orchestrator._{name}"
-    return name
-
-
 def _import(spec: JobSpec) -> ModuleType:
-    name = _module_name(spec)
+    name = import_name(spec.workload.entrypoint.split(":")[0])
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -48,7 +48,7 @@ def test_a_class_in_the_code_folder(code_dir):
     assert workload_file(spec) == str(code_dir / "my_good_code.py")
 
 
-def test_a_package_of_the_users_own_comes_before_the_shipped_one_of_that_name(code_dir, monkeypatch):
+def test_a_package_of_the_users_own_comes_before_the_shipped_one_of_that_name(code_dir):
     shipped = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "workloads"}
     shipped["workloads"] = importlib.import_module("workloads")  # as in the warm process
     (code_dir / "workloads").mkdir()

@@ -29,7 +29,7 @@ from scheduling import properties  # isort: skip
 from scheduling.strategies import Moment  # isort: skip
 from supervision_box import ENTRY, TESTS, calm_history  # isort: skip
 from orchestrator.control.environment import remote_environment
-from orchestrator.control.keeper import free_port, head_command
+from orchestrator.control.keeper import head_command
 from orchestrator.control.planning.planlog import read_log
 from orchestrator.control.planning.replay import replay
 from orchestrator.control.records.users import Role, User
@@ -37,6 +37,7 @@ from orchestrator.control.scheduler import plan
 from orchestrator.events import EventKind
 from orchestrator.job import Job, JobState
 from orchestrator.paths import Home, JobKeys
+from orchestrator.ports import free_port
 from orchestrator.spec import (
     CheckpointSpec,
     ClusterSpec,

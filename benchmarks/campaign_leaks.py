@@ -25,7 +25,7 @@ from record import ROOT, Kept, options, publish, table
 from harness import TINY, Sandbox  # isort: skip  - `record` puts it on the path
 from campaign_kills import wait_for_save  # isort: skip
 from orchestrator.control.environment import remote_environment
-from orchestrator.control.keeper import free_port
+from orchestrator.ports import free_port
 from orchestrator.supervision.agent import SHARED_MEMORY
 from orchestrator.supervision.standby import PREFIX
 

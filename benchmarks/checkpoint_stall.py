@@ -100,7 +100,7 @@ def measure(folder: Path, megabytes: int, rounds: int) -> list[dict[str, float]]
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
 
-    from orchestrator.control.keeper import free_port
+    from orchestrator.ports import free_port
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)

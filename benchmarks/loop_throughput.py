@@ -271,7 +271,7 @@ def rows_of(main_of_rank: Callable[..., None], world: int, blocks: int) -> list[
     """What rank 0 put in, a row a block. `main_of_rank(rank, world, folder, blocks, port, results)` runs in a process for each rank."""
     import torch
 
-    from orchestrator.control.keeper import free_port
+    from orchestrator.ports import free_port
 
     context = torch.multiprocessing.get_context("spawn")
     results = context.SimpleQueue()

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,17 +18,12 @@ import boto3
 from moto.server import ThreadedMotoServer
 
 from orchestrator.errors import StorageError
+from orchestrator.ports import free_port
 from orchestrator.spec import StorageSpec
 from orchestrator.storage import ObjectStore, check_store, open_store
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret-key"}
 READER = {"AWS_ACCESS_KEY_ID": "read-key", "AWS_SECRET_ACCESS_KEY": "read-secret-key"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def spec(endpoint: str, bucket: str = "orchestrator", prefix: str = "root") -> StorageSpec:

@@ -16,7 +16,7 @@ from uuid import uuid4
 import psutil
 from harness import Sandbox, kill
 
-from orchestrator.control.keeper import free_port
+from orchestrator.ports import free_port
 
 START_LIMIT_S, END_LIMIT_S = 300.0, 20.0
 MAX_STARTS = 5

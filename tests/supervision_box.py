@@ -18,10 +18,11 @@ from typing import Any
 import psutil
 from harness import kill
 
-from orchestrator.control.keeper import free_port, head_command
+from orchestrator.control.keeper import head_command
 from orchestrator.errors import ClusterError
 from orchestrator.job import JobResult, result_from_dict
 from orchestrator.paths import Home, JobKeys
+from orchestrator.ports import free_port
 from orchestrator.spec import (
     CheckpointSpec,
     DataSpec,

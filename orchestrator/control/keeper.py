@@ -13,13 +13,11 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from orchestrator.control.lock import holder
 from orchestrator.control.log_files import open_log
 from orchestrator.control.processes import die_with_parent, end, is_same, marked, start_time
 from orchestrator.paths import Home, write_private
+from orchestrator.ports import free_port
 from orchestrator.supervision import warm_client
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
@@ -225,13 +224,6 @@ def _new_file(idle_timeout_s: float) -> ClusterFile:
 def _new_temp_dir() -> str:
     parent = tempfile.gettempdir()
     return tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=parent if len(parent) <= _LONGEST_TEMP else "/tmp")
-
-
-def free_port() -> int:
-    """Of 127.0.0.1; another process may take it before the caller does."""
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,8 @@
     START  reserve the place, start the supervisor                     ready -> WATCH, error -> RELEASE
     WATCH  ask for its status, pass orders to stop on                  ended or gone -> RESULT
     RESULT read how it ended                                           -> RELEASE, then the job's last state, or QUEUED if it
-                                                                       did not end and its worker group is lost
+                                                                       did not end and its worker group is lost; -> START
+                                                                       if the controller before this one was starting it
     RELEASE give the place back, then write the job's new state
 
 One question is in flight at a time; `advance` never waits.
@@ -89,6 +90,8 @@ class Life:
     """Of its place, by the newest look at the cluster."""
     facts: Facts = field(default_factory=Facts)
     """For the scheduler."""
+    resumed: bool = False
+    """The start that the controller before this one did not bring to its end was gone on with."""
     why_lost: str = ""
     unwritten: JobResult | None = None
     """What the supervisor says it could not write."""
@@ -156,7 +159,7 @@ class Life:
     # answers
 
     def _found(self, job: Job, found: bool, now: float) -> Job:
-        self.why_lost, self.sought = "its cluster was gone", not found
+        self.why_lost, self.sought = "its worker group was gone", not found
         if found:
             self.facts = remembered(self.store, job)
         self._enter(Phase.WATCH if found else Phase.RESULT, now)
@@ -164,6 +167,7 @@ class Life:
 
     def _started(self, job: Job, ready: bool, now: float) -> Job:
         if ready:
+            self.sought = False
             self._enter(Phase.WATCH, now)
         elif self.gone_nodes:
             self._lose(f"node {self.gone_nodes[0][:8]} was lost before it started", now)
@@ -208,6 +212,9 @@ class Life:
             self._release(result, now)
         elif job.stop_requested:
             self._release(stopped(job), now)
+        elif self.sought and not self.resumed and job.state is JobState.STARTING:
+            self.resumed = True
+            self._enter(Phase.START, now)
         elif self.losses.add(job.progress.committed_step or 0) > MAX_LOSSES:
             message = f"its worker group was lost {MAX_LOSSES + 1} times without progress; the last time because {self.why_lost}"
             self._release(ended(job, EndReason.INTERNAL, message), now)

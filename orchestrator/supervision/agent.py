@@ -19,6 +19,7 @@ import ray
 from orchestrator.checkpoints.peer_copies import Answer, CopyId, PeerCopies
 from orchestrator.checkpoints.slab import Staged, remove_slabs
 from orchestrator.paths import Home, JobKeys
+from orchestrator.ports import hold_port
 from orchestrator.runtime.link import Order, ProgressClock, Reading
 from orchestrator.runtime.notice import on_sigterm
 from orchestrator.spec import JobSpec, from_dict, to_dict
@@ -68,6 +69,7 @@ class Agent:
         self._uploader: UploaderChild | None = None
         self._watch: Watch | None = None
         self._epoch = 0
+        self._meeting: socket.socket | None = None
         for left in self._memory_folder.glob(f"{self._clock_name('*')}"):
             left.unlink(missing_ok=True)
         remove_slabs(self._memory_folder, self._slab_stem)  # of an agent before this one: they may be torn
@@ -123,11 +125,12 @@ class Agent:
         return self._hub.pids()
 
     def address(self) -> tuple[str, int]:
-        """(this node's address, a port that was free just now) for the ranks' rendezvous."""
+        """(this node's address, a port that is kept for rank 0) for the ranks' rendezvous."""
+        if self._meeting is not None:
+            self._meeting.close()
         node = str(ray.util.get_node_ip_address())
-        with socket.socket() as probe:
-            probe.bind((node, 0))
-            return node, int(probe.getsockname()[1])
+        self._meeting = hold_port(node)
+        return node, int(self._meeting.getsockname()[1])
 
     def stop_uploads(self) -> None:
         """What is on its way to the store is given up."""

@@ -13,9 +13,9 @@ from harness import TINY, Sandbox, interrupt, kill
 
 from orchestrator.checkpoints.slab import Slab, SlabState
 from orchestrator.control.environment import remote_environment
-from orchestrator.control.keeper import free_port
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
+from orchestrator.ports import free_port
 
 HEAD = """
 import sys

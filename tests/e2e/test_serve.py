@@ -14,11 +14,11 @@ import pytest
 from harness import TESTS, TINY, Sandbox, kill
 
 from orchestrator.client import Client
-from orchestrator.control.keeper import free_port
 from orchestrator.control.rehearsal import PREFIX
 from orchestrator.errors import ClusterError, PermissionDenied
 from orchestrator.job import JobState
 from orchestrator.paths import JobKeys
+from orchestrator.ports import free_port
 from orchestrator.storage import open_store
 
 DROPS = 5

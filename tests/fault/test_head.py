@@ -11,11 +11,11 @@ from harness import TESTS, TINY, Sandbox, kill
 from ray_nodes import RayNodes
 
 from orchestrator.checkpoints.commit import CommitLog
-from orchestrator.control.keeper import free_port
 from orchestrator.control.lock import holder
 from orchestrator.events import Event, EventKind
 from orchestrator.job import JobState
 from orchestrator.paths import JobKeys, commit_of
+from orchestrator.ports import free_port
 
 CPU = {"CPU": 2}
 LIMIT_S = 400.0
@@ -132,7 +132,7 @@ class Story:
             assert box.history(job_id) == box.history(self.calm)
             assert box.fingerprint(job_id) == box.fingerprint(self.calm)
         requeued, resumed = (event.message for event in self.told(EventKind.SUPERVISOR_LOST))
-        assert requeued == "its cluster was gone; queued again, goes on from its last commit"
+        assert requeued == "its worker group was gone; queued again, goes on from its last commit"
         assert resumed == "the supervisor was started again; the job goes on from its newest checkpoint"
         assert {event.fields["step"] for event in self.told(EventKind.RESTORED)} == {20}, box.client.events(running)
         assert [len(self.told(kind)) for kind in (EventKind.ADMITTED, EventKind.ENDED)] == [2, 1]

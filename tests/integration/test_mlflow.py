@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from typing import Any
 import pytest
 
 from orchestrator.paths import Home, JobKeys
+from orchestrator.ports import free_port
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, StorageSpec, TrackingSpec, TrainingSpec, WorkloadSpec, to_dict
 from orchestrator.storage import open_store
 from orchestrator.tracking.delivery import load_delivered, state_path, tracking_uri
@@ -307,12 +307,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_server(port: int, home: Path) -> subprocess.Popen[bytes]:

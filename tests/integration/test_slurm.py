@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from harness import TESTS, TINY, Sandbox
 
-from orchestrator.control.keeper import free_port
 from orchestrator.job import JobState
+from orchestrator.ports import free_port
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm.sh"
 DOUBLES = {

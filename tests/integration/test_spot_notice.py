@@ -15,7 +15,7 @@ import pytest
 from harness import Sandbox
 
 from orchestrator.control.environment import remote_environment
-from orchestrator.control.keeper import free_port
+from orchestrator.ports import free_port
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 LEFT_S = 120

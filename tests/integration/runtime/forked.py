@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import datetime
 import os
-import socket
 import sys
 import traceback
 
 import torch
 import torch.distributed as dist
 
+from orchestrator.ports import free_port
+
 
 def run_ranks(world, work, timeout_s=120):
     """`work(rank)` in each rank of a gloo group; SystemExit if one of them fails. `timeout_s`: of a collective."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     children = []
     for rank in range(world):
         child = os.fork()

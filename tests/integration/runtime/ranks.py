@@ -16,6 +16,7 @@ sys.path[:0] = [str(TESTS.parent)]
 
 from orchestrator.checkpoints.commit import CommitLog  # noqa: E402
 from orchestrator.paths import JobKeys  # noqa: E402
+from orchestrator.ports import free_port  # noqa: E402
 from orchestrator.runtime.link import Order, ProgressClock  # noqa: E402
 from orchestrator.runtime.task import RankTask  # noqa: E402
 from orchestrator.spec import JobSpec, from_dict, to_dict  # noqa: E402
@@ -64,9 +65,7 @@ class Group:
         run_dir.mkdir()
         self.uploader = Uploader(self.store, run_dir, "slab", self._hear)
         self._listen(run_dir / "s")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.clocks = [ProgressClock(run_dir / f"clock{rank}", create=True) for rank in range(self.world_size)]
         for rank in range(self.world_size):
             task = RankTask(

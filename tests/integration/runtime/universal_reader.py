@@ -7,7 +7,6 @@ compares that with plain AdamW from the same state.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import nn
 
 sys.path[:0] = [str(Path(__file__).parents[3])]
 
+from orchestrator.ports import free_port  # noqa: E402
 from orchestrator.runtime.engine import disable_shared_memory_op  # noqa: E402
 
 ADAM = {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.1}
@@ -74,10 +74,8 @@ def by_hand(expected, steps):
 
 
 def main(folder, expected_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    ranks = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
+    os.environ.update(ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     disable_shared_memory_op()
     deepspeed.init_distributed("gloo")
     values = dict(np.load(expected_path))

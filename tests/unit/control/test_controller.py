@@ -215,6 +215,53 @@ def test_a_job_that_ended_while_no_controller_lived_is_finished(world):
     assert world.state(job_id) is JobState.SUCCEEDED
 
 
+def test_a_new_controller_goes_on_with_a_start_that_the_one_before_it_began(world):
+    job_id = world.submit()
+    world.groups.pending.add(job_id)
+    world.turn()
+    placed = world.client.job(job_id)
+    world.groups.calls.clear()
+    world.start_controller()
+    world.turn()
+    world.groups.pending.clear()
+    world.turn()
+    assert (job_id in world.groups.supervisors, "SUPERVISOR_LOST" in world.kinds(job_id), ("release", job_id) in world.groups.calls) == (
+        True, False, False,
+    )  # fmt: skip
+    assert (placed.state, world.client.job(job_id)) == (JobState.STARTING, placed)
+
+
+def test_a_job_that_ended_at_its_start_while_no_controller_lived_is_not_started_again(world):
+    job_id = world.submit()
+    world.turn()
+    assert world.state(job_id) is JobState.STARTING
+    world.end(job_id, EndReason.CONFIGURATION, "no such option")
+    del world.groups.supervisors[job_id]
+    world.groups.calls.clear()
+    world.start_controller()
+    world.turn()
+    assert world.state(job_id) is JobState.FAILED
+    assert ("start", job_id) not in world.groups.calls
+
+
+@pytest.mark.parametrize("end", ["error", "nodes"])
+def test_a_start_that_cannot_be_gone_on_with_goes_back_to_the_queue(world, end):
+    job_id = world.submit()
+    world.groups.pending.add(job_id)
+    world.turn()
+    world.groups.calls.clear()
+    if end == "error":
+        world.groups.start_errors[job_id] = ClusterError("the place is broken")
+        world.start_controller()
+    else:
+        machines(world, "node-1", life="new-")
+    world.turn(3)
+    world.groups.start_errors.clear()
+    world.turn(5)
+    assert world.kinds(job_id).count("SUPERVISOR_LOST") == 1
+    assert ("release", job_id) in world.groups.calls
+
+
 @pytest.mark.parametrize("restart", [True, False])
 def test_a_job_whose_cluster_is_gone_is_queued_again_at_its_old_place(world, restart):
     job_id = world.running()

@@ -17,8 +17,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from record import publish, table
@@ -39,6 +41,7 @@ SPEC = JobSpec(
 SERVER = """
 import sys
 from pathlib import Path
+from typing import Any
 from orchestrator.control.api.server import ApiServer
 from orchestrator.control.pulse import Pulse
 from orchestrator.control.records.store import JobStore
@@ -119,13 +122,13 @@ def accepted(url: str, headers: dict[str, str], jobs: int, clients: int, rounds:
     return rates, latencies
 
 
-def timed(act) -> tuple[float, int]:
+def timed(act: Callable[[], int]) -> tuple[float, int]:
     began = time.perf_counter()
     found = act()
     return time.perf_counter() - began, found
 
 
-def _get(url: str, headers: dict[str, str], limit: int) -> dict:
+def _get(url: str, headers: dict[str, str], limit: int) -> dict[str, Any]:
     with httpx2.Client(base_url=url, headers=headers, timeout=60) as http:
         return http.get("/v1/jobs", params={"limit": limit}).json()
 

@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def make_state(seed: int) -> Tensors:
     """`<role>/<name>` -> tensor: 12 layers of width 512 and an embedding of 14,000 words."""
     import torch
 
-    shapes = {"embedding": (14_000, 512)}
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (14_000, 512)}
     for layer in range(12):
         shapes |= {f"h.{layer}.attention": (1536, 512), f"h.{layer}.projection": (512, 512), f"h.{layer}.norm": (512,)}
         shapes |= {f"h.{layer}.up": (2048, 512), f"h.{layer}.down": (512, 2048), f"h.{layer}.bias": (2048,)}
@@ -76,8 +77,8 @@ class Ours:
     def save(self, state: Tensors, key: str) -> None:
         import torch
 
-        from orchestrator.checkpoints.slab import Slab
-        from orchestrator.checkpoints.stage import pack_into, rows_of, size_of
+        from orchestrator.checkpoints.slab import Slab, size_of
+        from orchestrator.checkpoints.stage import pack_into, rows_of
         from orchestrator.checkpoints.upload import store_index, store_rows
 
         pieces = self._pieces(state)
@@ -214,12 +215,12 @@ def round_of(ways: dict[str, Any], state: Tensors, empty: Tensors, key: str, rng
     """Way -> (save s, its CPU s, restore s, its CPU s)."""
     import torch
 
-    taken = {}
+    taken: dict[str, tuple[float, ...]] = {}
     for name in rng.sample(list(ways), len(ways)):
         for tensor in empty.values():
             tensor.zero_()
-        saved = timed(lambda way=ways[name]: way.save(state, key))
-        restored = timed(lambda way=ways[name]: way.load(empty, key))
+        saved = timed(partial(ways[name].save, state, key))
+        restored = timed(partial(ways[name].load, empty, key))
         wrong = [path for path, tensor in state.items() if not torch.equal(tensor, empty[path])]
         assert not wrong, f"{name}: {wrong[0]} came back different"
         taken[name] = (*saved, *restored)

@@ -46,7 +46,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-class Decoder(nn.Module):
+class Decoder(nn.Module):  # type: ignore[misc]
     """`forward(tokens, targets)` -> mean cross entropy. RMSNorm, rotary positions, SDPA, SwiGLU."""
 
     def __init__(self, shape: Shape, chunk: int = 0, stream: torch.dtype | None = None) -> None:
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         return functional.cross_entropy(self.head(x).flatten(0, 1).float(), targets.flatten())
 
 
-class Layer(nn.Module):
+class Layer(nn.Module):  # type: ignore[misc]
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.heads = shape.heads
@@ -108,7 +108,7 @@ RESNET_FLOPS = 3 * 2 * 4.09e9
 3 x 3), twice as much backward."""
 
 
-class ResNet50(nn.Module):
+class ResNet50(nn.Module):  # type: ignore[misc]
     """He et al. 2015 with the stride in the 3 x 3 convolution. `forward(images, targets)` -> mean cross entropy."""
 
     def __init__(self, stages: tuple[int, ...] = (3, 4, 6, 3), width: int = 64, classes: int = 1000) -> None:
@@ -131,7 +131,7 @@ class ResNet50(nn.Module):
         return functional.cross_entropy(self.head(self.blocks(self.stem(images)).mean((2, 3))).float(), targets)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(nn.Module):  # type: ignore[misc]
     def __init__(self, incoming: int, inner: int, stride: int) -> None:
         super().__init__()
         self.body = nn.Sequential(

@@ -232,15 +232,16 @@ def report(name: str, run: Run, folder: Path) -> int:
     rates = {arm: samples / seconds for arm, seconds in run.seconds.items()}
     flops = {arm: rate * run.task.flops_per_sample for arm, rate in rates.items()}
     medians = {f"{arm} / plain": round(statistics.median(ratios), 4) for arm, ratios in run.ratios.items()}
-    ours, bar = dict(medians), {f"{arm} / plain": RATIO_BARS[arm] for arm in run.arms}
+    ours: dict[str, float | None] = {**medians}
+    bar: dict[str, float | None] = {f"{arm} / plain": RATIO_BARS[arm] for arm in run.arms}
     if run.task.images:
         ours["images_per_s"], bar["images_per_s"] = round(rates.get("zero1", 0.0), 1), IMAGES_BAR
     else:
         best = max((flops[arm] for arm in run.arms if arm in flops), default=0.0)
         ours |= {"mfu": round(best / peak, 4) if peak else None, "share": round(best / run.matmul, 4)}
         bar |= {"mfu": MFU_BARS.get(name), "share": SHARE_BAR}
-    met = {key: ours.get(key) is not None and wanted is not None and ours[key] >= wanted for key, wanted in bar.items()}
-    unit = 1 if run.task.images else run.task.shape.block
+    met = {key: (found := ours.get(key)) is not None and wanted is not None and found >= wanted for key, wanted in bar.items()}
+    unit = 1 if run.task.shape is None else run.task.shape.block
     rows = [
         (arm, f"{run.seconds[arm] * 1e3:.2f}", f"{rates[arm] * unit:,.0f}", f"{flops[arm] / peak:.1%}" if peak else "-",
          f"{flops[arm] / run.matmul:.1%}", medians.get(f"{arm} / plain", "1"), "{:.4f} -> {:.4f}".format(*run.losses[arm]))

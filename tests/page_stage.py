@@ -8,6 +8,7 @@ import json
 import math
 import random
 import time
+from typing import Any
 
 from orchestrator.control.api.server import ApiServer
 from orchestrator.control.client import CLUSTER
@@ -49,7 +50,7 @@ _SHARES = {
 _HANG = """no rank has moved for 31 s: all wait for rank 5 on gpu-01, in backward
 Thread 0x7f (most recent call first):
   File "train.py", line 210 in backward"""
-_EVENTS: tuple[tuple[float, EventKind, str, dict], ...] = (
+_EVENTS: tuple[tuple[float, EventKind, str, dict[str, Any]], ...] = (
     (76.3, EventKind.SUBMITTED, "32 workers", {}),
     (76.0, EventKind.ADMITTED, "4 nodes: gpu-01 to gpu-04", {}),
     (75.9, EventKind.PREPARED, "1,204 shards, 98.1 billion tokens", {}),
@@ -157,7 +158,7 @@ class Stage:
         store.put(JobKeys(job_id).lease(epoch), b"{}")
         store.put(JobKeys(job_id).log_piece(epoch, rank, offset, self.now + offset / 100), text.encode())
 
-    def put_journal(self, job_id: str, records: list[dict], first: int = 1) -> None:
+    def put_journal(self, job_id: str, records: list[dict[str, Any]], first: int = 1) -> None:
         lines = [json.dumps({"seq": first + index, "time_s": self.now, **record}) + "\n" for index, record in enumerate(records)]
         open_store(self.store.get(job_id).spec.storage).put(JobKeys(job_id).journal_segment(first), "".join(lines).encode())
 

@@ -53,10 +53,11 @@ def postgres() -> Iterator[str]:
     who = _unprivileged()
     if who:
         shutil.chown(folder, who["user"], who["group"])
-    init = [binaries / "initdb", "-D", folder / "data", "-U", "tester", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"]
+    data = f"{folder}/data"
+    init = [f"{binaries}/initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"]
     subprocess.run(init, check=True, capture_output=True, cwd=folder, **who)
     with (folder / "log").open("wb") as log:
-        command = [binaries / "postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"]
+        command = [f"{binaries}/postgres", "-D", data, "-k", str(folder), "-c", "listen_addresses=", "-c", "fsync=off"]
         server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True, **who)
     try:
         _wait(folder, server)

@@ -6,6 +6,7 @@ import datetime
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from orchestrator.ports import free_port
 
 
-def run_ranks(world, work, timeout_s=120):
+def run_ranks(world: int, work: Callable[[int], None], timeout_s: float = 120) -> None:
     """`work(rank)` in each rank of a gloo group; SystemExit if one of them fails. `timeout_s`: of a collective."""
     port = free_port()
     children = []

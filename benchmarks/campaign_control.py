@@ -57,7 +57,7 @@ NODES, GPUS, CPUS = 8, 8, 16
 GIVEN_BACK_S = 20.0
 """After the last job's end."""
 POLICY = {
-    "mode": "preemptive", "min_run_s": 5, "gain_factor": 0, "levels": [200, 2_000], "round_s": 5,
+    "mode": "preemptive", "min_run_s": 30, "gain_factor": 0, "levels": [200, 2_000], "round_s": 5,
     "tenants": {"a": {"weight": 2}, "b": {"weight": 1}, "c": {"jobs_per_user": 6}, "d": {"quota": 16}},
 }  # fmt: skip
 PROPERTIES = (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, placement_group_table, remove_placement_group
 
 from orchestrator.errors import ClusterError
 from orchestrator.paths import Home
@@ -58,7 +58,11 @@ def release(job_id: str, home: Home, standby: Sequence[str] = ()) -> None:
 
 def nodes_of(group: PlacementGroup) -> list[str]:
     """Ray's ids of the nodes of its bundles. Ray forgets those that are gone."""
-    return [node_id for node_id in placement_group_table(group)["bundles_to_node_id"].values() if node_id]
+    return _nodes_of(placement_group_table(group))
+
+
+def _nodes_of(row: Mapping[str, Any]) -> list[str]:
+    return [node_id for node_id in row["bundles_to_node_id"].values() if node_id]
 
 
 def why_lost(job_id: str, nodes: Sequence[str]) -> str:
@@ -69,11 +73,11 @@ def why_lost(job_id: str, nodes: Sequence[str]) -> str:
     group = find_group(job_id)
     if group is None:
         return f"the place of {job_id} is not reserved any more"
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    gone = sorted({*nodes, *nodes_of(group)} - alive)
+    row, alive = placement_group_table(group), {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    gone = sorted({*nodes, *_nodes_of(row)} - alive)
     if gone:
         return f"node {gone[0][:8]} is lost"
-    return "a node is lost" if placement_group_table(group)["state"] == "RESCHEDULING" else ""
+    return "a node is lost" if row["state"] == "RESCHEDULING" else ""
 
 
 def supervisor_name(job_id: str) -> str:
@@ -93,11 +97,14 @@ def _resources(cpus: float, gpus: float) -> dict[str, float]:
 
 
 def find_group(job_id: str) -> PlacementGroup | None:
-    """By name over all namespaces: a supervisor's own namespace is that of the driver which created it."""
-    for group_id, row in placement_group_table().items():
-        if row["name"] == group_name(job_id) and row["state"] != "REMOVED":
-            return PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id)))
-    return None
+    """By its name, which Ray looks for in the namespace of this process: `NAMESPACE`, in the controller and in all that it started.
+
+    Not in the table of all groups: Ray keeps the removed ones there too, so that with every job that ever ran it takes longer.
+    """
+    try:
+        return get_placement_group(group_name(job_id))
+    except ValueError:
+        return None
 
 
 def _let_leave(agents: Sequence[str]) -> None:

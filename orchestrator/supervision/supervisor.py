@@ -15,6 +15,7 @@ import traceback
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,15 @@ def find_supervisor(job_id: str, standby: Sequence[str]) -> Any:
     return next((handle for name in (*standby[:1], supervisor_name(job_id)) if (handle := named(name)) is not None), None)
 
 
+@cache
+def _supervisor_class() -> Any:
+    """Made once: Ray brings the class of each `ray.remote` to the cluster anew."""
+    return ray.remote(num_cpus=0, max_restarts=-1)(Supervisor)
+
+
 def create_supervisor(name: str, home: Home) -> Any:
     """One without a job, on the head node; the one there is, if the name is taken. Does not wait."""
-    actor = ray.remote(num_cpus=0, max_restarts=-1)(Supervisor)
-    return actor.options(
+    return _supervisor_class().options(
         name=name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True,
         # A soft affinity is a hint, which Ray passes over: the loss of any other node must not be that of the supervisor too.
         scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=_head_node(), soft=False),

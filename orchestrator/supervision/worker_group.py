@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import ray
@@ -21,7 +22,8 @@ from orchestrator.supervision.place import NAMESPACE, PlaceLost, agent_name, fin
 
 PLACE_LIMIT_S = 60.0
 """How long an agent may take to start in a bundle that is reserved. One whose node is gone by Ray's own table is not waited for."""
-LOOK_INTERVAL_S = 0.2
+LOOK_INTERVAL_S = 0.5
+"""Between two looks at nodes and orders while agents start. Supervisors of many jobs look beside each other, on the head node."""
 ANSWER_LIMIT_S = 60.0
 INSPECT_LIMIT_S = 5.0
 NAME_FREE_LIMIT_S = 20.0
@@ -65,10 +67,15 @@ class Group(Protocol):
         """Ship the logs, end the agents."""
 
 
+@cache
+def _agent_class() -> Any:
+    """Made once: Ray brings the class of each `ray.remote` to the cluster anew."""
+    return ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"wait": 1, "copies": 1})(Agent)
+
+
 def create_agent(name: str, home: Home, strategy: Any, gpus: float = 0.0) -> Any:
     """Does not wait. Raises ValueError if the name is taken."""
-    actor = ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={"wait": 1, "copies": 1})(Agent)
-    options = actor.options(name=name, namespace=NAMESPACE, lifetime="detached", num_gpus=gpus, scheduling_strategy=strategy)
+    options = _agent_class().options(name=name, namespace=NAMESPACE, lifetime="detached", num_gpus=gpus, scheduling_strategy=strategy)
     return options.remote(str(home.root))
 
 

@@ -40,6 +40,8 @@ SEEK_LIMIT_S = 60.0
 """How long a controller that has just started plans nothing, for jobs that are on their way back to the queue."""
 MAX_WRITES_PER_S = 100
 """Of progress, of all jobs together."""
+MAX_ASKS_PER_S = 200
+"""Of the supervisors' status, of all jobs together: each takes a millisecond here and another one there."""
 
 log = logging.getLogger("controller")
 
@@ -65,6 +67,7 @@ class Controller:
         self._now = 0.0
         self._began_s: float | None = None
         self._write_interval_s = PROGRESS_INTERVAL_S
+        self._status_interval_s = 0.0
         self._jobs = LiveJobs(store)
         self._scheduling = Scheduling(store, PlanLog(home.plans), decide)
         self._execution = Execution(store, groups, self._jobs, self._admitted)
@@ -85,6 +88,7 @@ class Controller:
             self._schedule(self._cluster, now)
         active = [job for job in self._jobs.all() if job.state.active]
         self._write_interval_s = max(PROGRESS_INTERVAL_S, len(active) / MAX_WRITES_PER_S)
+        self._status_interval_s = len(active) / MAX_ASKS_PER_S
         for job in active:
             self._advance(job, now)
         self._keep_standby(self._jobs.all(), now)
@@ -183,7 +187,8 @@ class Controller:
         life = self._lives.get(job.id)
         if life is None:
             life = self._lives[job.id] = self._new_life(job, Phase.FIND, now)
-        life.gone_nodes, life.write_interval_s = self._gone_nodes(job), self._write_interval_s
+        life.gone_nodes = self._gone_nodes(job)
+        life.write_interval_s, life.status_interval_s = self._write_interval_s, self._status_interval_s
         self._preempt_drained(job, now)
         self._guarded(job, lambda: self._moved(job, life.advance(self._limited(job, now), now)))
 

@@ -82,6 +82,10 @@ class Life:
     written_s: float = 0.0
     write_interval_s: float = PROGRESS_INTERVAL_S
     """Progress alone is written so often."""
+    status_interval_s: float = 0.0
+    """A supervisor is asked so often."""
+    heard_s: float = 0.0
+    """When it answered last."""
     stop_now_s: float | None = None
     """Since when, in this phase, it is to stop at once."""
     began_s: float = 0.0
@@ -110,7 +114,7 @@ class Life:
             self._release(early, now)
         if self.phase is Phase.WATCH:
             job = self._pass_orders_on(job, now)
-        if self.question is None and now >= self.not_before_s:
+        if self.question is None and now >= self.not_before_s and not (self.phase is Phase.WATCH and self._has_just_heard(now)):
             self.question = self._ask(job)
         if self.question is None or not self.question.done():
             return job
@@ -119,6 +123,9 @@ class Life:
         if error is None:
             return self._hear(job, question.result(), now)
         return self._failed(job, error, now)
+
+    def _has_just_heard(self, now: float) -> bool:
+        return now - self.heard_s < self.status_interval_s
 
     def _ask(self, job: Job) -> Future[Any]:
         match self.phase:
@@ -176,6 +183,7 @@ class Life:
         return job
 
     def _heard(self, job: Job, status: GroupStatus, now: float) -> Job:
+        self.heard_s = now
         source = f"{job.run}:{status.source}"
         if source != self.source:
             self.source, self.cursor = source, self.store.cursor(job.id, source)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 from concurrent.futures import wait
 
 import pytest
 
-from orchestrator.control import life
+from orchestrator.control import controller, life
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.controller import SEEK_LIMIT_S, SETTLE_S, Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done, failed
@@ -213,6 +214,17 @@ def test_a_job_that_ended_while_no_controller_lived_is_finished(world):
     world.start_controller()
     world.turn()
     assert world.state(job_id) is JobState.SUCCEEDED
+
+
+def test_of_many_jobs_each_is_asked_less_often_and_orders_wait_for_nothing(world, monkeypatch):
+    monkeypatch.setattr(controller, "MAX_ASKS_PER_S", 0.5)
+    job_id, asked, status = world.running(), [], world.groups.status
+    monkeypatch.setattr(world.groups, "status", lambda job, after: asked.append(world.now) or status(job, after))
+    world.turn(20, 0.5)
+    assert [round(later - sooner, 3) for sooner, later in itertools.pairwise(asked)] == [2.0] * (len(asked) - 1) and len(asked) >= 4
+    world.client.request_stop(job_id, "drain")
+    world.turn(1, 0.1)
+    assert ("stop drain", job_id) in world.groups.calls
 
 
 def test_a_new_controller_goes_on_with_a_start_that_the_one_before_it_began(world):

@@ -195,7 +195,9 @@ def findings(cluster: Cluster, ids: list[str]) -> tuple[Counter[str], dict[str, 
         if job.state is JobState.SUCCEEDED:
             wrong["another history"] += not _is_calm(cluster, job)
         ends = [event for _, event in client.events(job.id) if event.kind is EventKind.ENDED and event.message.startswith("trained")]
-        wrong["completed not once"] += len(ends) != 1
+        if len(ends) != 1:
+            wrong["completed not once"] += 1
+            print(job.id, *(f"  {event.time_s:.3f} {event.kind.name} {event.message}" for _, event in client.events(job.id)), sep="\n")
     wrong["left behind"] += len(cluster.left_behind())
     count = 0
     for recorded in read_log(cluster.home.plans):

@@ -31,9 +31,9 @@ def requeue(store: JobStore, job: Job, now: float, why: str) -> Job:
 
 def finish(store: JobStore, job: Job, end: JobResult, now: float) -> Job:
     """Write the end of a job. One that was preempted, or left to be resized, is queued for its next run."""
-    known = store.events(job.id)[-1:]
-    told = bool(known) and known[0][1].kind is EventKind.ENDED
-    events = [] if told else [Event(kind=EventKind.ENDED, job_id=job.id, time_s=now, message=end.message or end.end_reason.label)]
+    events = []
+    if not _is_told(store, job):
+        events.append(Event(kind=EventKind.ENDED, job_id=job.id, time_s=now, message=end.message or end.end_reason.label))
     progress = dataclasses.replace(job.progress, phase="")
     if job.stop_requested == "limit" and end.end_reason in _STOPPED:
         message = over_limit(job) + (f"; {end.message}" if end.message else "")
@@ -55,6 +55,11 @@ def finish(store: JobStore, job: Job, end: JobResult, now: float) -> Job:
         job, events, stay, state=state, ended_s=now, reason=reason, result=end, progress=progress, service=_had(job, now), order=None,
         position=0, start_s=None, reserved_s=None, cleared=(), **_NO_PLACE,
     )  # fmt: skip
+
+
+def _is_told(store: JobStore, job: Job) -> bool:
+    """Whether its supervisor has told of the end: it may take a while to leave after that, and other things may happen meanwhile."""
+    return bool(job.placement) and store.last_event(job.id, EventKind.ENDED, job.started_s or 0.0) is not None
 
 
 def stopped(job: Job) -> JobResult:

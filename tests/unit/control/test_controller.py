@@ -175,6 +175,20 @@ def test_how_it_ended_decides_the_state(world, reason, state):
     assert (world.state(job_id), world.client.job(job_id).reason) == (state, "because")
 
 
+def test_the_end_that_the_supervisor_has_told_is_not_told_again(world):
+    """It is told before the journal is shipped and the tracking server has all; an order to leave may come in between."""
+    job_id = world.running()
+    told = Event(kind=EventKind.ENDED, job_id=job_id, time_s=world.now, message="trained 3 steps")
+    world.say(job_id)
+    world.groups.supervisors[job_id] = dataclasses.replace(world.groups.supervisors[job_id], events=((1, told),))
+    world.turn()
+    world.store.tell_waiting([], [Event(kind=EventKind.PREEMPTED, job_id=job_id, time_s=world.now, message="makes room")])
+    world.end(job_id, message="trained 3 steps")
+    world.turn()
+    assert world.state(job_id) is JobState.SUCCEEDED
+    assert world.messages(job_id).count("trained 3 steps") == 1
+
+
 def test_a_preempted_job_is_queued_for_another_run(world):
     job_id = world.running()
     world.end(job_id, EndReason.PREEMPTED, "made room")

@@ -72,7 +72,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_job_goes_on_from_its_last_commit(
         calm = box.submit(*TINY)
         assert box.wait_ended(calm).state is JobState.SUCCEEDED
         box.run("down")
-        command = box.start("train", *TINY)
+        command = box.start("train", *TINY, "+workload.options.sleep_s=0.05")  # it shall not have ended before it is stopped
         job_id = box.wait_until(lambda: next((job.id for job in box.jobs() if job.id != calm), ""), "the job")
         box.wait_until(lambda: box.job(job_id).progress.committed_step, "a commit")
         interrupt(command)

@@ -41,7 +41,6 @@ SPEC = JobSpec(
 SERVER = """
 import sys
 from pathlib import Path
-from typing import Any
 from orchestrator.control.api.server import ApiServer
 from orchestrator.control.pulse import Pulse
 from orchestrator.control.records.store import JobStore

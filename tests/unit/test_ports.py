@@ -11,7 +11,7 @@ import torch.distributed as dist
 from orchestrator.ports import hold_port
 
 HOST = "127.0.0.1"
-SECOND = datetime.timedelta(seconds=1)
+LIMIT = datetime.timedelta(seconds=30)
 
 
 def port_of(held: socket.socket) -> int:
@@ -20,9 +20,9 @@ def port_of(held: socket.socket) -> int:
 
 def test_torchs_store_listens_at_a_port_that_is_kept() -> None:
     with hold_port(HOST) as held:
-        store = dist.TCPStore(HOST, port_of(held), is_master=True, timeout=SECOND)
+        store = dist.TCPStore(HOST, port_of(held), is_master=True, timeout=LIMIT)
         store.set("key", "value")
-        assert dist.TCPStore(HOST, port_of(held), timeout=SECOND).get("key") == b"value"
+        assert dist.TCPStore(HOST, port_of(held), timeout=LIMIT).get("key") == b"value"
 
 
 def test_a_port_that_is_kept_refuses_until_its_server_listens() -> None:

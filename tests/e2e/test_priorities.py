@@ -28,17 +28,19 @@ def told(sandbox, job_id, kind):
     return [event for _, event in sandbox.client.events(job_id) if event.kind is kind]
 
 
-def test_a_gang_of_a_higher_priority_takes_a_full_cluster_and_its_victim_loses_nothing_though_the_controller_dies(sandbox):
+def test_a_gang_of_a_higher_priority_takes_a_full_cluster_and_its_victim_loses_nothing_though_the_controller_dies(sandbox, tmp_path):
     settings = (*TINY, *FULL, f"training.max_steps={STEPS}", "checkpoint.interval_steps=150")
     calm = sandbox.submit(*settings, *POLICY)
     assert sandbox.wait_ended(calm).state is JobState.SUCCEEDED, sandbox.describe()
 
-    victim = sandbox.submit(*settings, "+workload.options.sleep_s=0.01")
+    urgent_trains = tmp_path / "urgent-trains"
+    victim = sandbox.submit(*settings, f"+workload.options.slow_until={urgent_trains}")
     sandbox.wait_step(victim, 20)
     urgent = sandbox.submit(*settings, "training.max_steps=60", "scheduling.priority=5")
     kill(sandbox.wait_until(lambda: sandbox.victims("controller"), "the controller")[0])
     third = sandbox.submit(*settings, "training.max_steps=40", "scheduling.priority=1", f"scheduling.after=[{urgent}]")
     sandbox.wait_until(lambda: told(sandbox, urgent, EventKind.STARTED), "the gang's first step")
+    urgent_trains.touch()
     assert sandbox.job(victim).state is JobState.QUEUED, sandbox.describe()
     kill(sandbox.wait_until(lambda: sandbox.victims("controller"), "the controller")[0])
     for job_id in (urgent, third, victim):

@@ -4,9 +4,10 @@
 
 The cluster is Ray's own: 8 raylets on this machine that say they have 8 GPUs each. The jobs are real (supervisor, agents, uploaders, one
 process for each rank) but for their ranks, which train a number instead of a network. They come in bursts; gangs of up to 16, three
-priorities, some after others. The controller is killed with SIGKILL at random moments and started again. At the end: every job has
-succeeded and has the calm run's history, no placement group and no supervisor is left, and every plan that was recorded has the
-scheduler's properties and comes out the same when it is made again.
+priorities, some elastic, some after others. The controller is killed with SIGKILL at random moments and started again. At the end: every
+job has succeeded once and has the calm run's history, none was restarted or queued again but for the scheduler's orders, no placement
+group and no supervisor is left, every start is in the scheduler's log, and every plan there has all of the scheduler's properties and
+comes out the same when it is made again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from record import ROOT, publish, table
 
 sys.path.insert(0, str(ROOT))
 from harness import Sandbox, kill  # isort: skip  - `record` puts it on the path
-from scheduling import properties  # isort: skip
+from scheduling.lives import returned_evictions  # isort: skip
+from scheduling.properties import PROPERTIES  # isort: skip
 from scheduling.strategies import Moment  # isort: skip
 from supervision_box import ENTRY, TESTS, calm_history  # isort: skip
 from orchestrator.control.environment import remote_environment
@@ -33,7 +35,7 @@ from orchestrator.control.keeper import head_command
 from orchestrator.control.planning.planlog import read_log
 from orchestrator.control.planning.replay import replay
 from orchestrator.control.records.users import Role, User
-from orchestrator.control.scheduler import plan
+from orchestrator.control.scheduler import Plan, plan_ahead
 from orchestrator.events import EventKind
 from orchestrator.job import Job, JobState
 from orchestrator.paths import Home, JobKeys
@@ -57,13 +59,9 @@ NODES, GPUS, CPUS = 8, 8, 16
 GIVEN_BACK_S = 20.0
 """After the last job's end."""
 POLICY = {
-    "mode": "preemptive", "min_run_s": 30, "gain_factor": 0, "levels": [200, 2_000], "round_s": 5,
+    "mode": "preemptive", "min_run_s": 30, "gain_factor": 0, "levels": [200, 2_000], "round_s": 5, "resize_interval_s": 60,
     "tenants": {"a": {"weight": 2}, "b": {"weight": 1}, "c": {"jobs_per_user": 6}, "d": {"quota": 16}},
 }  # fmt: skip
-PROPERTIES = (
-    properties.no_gpu_in_two_jobs, properties.orders_are_possible, properties.all_or_nothing, properties.topology_is_kept,
-    properties.quotas_are_kept, properties.victims_may_be_preempted,
-)  # fmt: skip
 
 
 class Cluster:
@@ -150,12 +148,13 @@ def spec_of(rng: random.Random, url: str, known: list[str]) -> tuple[JobSpec, st
     tenant = rng.choice("abcd")
     sleeps = rng.random() < 0.3
     steps, step_s = (20, rng.choice((0.2, 0.5))) if sleeps else (rng.randrange(20, 200, 10), 0.01)
+    least = workers // 2 if rng.random() < 0.2 else 0
     after = (rng.choice(known),) if known and rng.random() < 0.1 else ()
     scheduling = SchedulingSpec(tenant=tenant, priority=rng.choice((0, 0, 0, 1, 2)), after=after)
     spec = JobSpec(
         workload=WorkloadSpec(name="double", entrypoint="double:Double", options={"step_s": step_s}), model=ModelSpec(name="m"),
         data=DataSpec(name="d"), training=TrainingSpec(max_steps=steps, global_batch_size=16, micro_batch_size=1),
-        resources=ResourcesSpec(num_workers=workers, gpus_per_worker=1, cpus_per_worker=1), scheduling=scheduling,
+        resources=ResourcesSpec(num_workers=workers, min_workers=least, gpus_per_worker=1, cpus_per_worker=1), scheduling=scheduling,
         checkpoint=CheckpointSpec(interval_steps=10, peer_copy=False), storage=StorageSpec(url=url), tracking=TrackingSpec(enabled=False),
         recovery=RecoverySpec(backoff_s=0.05, preemption_grace_s=10.0), cluster=ClusterSpec(),
     )  # fmt: skip
@@ -189,31 +188,51 @@ def run(cluster: Cluster, n: int, kills: int, seed: int, limit_s: float) -> dict
 def findings(cluster: Cluster, ids: list[str]) -> tuple[Counter[str], dict[str, Any]]:
     """What is amiss, by kind; figures."""
     client, wrong = cluster.box.client, Counter[str]()
-    jobs = [client.job(job_id) for job_id in ids]
+    jobs, planned = [client.job(job_id) for job_id in ids], of_the_log(cluster, wrong)
     for job in jobs:
         wrong["not succeeded"] += job.state is not JobState.SUCCEEDED
         if job.state is JobState.SUCCEEDED:
             wrong["another history"] += not _is_calm(cluster, job)
-        ends = [event for _, event in client.events(job.id) if event.kind is EventKind.ENDED and event.message.startswith("trained")]
-        if len(ends) != 1:
+        events = [event for _, event in client.events(job.id)]
+        kinds = Counter(event.kind for event in events)
+        wrong["restarted"] += job.progress.restarts
+        wrong["queued again without an order"] += kinds[EventKind.SUPERVISOR_LOST]
+        wrong["admitted, and not in the log"] += kinds[EventKind.ADMITTED] > planned[job.id]
+        if sum(event.kind is EventKind.ENDED and event.message.startswith("trained") for event in events) != 1:
             wrong["completed not once"] += 1
-            print(job.id, *(f"  {event.time_s:.3f} {event.kind.name} {event.message}" for _, event in client.events(job.id)), sep="\n")
+            print(job.id, *(f"  {event.time_s:.3f} {event.kind.name} {event.message}" for event in events), sep="\n")
     wrong["left behind"] += len(cluster.left_behind())
-    count = 0
-    for recorded in read_log(cluster.home.plans):
-        inputs, count = recorded.inputs, count + 1
+    again = replay(cluster.home.plans)
+    wrong["came out otherwise"] += len(again.differing)
+    preempted = sum(job.service.preemptions for job in jobs)
+    resized = sum(job.service.resized_s is not None for job in jobs)
+    return +wrong, {"plans": again.plans, "preemptions": preempted, "resized jobs": resized}
+
+
+def of_the_log(cluster: Cluster, wrong: Counter[str]) -> Counter[str]:
+    """Add to `wrong` what is amiss with the plans. Returns how often each job was to start."""
+    starts, began = Counter[str](), time.monotonic()
+    evicting: list[tuple[Moment, Plan]] = []
+    for count, recorded in enumerate(read_log(cluster.home.plans), 1):
+        inputs = recorded.inputs
         moment = Moment(
-            cluster=inputs.cluster, queue=inputs.queue, running=inputs.running, usage=inputs.usage, now=recorded.now, policy=inputs.policy
+            cluster=inputs.cluster, queue=inputs.queue, running=inputs.running, usage=inputs.usage, now=recorded.now, policy=inputs.policy,
+            planner=plan_ahead,
         )  # fmt: skip
-        decided = plan(inputs.cluster, inputs.queue, inputs.running, inputs.usage, recorded.now, inputs.policy)
+        decided = moment.plan()
+        starts.update(start.job_id for start in decided.starts)
+        if decided.preempts:
+            evicting.append((moment, decided))
         for check in PROPERTIES:
             for amiss in check(moment, decided):
                 wrong[check.__name__] += 1
                 print(f"plan {count}: {check.__name__}: {amiss}", flush=True)
-    again = replay(cluster.home.plans)
-    wrong["came out otherwise"] += len(again.differing)
-    preempted = sum(job.service.preemptions for job in jobs)
-    return +wrong, {"plans": again.plans, "preemptions": preempted, "restarts": sum(job.progress.restarts for job in jobs)}
+        if count % 100 == 0:
+            print(f"{count} plans checked in {time.monotonic() - began:.0f} s", flush=True)
+    for amiss in returned_evictions(evicting):
+        wrong["eviction returned"] += 1
+        print(amiss, flush=True)
+    return starts
 
 
 def _is_calm(cluster: Cluster, job: Job) -> bool:

@@ -57,9 +57,14 @@ def finish(store: JobStore, job: Job, end: JobResult, now: float) -> Job:
     )  # fmt: skip
 
 
+def source(job: Job, supervisor: str = "") -> str:
+    """Under which the job store keeps what that supervisor of the job's run tells, or the beginning that all of the run have."""
+    return f"{job.run}:{supervisor}"
+
+
 def _is_told(store: JobStore, job: Job) -> bool:
-    """Whether its supervisor has told of the end: it may take a while to leave after that, and other things may happen meanwhile."""
-    return bool(job.placement) and store.last_event(job.id, EventKind.ENDED, job.started_s or 0.0) is not None
+    """Whether a supervisor of this run has told of the end: it may take a while to leave after that, and other things may happen."""
+    return bool(job.placement) and store.last_event(job.id, EventKind.ENDED, source=source(job)) is not None
 
 
 def stopped(job: Job) -> JobResult:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
 
-from orchestrator.control.closing import ended, finish, requeue, stopped
+from orchestrator.control.closing import ended, finish, requeue, source, stopped
 from orchestrator.control.nodes.groups import GroupStatus, SupervisorGone, WorkerGroups
 from orchestrator.control.planning.facts import heard, remembered
 from orchestrator.control.planning.inputs import Facts
@@ -184,12 +184,12 @@ class Life:
 
     def _heard(self, job: Job, status: GroupStatus, now: float) -> Job:
         self.heard_s = now
-        source = f"{job.run}:{status.source}"
-        if source != self.source:
-            self.source, self.cursor = source, self.store.cursor(job.id, source)
+        teller = source(job, status.source)
+        if teller != self.source:
+            self.source, self.cursor = teller, self.store.cursor(job.id, teller)
         if status.events:
             fresh = [event for number, event in status.events if number > self.cursor]
-            self.cursor = self.store.append_from(job.id, source, status.events)
+            self.cursor = self.store.append_from(job.id, teller, status.events)
             self.facts = heard(self.facts, job, fresh)
         if status.ended:
             self.why_lost, self.unwritten = "it ended, but its result could not be written", status.unwritten

@@ -52,7 +52,7 @@ def check_not_removed(store: JobStore, job: Job) -> None:
 
 
 def _removed(store: JobStore, job: Job) -> bool:
-    return job.state.terminal and store.last_event(job.id, EventKind.REMOVED, 0.0) is not None
+    return job.state.terminal and store.last_event(job.id, EventKind.REMOVED) is not None
 
 
 def _check_unpinned(objects: ObjectStore, job_id: str) -> None:

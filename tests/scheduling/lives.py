@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from random import Random
@@ -184,8 +184,13 @@ def protected_between_evictions(told: Story, life: Life) -> Iterator[str]:
 def no_eviction_is_returned(told: Story, life: Life) -> Iterator[str]:
     """Who was evicted for a job does not evict it in turn, unless the two have changed places in between: the other has fallen below it by
     its attained service, it is starved now, or the other's tenant has come to be further above its share than its own would be."""
+    return returned_evictions(life.plans)
+
+
+def returned_evictions(plans: Iterable[tuple[Moment, Plan]]) -> Iterator[str]:
+    """`no_eviction_is_returned` of plans in the order of their times."""
     before: set[tuple[str, str]] = set()
-    for moment, plan in life.plans:
+    for moment, plan in plans:
         for order in plan.preempts:
             if (order.job_id, order.for_job) in before and not _changed_places(moment, order.for_job, order.job_id):
                 yield f"at {moment.now} {order.for_job} evicts {order.job_id}, for which it was evicted"

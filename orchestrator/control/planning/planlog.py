@@ -21,7 +21,8 @@ from orchestrator.control.scheduler.settings import policy_of
 from orchestrator.spec import to_dict
 
 MAX_FILE_BYTES = 16_000_000
-MAX_FILES = 16
+MAX_BYTES = 256_000_000
+"""Of all files. Every controller begins one, however short its life, so that their number bounds nothing."""
 
 Decision = Mapping[str, Any]
 """What a plan decides, JSON-ready; of the order of the jobs that wait, a hash."""
@@ -90,11 +91,18 @@ class PlanLog:
     def _begin(self) -> None:
         self.close()
         self._folder.mkdir(parents=True, exist_ok=True)
-        for old in sorted(self._folder.glob("*.jsonl"))[: -MAX_FILES + 1]:
-            old.unlink(missing_ok=True)
+        self._make_room()
         self._number += 1
         path = self._folder / f"{time.time_ns() // 1000:020d}-{self._number}.jsonl"
         self._file, self._state = path.open("w"), State()
+
+    def _make_room(self) -> None:
+        """For another file: the oldest go."""
+        held = 0
+        for path in sorted(self._folder.glob("*.jsonl"), reverse=True):
+            held += path.stat().st_size
+            if held > MAX_BYTES - MAX_FILE_BYTES:
+                path.unlink(missing_ok=True)
 
     def _read(self, inputs: Inputs) -> State:
         parts = {"cluster": inputs.cluster, "usage": inputs.usage, "policy": inputs.policy}

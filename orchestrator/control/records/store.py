@@ -194,11 +194,11 @@ class JobStore:
         with self._engine.connect() as connection:
             return [(row["seq"], _event(row)) for row in connection.execute(query).mappings()]
 
-    def last_event(self, job_id: str, kind: EventKind, since_s: float) -> Event | None:
-        """The newest of that kind, no older than that."""
+    def last_event(self, job_id: str, kind: EventKind, since_s: float = 0.0, source: str = "") -> Event | None:
+        """The newest of that kind, no older than that, of those whose source begins with `source`."""
         table = tables.events.c
-        mine = sa.and_(table.job_id == job_id, table.kind == kind.name, table.time_s >= since_s)
-        query = sa.select(tables.events).where(mine).order_by(table.seq.desc()).limit(1)
+        mine = (table.job_id == job_id, table.kind == kind.name, table.time_s >= since_s, table.source.startswith(source, autoescape=True))
+        query = sa.select(tables.events).where(*mine).order_by(table.seq.desc()).limit(1)
         with self._engine.connect() as connection:
             row = connection.execute(query).mappings().first()
         return None if row is None else _event(row)

@@ -10,6 +10,7 @@ from orchestrator.control.client import Client
 from orchestrator.control.controller import Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done
 from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
+from orchestrator.control.planning import planlog
 from orchestrator.control.planning.accounts import Accounts, Stay
 from orchestrator.control.planning.policy import DEFAULT
 from orchestrator.control.planning.replay import replay
@@ -470,3 +471,16 @@ def test_the_log_of_a_run_with_deaths_of_the_controller_makes_the_same_plans_aga
     text = logs[0].read_text()
     logs[0].write_text(text.replace('"priority": 1', '"priority": 0'))
     assert replay(world.home.plans).differing
+
+
+def test_the_log_has_the_plans_of_all_controllers_and_when_it_is_full_the_oldest_go(world, monkeypatch):
+    world.submit(4)
+    for _ in range(20):
+        world.start_controller()
+        world.turn()
+    first, *others = sorted(world.home.plans.glob("*.jsonl"))
+    assert len(others) == 19 and replay(world.home.plans).plans >= 20
+    monkeypatch.setattr(planlog, "MAX_BYTES", planlog.MAX_FILE_BYTES + sum(path.stat().st_size for path in others))
+    world.start_controller()
+    world.turn()
+    assert not first.exists() and all(path.exists() for path in others)

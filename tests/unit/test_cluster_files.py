@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -42,6 +44,21 @@ ACTIONS = {
 
 def documents(name: str) -> list[dict]:
     return list(yaml.safe_load_all((CLUSTER / "kuberay" / name).read_text()))
+
+
+@functools.cache
+def ray_cluster_schema() -> dict:
+    """The CRD's own, which lets no unknown field through."""
+    return _closed(yaml.safe_load(Path(__file__).with_name("ray_cluster_schema.yaml").read_text()))
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    named = schema.get("type") == "object" and "properties" in schema
+    return {name: _closed(part) for name, part in schema.items()} | ({"additionalProperties": False} if named else {})
 
 
 def launcher() -> dict:
@@ -183,10 +200,26 @@ def test_manifests_are_what_kubernetes_takes(path: Path) -> None:
         if document["kind"] != "RayCluster":
             KINDS[document["kind"]].model_validate(document)
             continue
-        jsonschema.validate(document, yaml.safe_load(Path(__file__).with_name("ray_cluster_schema.yaml").read_text()))
+        assert document["apiVersion"] == "ray.io/v1"
+        jsonschema.validate(document, ray_cluster_schema())
         spec = document["spec"]
         for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
             models.V1PodTemplateSpec.model_validate(group["template"])
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"rayVersion": 2}, "2 is not of type 'string'"),
+        ({"enableInTreeAutoscaler": True}, "'enableInTreeAutoscaler' was unexpected"),
+        ({"authOptions": {"mode": "on"}}, "'on' is not one of"),
+    ],
+)
+def test_what_kuberay_would_not_take_is_found(change: dict, said: str) -> None:
+    (document,) = (document for path in MANIFESTS for document in documents(path.name) if document["kind"] == "RayCluster")
+    document["spec"] |= change
+    with pytest.raises(jsonschema.ValidationError, match=said):
+        jsonschema.validate(document, ray_cluster_schema())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 
 from orchestrator.checkpoints.commit import CommitLog
@@ -54,6 +55,8 @@ def _live(task: RankTask, link: AgentLink) -> None:
     clock = progress_clock(task, spec, link)
     step, value = _restore(task, store, link)
     print(f"rank {task.rank} of epoch {task.epoch} begins at {step}")
+    for name in spec.environment.secrets:
+        print(f"{name} has the digest {sha256(os.environ[name].encode()).hexdigest()}")
     if task.rank == 0:
         link.send("started", first_step=step + 1)
     stopped = False

@@ -84,7 +84,7 @@ def resume_(arguments: list[str]) -> int:
     screen.say(f"resuming {job.id} from step {job.progress.committed_step or 0}")
     if not any(override.startswith("cluster.address=") for override in asked.overrides):
         wanted = dataclasses.replace(wanted, cluster=cluster_here(client.home, wanted.cluster))
-    secrets = secrets_for(wanted.storage)
+    secrets = secrets_for(wanted)
     check_storage(wanted, client.home, secrets)
     if job.state.terminal and wanted.workload.package and not asked.same_code and Path(wanted.workload.code_dir).is_dir():
         wanted = with_package(wanted, client.home, secrets, screen.say)

@@ -155,7 +155,7 @@ def _train(spec: JobSpec, switches: Switches) -> int:
     screen = Screen(beside_json=switches.json)
     home = Home.find(spec.cluster.home)
     screen.say(f"{spec.workload.name}: {spec.training.max_steps} steps on {spec.resources.num_workers} workers; state in {home.root}")
-    secrets = secrets_for(spec.storage)
+    secrets = secrets_for(spec)
     check_storage(spec, home, secrets)
     spec = with_package(spec, home, secrets, screen.say)
     cluster = ensure_cluster(home, spec.cluster, screen.say)
@@ -188,7 +188,7 @@ def _submit(spec: JobSpec, switches: Switches) -> int:
 
         return submit_there(spec, json=switches.json, rehearse=switches.rehearse, watch=False)
     home = Home.find(spec.cluster.home)
-    secrets = secrets_for(spec.storage)
+    secrets = secrets_for(spec)
     check_storage(spec, home, secrets)
     screen = Screen(beside_json=switches.json)
     spec = with_package(spec, home, secrets, screen.say)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.screen import size
+from orchestrator.control.submission import check_secrets, named_secrets
 from orchestrator.paths import Home, make_private
 from orchestrator.spec import JobSpec, StorageSpec
 from orchestrator.spec.operations import TRACKING_SECRETS
@@ -19,10 +20,25 @@ if TYPE_CHECKING:
 STORAGE_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 
 
-def secrets_for(storage: StorageSpec) -> dict[str, str]:
-    """The submitter's S3 keys and password for MLflow, for the job's processes; they travel beside the spec, never in it."""
+def secrets_for(spec: JobSpec, elsewhere: bool = False) -> dict[str, str]:
+    """What the job's processes get from the submitter's environment: what the job names, and the keys of its store and of MLflow.
+
+    They travel beside the spec, never in it. `elsewhere`: to a server. Raises ConfigError for one that is named and not set.
+    """
+    found = {**store_keys(spec.storage, elsewhere), **named_secrets(spec, os.environ)}
+    check_secrets(found, spec)
+    return found
+
+
+def store_keys(storage: StorageSpec, elsewhere: bool = False) -> dict[str, str]:
+    """The submitter's S3 keys and password for MLflow. `elsewhere` his profiles are not known: the keys go that it stands for now."""
     wanted = (*TRACKING_SECRETS, *(STORAGE_SECRETS if storage.url.startswith("s3://") else ()))
-    return {name: os.environ[name] for name in wanted if name in os.environ}
+    found = {name: os.environ[name] for name in wanted if name in os.environ}
+    if elsewhere and (profile := found.pop("AWS_PROFILE", "")):
+        from orchestrator.storage.s3 import keys_of  # boto3 takes 0.3 s to import
+
+        return {**keys_of(profile), **found}
+    return found
 
 
 def with_package(spec: JobSpec, home: Home, secrets: dict[str, str], say: Callable[[str], None]) -> JobSpec:

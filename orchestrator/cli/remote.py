@@ -19,7 +19,7 @@ def submit_there(spec: JobSpec, *, json: bool, rehearse: int | None, watch: bool
     """Returns the exit status."""
     home = Home.find(spec.cluster.home)
     client, screen = connect(home, server()), Screen(beside_json=json)
-    secrets = secrets_for(spec.storage)
+    secrets = secrets_for(spec, elsewhere=True)
     spec = _with_code(client, spec, home, secrets, screen)
     if status := rehearsed(client, spec, rehearse, secrets, screen, json=json):
         return status
@@ -36,7 +36,7 @@ def submit_there(spec: JobSpec, *, json: bool, rehearse: int | None, watch: bool
 
 def resume_there(client: Verbs, job: Job, spec: JobSpec | None, screen: Screen, *, watch: bool, json: bool) -> int:
     screen.say(f"resuming {job.id} from step {job.progress.committed_step or 0}")
-    job = client.resume(job.id, spec, secrets_for((spec or job.spec).storage))
+    job = client.resume(job.id, spec, secrets_for(spec or job.spec, elsewhere=True))
     if watch:
         return _watched(client, job, screen, json)
     screen.say(f"{job.id} is queued; follow it: {command(f'logs -f {job.id}', client.home)}")

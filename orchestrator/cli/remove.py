@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.cli.keeping import secrets_for
+from orchestrator.cli.keeping import store_keys
 from orchestrator.cli.parser import client_for, parser_for
 from orchestrator.cli.screen import Screen, as_json
 from orchestrator.client.connection import remove_all
@@ -20,9 +20,8 @@ def remove_(arguments: list[str]) -> int:
     if not asked.yes:
         raise UserError(f"remove deletes all that {job.id} keeps in {job.spec.storage.url}, and nothing brings it back: add --yes.")
     screen = Screen(beside_json=asked.json)
-    deleted = remove_all(
-        client, job.id, secrets_for(job.spec.storage), lambda objects: screen.line(f"removing {job.id}: {objects} objects deleted")
-    )
+    keys = store_keys(job.spec.storage, elsewhere=client.remote)
+    deleted = remove_all(client, job.id, keys, lambda objects: screen.line(f"removing {job.id}: {objects} objects deleted"))
     if asked.json:
         print(as_json({"id": job.id, "objects": deleted}))
     else:

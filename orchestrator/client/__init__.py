@@ -14,6 +14,7 @@ Errors are those of `orchestrator.errors`, with the same words on both ways.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -50,12 +51,17 @@ class Client:
         self._sleep = sleep
 
     def submit(self, what: JobSpec | Sequence[str], secrets: Mapping[str, str] | None = None) -> Job:
-        """Queue a job: a spec, or overrides as on the command line. On return it is durable."""
+        """Queue a job: a spec, or overrides as on the command line. On return it is durable.
+
+        `secrets`: variables of its processes' environment, which are not kept with its settings. Those that `environment.secrets` names
+        and that are not among them come from this process's environment. Raises ConfigError for one that is nowhere.
+        """
         if isinstance(what, Sequence):
             from orchestrator.config import load_job_spec
 
             what = load_job_spec(what)
-        return self._verbs.submit(self._with_package(what, secrets or {}), secrets or {})
+        handed = _handed_over(what, secrets)
+        return self._verbs.submit(self._with_package(what, handed), handed)
 
     def _with_package(self, spec: JobSpec, secrets: Mapping[str, str]) -> JobSpec:
         """A workload of one's own goes with the files of its folder."""
@@ -75,8 +81,8 @@ class Client:
         return self._verbs.request_stop(job, "now" if now else "drain")
 
     def resume(self, job: str, spec: JobSpec | None = None, secrets: Mapping[str, str] | None = None) -> Job:
-        """Queue a job that has ended once more."""
-        return self._verbs.resume(job, spec, secrets or {})
+        """Queue a job that has ended once more. `secrets`: as for `submit`; those of its submission went with its end."""
+        return self._verbs.resume(job, spec, _handed_over(spec or self.job(job).spec, secrets))
 
     def remove(self, job: str, secrets: Mapping[str, str] | None = None) -> int:
         """Delete what a job that has ended keeps in its object store (checkpoints, output, artifacts), and its MLflow run.
@@ -144,3 +150,9 @@ class Client:
         if time.monotonic() >= limit_s:
             raise TimeoutError(f"{job} has not ended in time")
         return min(WAIT_S, limit_s - time.monotonic())
+
+
+def _handed_over(spec: JobSpec, secrets: Mapping[str, str] | None) -> dict[str, str]:
+    from orchestrator.control.submission import named_secrets
+
+    return {**named_secrets(spec, os.environ), **(secrets or {})}

@@ -79,7 +79,7 @@ class Client:
         `scheduling.after`.
         """
         self._may.require(Role.USER, "submit", spec.name or spec.workload.name)
-        check_secrets(secrets)
+        check_secrets(secrets, spec)
         check_text(spec)
         spec = self._completed(self._may.owned(spec))
         if job_id and (there := self._made_before(job_id, spec)) is not None:
@@ -179,12 +179,12 @@ class Client:
         on: the controller puts it back to the queue if its own is gone. Raises StateError if it is about to stop, or for a `spec` that
         differs in more than the cluster.
         """
-        check_secrets(secrets)
 
         def change(job: Job) -> Job:
             self._may.require_own(job, "resume")
             check_not_removed(self._store, job)
             new = self._completed(self._may.owned(spec or job.spec), job.id)
+            check_secrets(secrets, new if job.state.terminal or secrets else None)
             if not job.state.terminal:
                 moved = dataclasses.replace(job.spec, cluster=new.cluster)
                 if spec is not None and new != moved:

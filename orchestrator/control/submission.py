@@ -20,11 +20,22 @@ _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def check_secrets(secrets: Mapping[str, str]) -> None:
-    """The message names no value."""
+def check_secrets(secrets: Mapping[str, str], spec: JobSpec | None = None) -> None:
+    """Raises ConfigError for one that cannot be, and for one that `spec` names and that has not come along. The message has no value."""
     for name, value in secrets.items():
         if not _VARIABLE.fullmatch(name) or "\0" in value:
             raise ConfigError(f"secrets.{name} is not possible: allowed are names of A-Z, a-z, 0-9 and '_', and text without a zero byte.")
+    missing = [name for name in spec.environment.secrets if name not in secrets] if spec is not None else []
+    if missing:
+        raise ConfigError(
+            f"environment.secrets={missing[0]} is not possible: allowed are variables that are set where the job is submitted "
+            f"(export {missing[0]}=...), or that are handed over with it."
+        )
+
+
+def named_secrets(spec: JobSpec, environ: Mapping[str, str]) -> dict[str, str]:
+    """Of those that the job names, the values that there are."""
+    return {name: environ[name] for name in spec.environment.secrets if name in environ}
 
 
 def check_text(spec: JobSpec) -> None:

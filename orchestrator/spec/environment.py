@@ -14,12 +14,16 @@ _OURS = {
 }  # fmt: skip
 _VERSION = r"(<|<=|==|!=|>=|>|~=)\s*[\w.*+!-]+"
 _SECRET = re.compile(r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?)(_|$)|(ACCESS|API|PRIVATE)_KEY")
+_FREE = "any variable but those that the orchestrator sets itself"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentSpec:
     variables: Options = field(default_factory=dict)
     """Environment variables of the ranks, there from the start of their interpreter. They are kept with the job: no place for secrets."""
+    secrets: tuple[str, ...] = ()
+    """Names of environment variables whose values are taken from the submitter's environment, travel beside the job's settings and are in
+    the environment of its processes: `HF_TOKEN`. What is kept with the job is the names."""
     requirements: tuple[str, ...] = ()
     """Python packages that the nodes must have, such as `einops>=0.8`. They are checked before the first step, never installed: packages
     belong to the nodes' image."""
@@ -30,12 +34,16 @@ class EnvironmentSpec:
         for name, value in self.variables.items():
             flag = f"environment.variables.{name}"
             require(re.fullmatch(r"[A-Za-z_]\w*", name) is not None, flag, value, "a name of letters, digits and '_'")
-            ok = name not in _OURS and not name.startswith(("ORCHESTRATOR_", "RAY_"))
-            require(ok, flag, value, "any variable but those that the orchestrator sets itself; threads are resources.threads_per_worker")
-            why = "no secret: variables are kept with the job and shown. Set it in the environment of the nodes instead"
+            require(_is_free(name), flag, value, f"{_FREE}; threads are resources.threads_per_worker")
+            why = f"no secret: variables are kept with the job. Set it in your environment, and name it: environment.secrets=[{name}]"
             require(_SECRET.search(name.upper()) is None, flag, "...", why)
             ok = isinstance(value, str | int | float) and not isinstance(value, bool) and "\0" not in str(value)
             require(ok, flag, value, "text or a number; true and false in quotes")
+        for name in self.secrets:
+            flag = "environment.secrets"
+            require(re.fullmatch(r"[A-Za-z_]\w*", name) is not None, flag, name, "[NAME, ...], names of variables of your environment")
+            require(_is_free(name), flag, name, _FREE)
+            require(name not in self.variables, flag, name, f"what is not set by environment.variables.{name} too")
         for requirement in self.requirements:
             ok = re.fullmatch(rf"[A-Za-z0-9][\w.-]*(\[[^\]]*\])?\s*({_VERSION}(\s*,\s*{_VERSION})*)?", requirement) is not None
             require(ok, "environment.requirements", requirement, "[package>=1.2, ...] with versions by <, <=, ==, !=, >=, >, ~=")
@@ -45,3 +53,7 @@ class EnvironmentSpec:
     def texts(self) -> dict[str, str]:
         """The variables as a process gets them."""
         return {name: str(value) for name, value in self.variables.items()}
+
+
+def _is_free(name: str) -> bool:
+    return name not in _OURS and not name.startswith(("ORCHESTRATOR_", "RAY_"))

@@ -53,7 +53,10 @@ class S3Store:
         self._prefix = f"{prefix}/" if prefix else ""
         self._where = f"{spec.url} at {spec.endpoint_url}" if spec.endpoint_url else spec.url
         settings = botocore.session.get_session()
-        self._client = _client(spec, environ, settings)
+        try:
+            self._client = _client(spec, environ, settings)
+        except (BotoCoreError, ValueError) as error:  # a profile that is not there, an endpoint that is none
+            raise StorageDenied(f"{self._where} cannot be opened: {error}") from error
         self._by_proxy = bool(get_environ_proxies(self._client.meta.endpoint_url))
         connections = Connections(
             limit=_MAX_CONNECTIONS,
@@ -201,6 +204,19 @@ def _client(spec: StorageSpec, environ: Mapping[str, str], settings: Any) -> Any
         botocore_session=settings,
     )
     return session.client("s3", endpoint_url=spec.endpoint_url or None, config=config)
+
+
+def keys_of(profile: str) -> dict[str, str]:
+    """The keys that an AWS profile of this machine stands for now, as environment variables. Raises StorageDenied if there are none."""
+    try:
+        credentials = boto3.session.Session(profile_name=profile).get_credentials()
+    except BotoCoreError as error:
+        raise StorageDenied(f"AWS_PROFILE={profile} is not possible: {error}") from error
+    if credentials is None:
+        raise StorageDenied(f"AWS_PROFILE={profile} is not possible: it has no keys.")
+    keys = credentials.get_frozen_credentials()
+    found = {"AWS_ACCESS_KEY_ID": keys.access_key, "AWS_SECRET_ACCESS_KEY": keys.secret_key, "AWS_SESSION_TOKEN": keys.token}
+    return {name: value for name, value in found.items() if value}
 
 
 def _code(error: ClientError) -> str:

@@ -166,6 +166,21 @@ def test_environment_variables_that_can_be() -> None:
     assert EnvironmentSpec(variables={"NCCL_DEBUG": "INFO", "TOKENIZERS_PARALLELISM": "false", "N": 3}).texts["N"] == "3"
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("1A", "names of variables of your environment"),
+        ("HF-TOKEN", "names of variables of your environment"),
+        ("RAY_AUTH_TOKEN", "any variable but those that the orchestrator sets itself"),
+        ("MODE", "what is not set by environment.variables.MODE too"),
+    ],
+)
+def test_secrets_that_cannot_be_named(name: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        EnvironmentSpec(variables={"MODE": "x"}, secrets=("HF_TOKEN", name))
+    assert f"environment.secrets={name} is not possible" in str(caught.value) and said in str(caught.value)
+
+
 @pytest.mark.parametrize(("uri", "shown"), [
     ("http://ann:hunter2@host:5000/x", "http://***@host:5000/x"), ("https://ann:hun@ter2@host", "https://***@host"),
     ("HTTPS://hunter2@host", "HTTPS://***@host"), ("postgresql://ann:hunter2@db:5432/mlflow", "postgresql://***@db:5432/mlflow"),

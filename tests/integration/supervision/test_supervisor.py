@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import signal
 
@@ -13,7 +15,8 @@ from supervision_box import Box, calm_history, double_spec, wait_until
 from orchestrator.chaos.claims import Claims
 from orchestrator.chaos.plan import SUPERVISOR_PHASES, plan
 from orchestrator.job import EndReason
-from orchestrator.spec import ChaosSpec, RecoverySpec
+from orchestrator.paths import write_private
+from orchestrator.spec import ChaosSpec, EnvironmentSpec, RecoverySpec
 from orchestrator.supervision.accounting import Bucket
 from orchestrator.supervision.silence import SILENCE_LIMIT_S
 
@@ -250,18 +253,20 @@ def test_faults_that_are_planned_come_once_each_over_all_lives_and_the_curve_is_
     job.release()
 
 
-def test_a_secret_reaches_the_ranks_and_neither_rays_tables_nor_the_store(box):
-    job_id = "with-secret"
+def test_a_secret_reaches_the_ranks_and_stays_in_its_private_file(box):
+    job_id, value = "with-secret", "s3cr3t-value"
     path = box.home.secrets(job_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('{"MY_SECRET": "s3cr3t-value"}')
-    job = box.start(double_spec(box.url, max_steps=2000, step_s=0.01, workers=1), job_id)
+    write_private(path, json.dumps({"MY_SECRET": value}))
+    spec = double_spec(box.url, max_steps=2000, step_s=0.01, workers=1)
+    job = box.start(dataclasses.replace(spec, environment=EnvironmentSpec(secrets=("MY_SECRET",))), job_id)
     job.wait_step(2)
-    assert psutil.pid_exists(job.ranks()[0])
+    found = [file for file in box.root.rglob("*") if file.is_file() and value.encode() in file.read_bytes()]
+    assert found == [path], "of Ray's own logs and all of the home"
     job.stop("now")
     job.wait_ended()
     content = b"".join(job.store.get(info.key) for info in job.store.list(job.keys.root))
-    assert b"s3cr3t-value" not in content
+    assert value.encode() not in content
+    assert hashlib.sha256(value.encode()).hexdigest().encode() in content, "its output, by a rank that has it"
     job.release()
 
 

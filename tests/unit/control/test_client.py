@@ -16,7 +16,17 @@ from orchestrator.errors import ConfigError, JobNotFound, StateError
 from orchestrator.events import EventKind
 from orchestrator.job import EndReason, JobResult, JobState, Progress
 from orchestrator.paths import Home
-from orchestrator.spec import ClusterSpec, DataSpec, JobSpec, ModelSpec, ResourcesSpec, StorageSpec, TrainingSpec, WorkloadSpec
+from orchestrator.spec import (
+    ClusterSpec,
+    DataSpec,
+    EnvironmentSpec,
+    JobSpec,
+    ModelSpec,
+    ResourcesSpec,
+    StorageSpec,
+    TrainingSpec,
+    WorkloadSpec,
+)  # fmt: skip
 
 SPEC = JobSpec(
     workload=WorkloadSpec(name="My_Tiny", entrypoint="tiny:Tiny"),
@@ -68,6 +78,18 @@ def test_secrets_are_for_the_owner_only_and_not_in_the_row(client, home):
     assert path.stat().st_mode & 0o777 == 0o600
     assert json.loads(path.read_text()) == {"AWS_SECRET_ACCESS_KEY": "hunter2"}
     assert b"hunter2" not in b"".join(file.read_bytes() for file in home.root.glob("jobs.db*"))
+
+
+def test_a_secret_that_the_job_names_has_to_come_along_at_every_submission(client, home):
+    spec = dataclasses.replace(SPEC, environment=EnvironmentSpec(secrets=("HF_TOKEN",)))
+    with pytest.raises(ConfigError, match=r"environment\.secrets=HF_TOKEN is not possible"):
+        client.submit(spec, {"OTHER": "x"})
+    assert client.jobs() == []
+    job = client.submit(spec, {"HF_TOKEN": "hf_x"})
+    assert client.resume(job.id, None, {}).state is JobState.QUEUED, "a job that waits keeps those of its submission"
+    with pytest.raises(ConfigError, match=r"environment\.secrets=HF_TOKEN is not possible"):
+        client.resume(job.id, None, {"OTHER": "x"})
+    assert json.loads(home.secrets(job.id).read_text()) == {"HF_TOKEN": "hf_x"}
 
 
 def test_a_job_that_never_fits_is_refused_with_the_numbers(client, home):

@@ -26,6 +26,7 @@ from orchestrator.control.planning.reputation import MEMORY_S, judged, scores
 from orchestrator.control.planning.scheduling import Decide, Scheduling
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, plan_ahead
+from orchestrator.control.scheduler.model import Node
 from orchestrator.control.secrets import Secrets
 from orchestrator.control.upkeep import Upkeep
 from orchestrator.errors import StaleWrite
@@ -61,6 +62,10 @@ class Controller:
         self._looking: Future[ClusterView] | None = None
         self._looked_s = float("-inf")
         self._cluster: ClusterView | None = None
+        self._known: frozenset[str] | None = None
+        """Ids of its nodes."""
+        self._draining: tuple[Node, ...] = ()
+        """Those that Ray is going to take, the next one first."""
         self._lives: dict[str, Life] = {}
         self._losses: dict[str, Losses] = {}
         self._settled_s = 0.0
@@ -110,7 +115,8 @@ class Controller:
         self.seen_s = now
         view = self._provisioner.extended(judged(looked.result(), scores(self._store.incidents(now - MEMORY_S), now)))
         if view != self._cluster:
-            self._cluster = view
+            self._cluster, self._known = view, frozenset(node.id for node in view.nodes)
+            self._draining = tuple(sorted((node for node in view.nodes if node.draining), key=_drained_at))
             self._store.set_meta(CLUSTER, self._cluster.to_dict())
             log.info("nodes: %s", [f"{node.id[:8]} {node.cpu_units / 1e4:g} CPUs {node.gpus} GPUs" for node in view.there.nodes])
             suspected = [f"{node.name} {node.standing.name.lower()}" for node in view.there.nodes if node.standing]
@@ -202,19 +208,15 @@ class Controller:
 
     def _gone_nodes(self, job: Job) -> list[str]:
         """Those of its place that Ray does not know as living any more. They were there when the place was chosen."""
-        known = {node.id for node in self._cluster.nodes} if self._cluster is not None else None
-        return [node_id for node_id, _ in job.placement if known is not None and node_id not in known]
+        known = self._known
+        return [] if known is None else [node_id for node_id, _ in job.placement if node_id not in known]
 
     def _preempt_drained(self, job: Job, now: float) -> None:
         """Ray is going to take a node of the job's: the earliest deadline counts."""
-        if self._cluster is None:
-            return
         held = {node_id for node_id, _ in job.placement}
-        draining = [node for node in self._cluster.nodes if node.draining and node.id in held]
-        if draining:
-            first = min(draining, key=lambda node: (node.drain_deadline_s is None, node.drain_deadline_s, node.id))
-            why = f"Ray drains node {first.id[:8]}"
-            self._lives[job.id].preempt(job, why, first.drain_deadline_s, now)
+        first = next((node for node in self._draining if node.id in held), None)
+        if first is not None:
+            self._lives[job.id].preempt(job, f"Ray drains node {first.id[:8]}", first.drain_deadline_s, now)
 
     def _moved(self, old: Job, new: Job) -> None:
         self._jobs.wrote(new)
@@ -241,6 +243,10 @@ class Controller:
             act()
         except StaleWrite as stale:
             log.info("%s: %s", job.id, stale)
+
+
+def _drained_at(node: Node) -> tuple[bool, float, str]:
+    return (node.drain_deadline_s is None, node.drain_deadline_s or 0.0, node.id)
 
 
 def _end_of_waiting(job: Job, never: str) -> JobResult | None:

@@ -27,7 +27,7 @@ from orchestrator.control.planning.inputs import Facts
 from orchestrator.control.planning.orders import Orders
 from orchestrator.control.planning.receipt import receipt
 from orchestrator.control.records.store import JobStore
-from orchestrator.errors import StorageError, StorageUnavailable
+from orchestrator.errors import StorageUnavailable
 from orchestrator.events import Event
 from orchestrator.job import TRANSITIONS, EndReason, Job, JobResult, JobState
 
@@ -96,7 +96,11 @@ class Life:
     """For the scheduler."""
     resumed: bool = False
     """The start that the controller before this one did not bring to its end was gone on with."""
+    refused_s: float | None = None
+    """Since when, in this phase, Ray has not had room for its place."""
     why_lost: str = ""
+    counts: bool = True
+    """The loss of its worker group: as one of `MAX_LOSSES`."""
     unwritten: JobResult | None = None
     """What the supervisor says it could not write."""
     end: JobResult | None = None
@@ -176,10 +180,12 @@ class Life:
         if ready:
             self.sought = False
             self._enter(Phase.WATCH, now)
-        elif self.gone_nodes:
-            self._lose(f"node {self.gone_nodes[0][:8]} was lost before it started", now)
-        elif now - self.since_s > START_LIMIT_S:
-            self._lose(f"Ray did not reserve its place within {START_LIMIT_S:.0f} s", now)
+            return job
+        self.refused_s = now if self.refused_s is None else self.refused_s
+        if self.gone_nodes:
+            self._lose(f"node {self.gone_nodes[0][:8]} was lost before it started", now, counts=False)
+        elif now - self.refused_s > START_LIMIT_S:
+            self._lose(f"Ray did not reserve its place within {START_LIMIT_S:.0f} s", now, counts=False)
         return job
 
     def _heard(self, job: Job, status: GroupStatus, now: float) -> Job:
@@ -191,13 +197,13 @@ class Life:
             fresh = [event for number, event in status.events if number > self.cursor]
             self.cursor = self.store.append_from(job.id, teller, status.events)
             self.facts = heard(self.facts, job, fresh)
-        if status.ended:
-            self.why_lost, self.unwritten = "it ended, but its result could not be written", status.unwritten
-            self._enter(Phase.RESULT, now)
         changes, events = self._news(job, status, now)
         if changes:
-            self.written_s = now
             job = self.store.update(job, events, **changes)
+            self.written_s = now
+        if status.ended:  # its last progress is written: one that a client has come before is asked for again
+            self.why_lost, self.unwritten = "it ended, but its result could not be written", status.unwritten
+            self._enter(Phase.RESULT, now)
         return job
 
     def _news(self, job: Job, status: GroupStatus, now: float) -> tuple[dict[str, Any], list[Event]]:
@@ -223,7 +229,7 @@ class Life:
         elif self.sought and not self.resumed and job.state is JobState.STARTING:
             self.resumed = True
             self._enter(Phase.START, now)
-        elif self.losses.add(job.progress.committed_step or 0) > MAX_LOSSES:
+        elif self.counts and self.losses.add(job.progress.committed_step or 0) > MAX_LOSSES:
             message = f"its worker group was lost {MAX_LOSSES + 1} times without progress; the last time because {self.why_lost}"
             self._release(ended(job, EndReason.INTERNAL, message), now)
         else:
@@ -248,16 +254,16 @@ class Life:
             self._lose("its supervisor was gone", now)
         elif self.phase is Phase.RESULT and self.unwritten is not None:
             self._release(self.unwritten, now)
-        elif self.phase is Phase.RESULT and isinstance(error, StorageError) and self._is_final(error, now):
+        elif self.phase is Phase.RESULT and self._is_final(error, now):
             self._release(ended(job, EndReason.STORAGE, f"its result cannot be read: {error}"), now)
         return job
 
-    def _is_final(self, error: StorageError, now: float) -> bool:
+    def _is_final(self, error: Exception, now: float) -> bool:
         return not isinstance(error, StorageUnavailable) or now - self.since_s > RESULT_LIMIT_S
 
-    def _lose(self, why: str, now: float) -> None:
-        """The group is gone. If it left a result it ended, else the job goes back to the queue."""
-        self.why_lost = why
+    def _lose(self, why: str, now: float, counts: bool = True) -> None:
+        """The group is gone. If it left a result it ended, else the job goes back to the queue. `counts`: it may be the job's own fault."""
+        self.why_lost, self.counts = why, counts
         self._enter(Phase.RESULT, now)
 
     def _release(self, end: JobResult | None, now: float) -> None:
@@ -265,7 +271,7 @@ class Life:
         self._enter(Phase.RELEASE, now)
 
     def _enter(self, phase: Phase, now: float) -> None:
-        self.phase, self.since_s, self.stop_now_s = phase, now, None
+        self.phase, self.since_s, self.stop_now_s, self.refused_s = phase, now, None, None
 
     # stopping
 
@@ -276,7 +282,7 @@ class Life:
         if self.phase is Phase.START:
             in_flight = self.question is not None and not self.question.done()  # it may be making what `release` must find
             return None if in_flight else stopped(job)
-        if job.stop_requested == "now" and self.phase in (Phase.FIND, Phase.WATCH):
+        if job.stop_requested == "now":
             self.stop_now_s = now if self.stop_now_s is None else self.stop_now_s
             if now - self.stop_now_s > STOP_NOW_LIMIT_S:
                 return stopped(job)
@@ -288,7 +294,7 @@ class Life:
             self.preempt(job, order.why, None, now)
         elif order is not None and now >= self.not_before_s:
             self.orders.leave("resize", job, self.source, lambda: self.groups.resize(job, order.why))
-        sent = self.orders.stop(job, now >= self.not_before_s)
+        sent = self.orders.stop(job, self.source, now >= self.not_before_s)
         if sent and job.stop_requested != "now" and JobState.DRAINING in TRANSITIONS[job.state]:
             return self.store.update(job, state=JobState.DRAINING)
         return job

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 ROUND_S = 0.1
 BLIND_LIMIT_S = 30.0
 """A controller that cannot read Ray's nodes for so long leaves: Ray is gone."""
-EXIT_SECOND, EXIT_CLUSTER, EXIT_STORE = 3, 4, 5
+CLOCK_STEP_S = 2.0
+"""What the clock may be set by while a controller counts by it."""
+EXIT_FAULT, EXIT_SECOND, EXIT_CLUSTER, EXIT_STORE, EXIT_CLOCK = 1, 3, 4, 5, 6
 
 log = logging.getLogger("controller")
 
@@ -88,14 +90,15 @@ class Service:
         groups = RayGroups(self._home, threads, self._rank_entry)
         provisioner = Provisioner(self._home.node_types, RayAutoscaler(self._address, threads.looks))
         controller = Controller(store, self._home, groups, lambda: threads.looks.submit(observe), provisioner)
+        began_s, clocks_apart_s = time.time(), _clocks_apart_s()
         while not self._told_to_stop:
-            if not self._lease.held:
-                log.error("the lease on the job store is over: another controller may act now; this one leaves")
-                return EXIT_STORE
             now, began = time.time(), time.perf_counter()
+            if abs(set_by := _clocks_apart_s() - clocks_apart_s) > CLOCK_STEP_S:
+                log.error("the machine's clock was set by %.0f s: this controller leaves, and the next one counts by the new time", set_by)
+                return EXIT_CLOCK
             controller.step(now)
             self._pulse.beat(time.perf_counter() - began)
-            if self._is_blind(controller, now):
+            if self._is_blind(controller.seen_s or began_s, now):
                 return EXIT_CLUSTER
             self._look_after(controller, store, now)
             store.wait_for_change(ROUND_S)
@@ -107,8 +110,7 @@ class Service:
     def _on_signal(self, _number: int, _frame: Any) -> None:
         self._told_to_stop = True
 
-    def _is_blind(self, controller: Controller, now: float) -> bool:
-        seen_s = controller.seen_s if controller.seen_s is not None else self._busy_s
+    def _is_blind(self, seen_s: float, now: float) -> bool:
         if now - seen_s <= BLIND_LIMIT_S:
             return False
         log.error("Ray at %s has not answered for %.0f s", self._address, now - seen_s)
@@ -171,6 +173,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OrchestratorError as error:
         log.error("%s", error)
         return error.exit_code
+    except Exception:  # this process must end: as long as it lives it keeps lock and lease
+        log.exception("the controller failed")
+        return EXIT_FAULT
 
 
 def _serve(home: Home, chosen: argparse.Namespace, lock: ControllerLock) -> int:
@@ -179,7 +184,7 @@ def _serve(home: Home, chosen: argparse.Namespace, lock: ControllerLock) -> int:
     server = _api(chosen)
     lease = ControllerLease(JobStore(place_of(home)).engine)
     lease.acquire()
-    lease.keep()
+    lease.keep(_leave_without_lease)
     if server is not None:
         server.start(home, JobStore(place_of(home)), pulse)
     pulse.dashboard = _join(chosen.address, chosen.wait_s)
@@ -188,6 +193,17 @@ def _serve(home: Home, chosen: argparse.Namespace, lock: ControllerLock) -> int:
     finally:
         if server is not None:
             server.stop()
+
+
+def _leave_without_lease() -> None:
+    """At once, whatever the loop waits for: another controller may act now."""
+    log.error("the lease on the job store is over: another controller may act now; this one leaves")
+    os._exit(EXIT_STORE)
+
+
+def _clocks_apart_s() -> float:
+    """Stays the same as long as nobody sets the machine's clock."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _api(chosen: argparse.Namespace) -> ApiServer | None:

@@ -223,8 +223,8 @@ class Supervisor:
         result = JobResult(end_reason=reason, message=message, step=progress.step, committed_step=progress.committed_step)
         try:
             return write_result(open_store(self._context.spec.storage), self._context, result)
-        except StorageError as error:
-            log.error("the result is not written: %s", error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, who asks must hear how the job ended
+            log.error("the result is not written: %s: %s", type(error).__name__, error)
             return result
 
 

@@ -21,6 +21,7 @@ from orchestrator.control.reading.overview import Window, overview
 from orchestrator.control.reading.totals import Totals, totals
 from orchestrator.control.records import tables
 from orchestrator.control.records.audit import AuditLog
+from orchestrator.control.records.database import open_engine
 from orchestrator.control.records.lease import ControllerLease
 from orchestrator.control.records.outdated import BATCH, delete_outdated
 from orchestrator.control.records.store import JobStore
@@ -74,8 +75,39 @@ def store(where):
     opened.close()
 
 
+def wait_for(condition):
+    limit = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
 def event(message: str, kind: EventKind = EventKind.WARNING, **fields) -> Event:
     return Event(kind=kind, job_id="a", time_s=1.5, message=message, fields=fields)
+
+
+# connections
+
+
+def test_a_connection_that_the_server_has_ended_is_made_anew(server):
+    url = new_database(server)
+    store, other = JobStore(url), open_engine(url)
+    store.put(Job(id="a", spec=SPEC))
+
+    def of_the_others(what):
+        with other.connect() as connection:  # each transaction has its own view of what there is
+            where = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            return connection.execute(sa.text(f"SELECT {what} {where}")).scalar()
+
+    assert of_the_others("bool_and(pg_terminate_backend(pid))")
+    wait_for(lambda: not of_the_others("count(*)"))
+    assert store.get("a").id == "a"
+
+
+def test_a_transaction_that_nobody_goes_on_with_holds_the_others_up_for_seconds(server):
+    with JobStore(new_database(server)).engine.connect() as connection:
+        found = [connection.execute(sa.text(f"SHOW {name}")).scalar() for name in ("idle_in_transaction_session_timeout", "lock_timeout")]
+    assert found == ["15s", "20s"]
 
 
 # jobs
@@ -437,6 +469,23 @@ def test_a_holder_that_could_not_renew_gives_up_before_the_next_one_can_come(sto
         except StateError:
             time.sleep(0.02)
     assert not first.renew() and not first.held
+
+
+def test_a_lease_that_is_over_is_not_renewed(store):
+    first = ControllerLease(store.engine, 0.05, me=holder(1))
+    first.acquire()
+    time.sleep(0.1)
+    assert not first.renew()
+
+
+def test_whoever_keeps_a_lease_hears_that_it_is_lost_though_the_database_hangs(store, monkeypatch):
+    lost, hangs = threading.Event(), threading.Event()
+    lease = ControllerLease(store.engine, 0.6, me=holder(1))
+    lease.acquire()
+    monkeypatch.setattr(lease, "renew", hangs.wait)
+    lease.keep(lost.set)
+    assert lost.wait(30) and not lease.held
+    hangs.set()
 
 
 def test_the_lease_of_a_process_of_this_machine_that_is_gone_is_taken_at_once(store):

@@ -9,6 +9,7 @@ taken back when nobody waits; then Ray ends the nodes that are idle. A node with
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
@@ -88,6 +89,8 @@ def read_node_types(path: Path) -> tuple[tuple[NodeType, ...], int | None]:
     if not isinstance(types, dict):
         raise ConfigError(f"{path}: available_node_types={types} is not possible: allowed is a mapping, as in Ray's cluster configuration.")
     limit = values.get("max_workers")
+    if limit is not None and not _is_count(limit):
+        raise ConfigError(f"{path}: max_workers={limit} is not possible: allowed is a whole number of at least 0.")
     found = [_node_type(path, str(name), kind, limit) for name, kind in types.items() if name != values.get("head_node_type")]
     return tuple(sorted(found, key=lambda kind: (-kind.priority, kind.name))), limit
 
@@ -97,11 +100,19 @@ def _node_type(path: Path, name: str, kind: Any, limit: int | None) -> NodeType:
     resources = kind.get("resources") if isinstance(kind, dict) else None
     if not isinstance(resources, dict) or not resources.get("CPU"):
         raise ConfigError(f"{where}.resources={resources} is not possible: allowed is a mapping with CPU, such as {{CPU: 48, GPU: 4}}.")
-    count = kind.get("max_workers", limit)
-    if not isinstance(count, int) or count < 0:
-        raise ConfigError(f"{where}.max_workers={count} is not possible: allowed is a whole number of at least 0.")
-    units, gpus = round(resources["CPU"] * CPU_UNITS), int(resources.get("GPU", 0))
-    return NodeType(name=name, cpu_units=units, gpus=gpus, max_nodes=count, priority=int(kind.get("priority", 0)))
+    cpus, gpus, count, priority = resources["CPU"], resources.get("GPU", 0), kind.get("max_workers", limit), kind.get("priority", 0)
+    if not isinstance(cpus, int | float) or isinstance(cpus, bool) or not 0 < cpus < math.inf:
+        raise ConfigError(f"{where}.resources.CPU={cpus} is not possible: allowed is a number above 0.")
+    for part, value in (("max_workers", count), ("resources.GPU", gpus)):
+        if not _is_count(value):
+            raise ConfigError(f"{where}.{part}={value} is not possible: allowed is a whole number of at least 0.")
+    if not isinstance(priority, int):
+        raise ConfigError(f"{where}.priority={priority} is not possible: allowed is a whole number.")
+    return NodeType(name=name, cpu_units=round(cpus * CPU_UNITS), gpus=gpus, max_nodes=count, priority=priority)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def extended(view: ClusterView, types: Iterable[NodeType], limit: int | None, starting: Mapping[str, int]) -> ClusterView:

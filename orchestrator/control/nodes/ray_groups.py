@@ -85,10 +85,10 @@ class RayGroups:
         return self._threads.asks.submit(lambda: _ask(job, "resize", why))
 
     def release(self, job: Job) -> Future[None]:
-        return self._threads.asks.submit(place.release, job.id, self._home, job.standby)
+        return self._threads.releases.submit(place.release, job.id, self._home, job.standby)
 
     def result(self, job: Job) -> Future[JobResult | None]:
-        return self._threads.asks.submit(self._result, job)
+        return self._threads.results.submit(self._result, job)
 
     def _start(self, job: Job) -> bool:
         if not place.reserve(job.id, job.spec, job.placement):

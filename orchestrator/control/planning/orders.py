@@ -20,7 +20,8 @@ class Orders:
     told: dict[str, str] = field(default_factory=dict)
     """Order to leave -> the supervisor's life that got it."""
     notices: dict[str, Future[Any]] = field(default_factory=dict)
-    stop_sent: str = ""
+    stop_sent: tuple[str, str] | None = None
+    """(how, the supervisor's life that was told)."""
     stopping: Future[Any] | None = None
 
     def leave(self, order: str, job: Job, source: str, send: Callable[[], Future[Any]]) -> None:
@@ -34,14 +35,15 @@ class Orders:
         if self.told.get(order, "") != source:
             self.told[order], self.notices[order] = source, send()
 
-    def stop(self, job: Job, may_send: bool) -> bool:
-        """Whether an order to stop was sent just now."""
+    def stop(self, job: Job, source: str, may_send: bool) -> bool:
+        """Whether an order to stop was sent just now. `source`: as for `leave`; empty: it has not been heard yet."""
         if self.stopping is not None and self.stopping.done():
             if self.stopping.exception() is not None:
                 log.warning("stop of %s failed: %s", job.id, self.stopping.exception())
-                self.stop_sent = ""
+                self.stop_sent = None
             self.stopping = None
-        if self.stop_sent == job.stop_requested or not may_send:
+        order = (job.stop_requested, source)
+        if not job.stop_requested or self.stop_sent == order or not may_send:
             return False
-        self.stop_sent, self.stopping = job.stop_requested, self.groups.stop(job, job.stop_requested)
+        self.stop_sent, self.stopping = order, self.groups.stop(job, job.stop_requested)
         return True

@@ -26,6 +26,8 @@ LARGEST_NUMBER = 2**53
 LOOK_S = 0.005
 _BUSY_TIMEOUT_MS = 20_000
 _CHANNEL = "orchestrator"
+_PROMPT = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+"""Of libpq: a server whose machine is gone is known to be in half a minute; the kernel's own times are hours."""
 _POOL = {"pool_size": 16, "max_overflow": 48, "pool_timeout": 20}
 
 Also = tuple[sa.Executable, Mapping[str, Any]]
@@ -120,9 +122,10 @@ def open_engine(where: str | Path) -> sa.Engine:
         sa.event.listen(engine, "handle_error", _unavailable)
         return engine
     try:
-        engine = sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, **_POOL)
+        engine = sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=_PROMPT, **_POOL)
     except ImportError as error:
         raise ConfigError(f"{shown_name(url)} needs PostgreSQL's driver: pip install 'orchestrator[postgres]'") from error
+    sa.event.listen(engine, "connect", _set_up_postgres)
     sa.event.listen(engine, "begin", _begin_postgres)
     sa.event.listen(engine, "handle_error", _unavailable)
     return engine
@@ -133,6 +136,13 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
+
+
+def _set_up_postgres(connection: Any, _record: Any) -> None:
+    """What a machine that went away midway has locked is free again when its lease is over."""
+    connection.execute("SET idle_in_transaction_session_timeout = '15s'")
+    connection.execute("SET lock_timeout = '20s'")
+    connection.commit()
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
@@ -147,7 +157,9 @@ def _begin_postgres(connection: sa.Connection) -> None:
 
 
 def _unavailable(context: Any) -> None:
-    """Raises StoreUnavailable where the database cannot be reached, is full or stays locked."""
+    """Raises StoreUnavailable where the database cannot be reached, is full or stays locked. A ping that fails costs its connection."""
+    if context.is_pre_ping:
+        return
     if isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
         why = str(context.original_exception).strip().partition("\n")[0]
         where = f" {shown_name(context.engine.url)}" if context.engine is not None else ""

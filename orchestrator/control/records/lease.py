@@ -1,7 +1,8 @@
 """Who controls the jobs of a store, also where controllers on several machines share it: the holder of a row that expires.
 
 A lock file (`control/lock.py`) keeps a second controller away on one machine; this row does so on all. The holder renews it from a thread
-of its own and gives up when it could not in time, so that the next one never meets it at work. Times are the database's.
+of its own and gives up when it could not in time, so that the next one never meets it at work: another thread watches that, which waits
+for no database, and ends the process. Times are the database's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from orchestrator.errors import StateError, StoreUnavailable
 
 DURATION_S = 15.0
 RENEW_S = 4.0
+WATCH_S = 0.5
 MARGIN_S = 3.0
 """The holder stops acting so long before the row expires."""
 _NAME = "controller"
@@ -43,13 +46,13 @@ class ControllerLease:
     """Of one store. `acquire`, then `keep`, and act only while `held`."""
 
     def __init__(
-        self, engine: sa.Engine, duration_s: float = DURATION_S, clock: Callable[[], float] = time.monotonic,
+        self, engine: sa.Engine, duration_s: float = DURATION_S, clock: Callable[[], float] | None = None,
         me: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self._engine = engine
         self._duration_s = duration_s
         self._margin_s = MARGIN_S * duration_s / DURATION_S
-        self._clock = clock
+        self._clock = clock or partial(time.clock_gettime, time.CLOCK_BOOTTIME)  # goes on while the machine is suspended
         self._me = me or _this_process()
         self._until = float("-inf")
         self._stop = threading.Event()
@@ -74,20 +77,23 @@ class ControllerLease:
         self._until = asked + self._duration_s - self._margin_s
 
     def renew(self) -> bool:
-        """False if another one has it: it was not renewed in time."""
+        """False if another one has it, or may have it by now: it was not renewed in time."""
         asked = self._clock()
         with writing(self._engine) as connection:
-            mine = sa.and_(TABLE.c.name == _NAME, TABLE.c.holder == self._me)
-            renewed = connection.execute(TABLE.update().where(mine).values(expires_s=_now(connection) + self._duration_s))
+            lock_key(connection, f"lease {_NAME}")
+            now = _now(connection)
+            mine = sa.and_(TABLE.c.name == _NAME, TABLE.c.holder == self._me, TABLE.c.expires_s > now)
+            renewed = connection.execute(TABLE.update().where(mine).values(expires_s=now + self._duration_s))
         if renewed.rowcount != 1:
             self._until = float("-inf")
             return False
         self._until = asked + self._duration_s - self._margin_s
         return True
 
-    def keep(self) -> None:
-        """Renew it from a thread until `release`."""
+    def keep(self, lost: Callable[[], object] = lambda: None) -> None:
+        """Renew it from a thread until `release`. `lost` is called from another one when it is not held any more."""
         threading.Thread(target=self._keep, name="lease", daemon=True).start()
+        threading.Thread(target=self._watch, args=(lost,), name="lease watch", daemon=True).start()
 
     def release(self) -> None:
         """The next controller need not wait for its end."""
@@ -104,6 +110,13 @@ class ControllerLease:
                     return
             except StoreUnavailable as error:
                 log.warning("the lease could not be renewed: %s", error)
+
+
+    def _watch(self, lost: Callable[[], object]) -> None:
+        while not self._stop.wait(WATCH_S * self._duration_s / DURATION_S):
+            if not self.held:
+                lost()
+                return
 
 
 def living(engine: sa.Engine) -> dict[str, Any] | None:

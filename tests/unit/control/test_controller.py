@@ -13,6 +13,7 @@ from orchestrator.control.controller import SEEK_LIMIT_S, SETTLE_S, Controller
 from orchestrator.control.nodes.groups import GroupStatus, ScriptedGroups, done, failed
 from orchestrator.control.nodes.provisioning import Provisioner, ScriptedAutoscaler
 from orchestrator.control.nodes.threads import Threads
+from orchestrator.control.planning.live import LiveJobs
 from orchestrator.control.planning.reputation import MEMORY_S
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView, plan
@@ -336,13 +337,32 @@ def test_a_job_that_is_lost_again_and_again_without_progress_fails(world):
     assert world.groups.calls.count(("start", job_id)) == life.MAX_LOSSES + 1
 
 
-def test_a_place_that_ray_does_not_give_is_given_up(world):
+def test_a_place_that_ray_does_not_give_is_given_up_however_often_and_the_job_waits_for_another(world):
     job_id = world.submit()
     world.groups.pending.add(job_id)
-    world.turn(3)
-    world.turn(1, life.START_LIMIT_S)
+    for _ in range(life.MAX_LOSSES + 2):
+        world.turn(3)
+        world.turn(1, life.START_LIMIT_S)
+        world.turn(4)
+    assert "".join(world.messages(job_id)).count("Ray did not reserve its place") > life.MAX_LOSSES
+    world.groups.pending.clear()
     world.turn(4)
-    assert "Ray did not reserve its place" in "".join(world.messages(job_id))
+    world.say(job_id, JobState.RUNNING)
+    world.turn()
+    assert world.state(job_id) is JobState.RUNNING
+
+
+def test_ray_has_its_time_for_a_place_from_when_it_was_first_asked(world):
+    world.groups.held.add("start")
+    job_id = world.submit()
+    world.turn(2, life.START_LIMIT_S)
+    world.groups.pending.add(job_id)
+    world.groups.held.clear()
+    world.groups.unanswered[-1].set_result(False)
+    world.turn(2)
+    world.groups.pending.clear()
+    world.turn(2)
+    assert world.kinds(job_id) == ["SUBMITTED", "ADMITTED"] and job_id in world.groups.supervisors
 
 
 def test_cancelling_a_queued_job_ends_it_at_once(world):
@@ -431,6 +451,18 @@ def test_a_new_controller_passes_the_order_to_stop_on_again(world):
     world.turn()
     world.start_controller()
     world.turn()
+    sent = world.groups.calls.count(("stop drain", job_id))
+    assert sent == 3, "at once, and when it is known to which of the supervisor's lives"
+    world.turn(20)
+    assert world.groups.calls.count(("stop drain", job_id)) == sent
+
+
+def test_a_supervisor_that_was_restarted_before_it_stopped_is_told_again(world):
+    job_id = world.running()
+    world.client.request_stop(job_id, "drain")
+    world.turn()
+    world.say(job_id, source="its second life")
+    world.turn(20)
     assert world.groups.calls.count(("stop drain", job_id)) == 2
 
 
@@ -497,6 +529,47 @@ def test_an_unreadable_result_fails_the_job_and_an_unreachable_store_is_waited_f
     world.groups.error = StorageDenied("wrong keys")
     world.turn(4)
     assert (world.state(job_id), world.client.job(job_id).result.end_reason) == (JobState.FAILED, EndReason.STORAGE)
+
+
+@pytest.mark.parametrize("error", [ValueError("Invalid endpoint: http://minio_1:9000"), KeyError("end_reason")])
+def test_a_result_that_no_later_try_can_read_fails_the_job(world, error):
+    job_id = world.running()
+    world.groups.result = lambda job: failed(error)
+    world.end(job_id)
+    world.turn()
+    job = world.client.job(job_id)
+    assert (job.state, job.result.end_reason) == (JobState.FAILED, EndReason.STORAGE)
+    assert "its result cannot be read" in job.reason
+
+
+def test_a_job_whose_result_is_not_to_be_had_can_be_stopped_at_once(world):
+    job_id = world.running()
+    world.groups.held.add("result")
+    world.say(job_id, ended=True)
+    world.turn()
+    world.client.request_stop(job_id, "now")
+    world.turn(2)
+    assert world.state(job_id) is JobState.RUNNING
+    world.turn(2, life.STOP_NOW_LIMIT_S)
+    assert (world.state(job_id), world.groups.supervisors) == (JobState.CANCELLED, {})
+
+
+def test_the_last_progress_is_kept_though_a_client_writes_in_the_same_round(world, monkeypatch):
+    job_id = world.running()
+    refresh = LiveJobs.refresh
+
+    def then_somebody_writes(jobs):
+        found = refresh(jobs)
+        monkeypatch.setattr(LiveJobs, "refresh", refresh)
+        world.client.set_priority(job_id, 3)
+        return found
+
+    monkeypatch.setattr(LiveJobs, "refresh", then_somebody_writes)
+    world.groups.results[job_id, 1] = JobResult(end_reason=EndReason.COMPLETED, message="")
+    world.say(job_id, ended=True, step=10, committed_step=10)
+    world.turn(6)
+    job = world.client.job(job_id)
+    assert (job.state, job.progress.step, job.progress.committed_step) == (JobState.SUCCEEDED, 10, 10)
 
 
 def test_an_unreadable_cluster_stops_nothing_that_runs(world):

@@ -81,6 +81,11 @@ def test_the_types_are_read_from_the_clusters_configuration(world):
         ({"available_node_types": {"a": {"resources": {}}}}, "a.resources={} is not possible"),
         ({"available_node_types": {"a": {"resources": {"CPU": 1}}}}, "a.max_workers=None is not possible: allowed is a whole number"),
         ({"available_node_types": {"a": {"resources": {"CPU": 1}, "max_workers": -1}}}, "a.max_workers=-1 is not possible"),
+        ({"available_node_types": {"a": {"resources": {"CPU": 1}, "max_workers": "2"}}}, "a.max_workers=2 is not possible"),
+        ({"available_node_types": {"a": {"resources": {"CPU": "48"}, "max_workers": 2}}}, "a.resources.CPU=48 is not possible"),
+        ({"available_node_types": {"a": {"resources": {"CPU": 1, "GPU": 0.5}, "max_workers": 2}}}, "a.resources.GPU=0.5 is not possible"),
+        ({"available_node_types": {"a": {"resources": {"CPU": 1}, "max_workers": 2, "priority": "x"}}}, "a.priority=x is not possible"),
+        ({"available_node_types": {}, "max_workers": "10"}, "max_workers=10 is not possible"),
     ],
 )
 def test_types_that_say_too_little_are_refused_with_the_setting(tmp_path, values, said):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.control.controller import Controller
 from orchestrator.control.environment import remote_environment
 from orchestrator.control.file_locks import if_free
+from orchestrator.control.forward_clock import ForwardClock
 from orchestrator.control.keeper import ClusterFile
 from orchestrator.control.lock import ControllerLock, cluster_lock, holder
 from orchestrator.control.nodes.provisioning import Provisioner
@@ -42,9 +43,7 @@ if TYPE_CHECKING:
 ROUND_S = 0.1
 BLIND_LIMIT_S = 30.0
 """A controller that cannot read Ray's nodes for so long leaves: Ray is gone."""
-CLOCK_STEP_S = 2.0
-"""What the clock may be set by while a controller counts by it."""
-EXIT_FAULT, EXIT_SECOND, EXIT_CLUSTER, EXIT_STORE, EXIT_CLOCK = 1, 3, 4, 5, 6
+EXIT_FAULT, EXIT_SECOND, EXIT_CLUSTER, EXIT_STORE = 1, 3, 4, 5
 
 log = logging.getLogger("controller")
 
@@ -90,12 +89,10 @@ class Service:
         groups = RayGroups(self._home, threads, self._rank_entry)
         provisioner = Provisioner(self._home.node_types, RayAutoscaler(self._address, threads.looks))
         controller = Controller(store, self._home, groups, lambda: threads.looks.submit(observe), provisioner)
-        began_s, clocks_apart_s = time.time(), _clocks_apart_s()
+        clock = ForwardClock()
+        began_s = clock()
         while not self._told_to_stop:
-            now, began = time.time(), time.perf_counter()
-            if abs(set_by := _clocks_apart_s() - clocks_apart_s) > CLOCK_STEP_S:
-                log.error("the machine's clock was set by %.0f s: this controller leaves, and the next one counts by the new time", set_by)
-                return EXIT_CLOCK
+            now, began = clock(), time.perf_counter()
             controller.step(now)
             self._pulse.beat(time.perf_counter() - began)
             if self._is_blind(controller.seen_s or began_s, now):
@@ -199,11 +196,6 @@ def _leave_without_lease() -> None:
     """At once, whatever the loop waits for: another controller may act now."""
     log.error("the lease on the job store is over: another controller may act now; this one leaves")
     os._exit(EXIT_STORE)
-
-
-def _clocks_apart_s() -> float:
-    """Stays the same as long as nobody sets the machine's clock."""
-    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _api(chosen: argparse.Namespace) -> ApiServer | None:

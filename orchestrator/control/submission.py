@@ -9,7 +9,8 @@ import secrets as random_source
 from collections.abc import Mapping
 
 from orchestrator.control.scheduler import ClusterView, Demand, feasible
-from orchestrator.errors import ConfigError
+from orchestrator.control.scheduler.model import Labels
+from orchestrator.errors import ConfigError, nearest
 from orchestrator.job import Progress
 from orchestrator.layout import legal_world_sizes
 from orchestrator.paths import Home
@@ -62,6 +63,8 @@ def check_feasible(spec: JobSpec, view: ClusterView | None, quota: int | None) -
     """Raises ConfigError for a job that the cluster, as it was seen, or the quota of its tenant can never hold."""
     least = legal_world_sizes(spec)[0]
     demand = dataclasses.replace(Demand.of(spec), num_workers=least)
+    if view is not None:
+        _check_labels(demand.labels, view)
     why = feasible(view, demand) if view is not None else None
     if why:
         name = "num_workers" if least == spec.resources.num_workers else "min_workers"
@@ -75,6 +78,14 @@ def check_feasible(spec: JobSpec, view: ClusterView | None, quota: int | None) -
             f"resources.num_workers={least} is more than the quota of scheduling.tenant={tenant} ({quota}). "
             f"Ask for fewer, or raise it: orchestrator policy tenants.{tenant}.quota={demand.width}"
         )
+
+
+def _check_labels(labels: Labels, view: ClusterView) -> None:
+    for key, value in labels:
+        known = sorted({held for node in view.nodes for name, held in node.labels if name == key})
+        if value not in known:
+            there = f"allowed is {', '.join(known)}" if known else "no node has a label of that name"
+            raise ConfigError(f"resources.node_labels.{key}={value} is not possible: {there}.{nearest(value, known)}")
 
 
 def new_id(spec: JobSpec) -> str:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from orchestrator.errors import ConfigError
 from orchestrator.spec.checks import Options, at_least, require
 
+_LABEL = re.compile(r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?")
+_LABEL_KEY = re.compile(rf"([a-z0-9.-]+/)?{_LABEL.pattern}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResourcesSpec:
@@ -24,6 +27,9 @@ class ResourcesSpec:
     """Threads of torch's CPU kernels in each rank. Part of what makes results repeatable."""
     max_workers_per_node: int = 0
     """Ranks on one node at most; 0: as many as fit."""
+    node_labels: Options = field(default_factory=dict)
+    """The job runs only on nodes with all of these labels of Ray: its own, as `ray.io/accelerator-type`, or such as
+    `ray start --labels zone=a` gives."""
 
     def __post_init__(self) -> None:
         require(self.num_workers >= 1, "resources.num_workers", self.num_workers, "a whole number of at least 1")
@@ -36,6 +42,9 @@ class ResourcesSpec:
         )
         require(self.threads_per_worker >= 1, "resources.threads_per_worker", self.threads_per_worker, "at least 1")
         require(self.max_workers_per_node >= 0, "resources.max_workers_per_node", self.max_workers_per_node, "0 or more")
+        for key, value in self.node_labels.items():
+            ok = _LABEL.fullmatch(str(value)) is not None and not isinstance(value, bool) and _LABEL_KEY.fullmatch(key) is not None
+            require(ok, f"resources.node_labels.{key}", value, "a name of letters, digits, '-', '_' and '.', up to 63, for key and value")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,7 @@ def after_leaving(moment: Moment) -> Moment:
 def job_from(values: Mapping[str, Any]) -> Job:
     lists = {name: tuple(values[name]) for name in ("smaller", "larger")}
     cleared = tuple((node, count) for node, count in values["cleared"])
-    return Job(**{**values, "demand": Demand(**values["demand"]), "cleared": cleared, **lists})
+    return Job(**{**values, "demand": Demand.from_dict(values["demand"]), "cleared": cleared, **lists})
 
 
 def run_from(values: Mapping[str, Any]) -> Run:

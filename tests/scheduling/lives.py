@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scheduling.fairness import above_share, comes_before, level, starved
 from scheduling.forms import restored, stored
 from scheduling.machine import Event, Impossible, Machine
-from scheduling.oracle import feasible, fits, rooms
+from scheduling.oracle import feasible, fits, rooms, with_labels
 from scheduling.properties import PROPERTIES
 from scheduling.strategies import HOUR, Moment, calm, job, policy
 
@@ -164,7 +164,7 @@ def all_ends(told: Story, life: Life) -> Iterator[str]:
 def _can_run(told: Story, one: Job) -> bool:
     tenant = told.policy.tenants.get(one.tenant)
     within = tenant is None or tenant.quota is None or one.demand.width <= tenant.quota
-    return within and fits(rooms(told.nodes, ()), one.demand, one.demand.num_workers)
+    return within and fits(rooms(with_labels(told.nodes, one.demand), ()), one.demand, one.demand.num_workers)
 
 
 def protected_between_evictions(told: Story, life: Life) -> Iterator[str]:

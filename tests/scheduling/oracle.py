@@ -118,9 +118,16 @@ def fits(free: Rooms, demand: Demand, workers: int, on_one: bool | None = None) 
 
 
 def open_nodes(moment: Moment, demand: Demand) -> tuple[Node, ...]:
-    """The nodes that a gang may be placed on: of those that are excluded after their failures only where it could never run without."""
-    trusted = tuple(node for node in moment.usable if node.standing is not Standing.EXCLUDED)
-    return trusted if fits(rooms(trusted, ()), demand, demand.num_workers) else moment.usable
+    """The nodes that a gang may be placed on: of those with its labels, and of those that are excluded after their failures only where it
+    could never run without."""
+    labelled = with_labels(moment.usable, demand)
+    trusted = tuple(node for node in labelled if node.standing is not Standing.EXCLUDED)
+    return trusted if fits(rooms(trusted, ()), demand, demand.num_workers) else labelled
+
+
+def with_labels(nodes: Iterable[Node], demand: Demand) -> tuple[Node, ...]:
+    """Those that have all which the gang asks for."""
+    return tuple(node for node in nodes if all(label in node.labels for label in demand.labels))
 
 
 def fits_on(
@@ -137,12 +144,12 @@ def fits_on(
 
 def feasible(moment: Moment, job: Job) -> bool:
     """Its whole gang would fit if nothing else ran."""
-    return fits(rooms(moment.usable, ()), job.demand, job.demand.num_workers)
+    return fits(rooms(with_labels(moment.usable, job.demand), ()), job.demand, job.demand.num_workers)
 
 
 def possible(moment: Moment, job: Job) -> bool:
     """So would some legal number of its workers."""
-    return any(fits(rooms(moment.usable, ()), job.demand, size) for size in (*job.smaller, job.demand.num_workers))
+    return any(fits(rooms(with_labels(moment.usable, job.demand), ()), job.demand, size) for size in (*job.smaller, job.demand.num_workers))
 
 
 def protected_until(run: Run, policy: Policy) -> float:

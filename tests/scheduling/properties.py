@@ -14,7 +14,7 @@ from random import Random
 
 from scheduling.fairness import no_tenant_waits_below_its_share, order_is_kept, reserved_nodes, width_of, work_conserving
 from scheduling.forms import after_leaving, applied, restored, shuffled, stored, told
-from scheduling.oracle import Rooms, fits_on, fits_one_empty, held, is_legal, most, open_nodes, protected_until, rooms
+from scheduling.oracle import Rooms, fits_on, fits_one_empty, held, is_legal, most, open_nodes, protected_until, rooms, with_labels
 from scheduling.strategies import Moment
 
 from orchestrator.control.scheduler.model import Demand, Job, Plan, Standing
@@ -107,11 +107,21 @@ def topology_is_kept(moment: Moment, plan: Plan) -> Findings:
             yield f"{start.job_id} on {start.placement} of {rooms(nodes, held(moment, plan.starts[:at]))}: groups of {demand.group}"
         if demand.max_workers_per_node and any(count > demand.max_workers_per_node for _, count in start.placement):
             yield f"{start.job_id} on {start.placement}: at most {demand.max_workers_per_node} on a node"
-        good = [node for node in moment.usable if node.standing is Standing.GOOD and node.id not in reserved]
+        good = [node for node in with_labels(moment.usable, demand) if node.standing is Standing.GOOD and node.id not in reserved]
         others = rooms(good, held(moment, [other for other in plan.starts if other is not start]))
         alone = [node_id for node_id, room in others.items() if most(room, demand) >= demand.num_workers]
         if len(start.placement) > 1 and alone:
             yield f"{start.job_id} is spread over {start.placement}; it fits {alone}"
+
+
+def labels_are_kept(moment: Moment, plan: Plan) -> Findings:
+    """What starts, or is given more workers, has only nodes with all the labels that it asks for."""
+    demands = {job.id: job.demand for job in (*moment.queue, *(run.job for run in moment.running))}
+    had = {run.job.id: {node_id for node_id, _ in run.placement} for run in moment.running}
+    for order in (*plan.starts, *plan.resizes):
+        allowed = {node.id for node in with_labels(moment.usable, demands[order.job_id])} | had.get(order.job_id, set())
+        if others := {node_id for node_id, _ in order.placement} - allowed:
+            yield f"{order.job_id} has {others}, which lack some of {demands[order.job_id].labels}"
 
 
 def ever_reserved(moment: Moment) -> set[tuple[str, str]]:
@@ -174,7 +184,9 @@ def each_that_waits_knows_why(moment: Moment, plan: Plan) -> Findings:
     for reservation in plan.reservations:
         if reservation.job_id not in waits or reservation.start_s < moment.now:
             yield f"reservation {reservation} at {moment.now}; {sorted(waits)} wait"
-        elif reservation.placement and not _fits_exactly(rooms(moment.usable, ()), waits[reservation.job_id].demand, reservation.placement):
+            continue
+        demand = waits[reservation.job_id].demand
+        if reservation.placement and not _fits_exactly(rooms(with_labels(moment.usable, demand), ()), demand, reservation.placement):
             yield f"{reservation.job_id} cannot run on {reservation.placement}"
 
 
@@ -295,8 +307,8 @@ def next_change_is_right(moment: Moment, plan: Plan) -> Findings:
 
 
 PROPERTIES: tuple[Property, ...] = (
-    no_gpu_in_two_jobs, orders_are_possible, all_or_nothing, sizes_are_legal, topology_is_kept, deterministic, equal_from_what_is_stored,
-    quotas_are_kept, each_that_waits_knows_why, work_conserving, order_is_kept, no_tenant_waits_below_its_share,
+    no_gpu_in_two_jobs, orders_are_possible, all_or_nothing, sizes_are_legal, topology_is_kept, labels_are_kept, deterministic,
+    equal_from_what_is_stored, quotas_are_kept, each_that_waits_knows_why, work_conserving, order_is_kept, no_tenant_waits_below_its_share,
     victims_may_be_preempted, victims_are_few, victims_make_room, nothing_is_left_to_do, next_change_is_right,
 )  # fmt: skip
 

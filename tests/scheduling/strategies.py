@@ -112,7 +112,7 @@ def demand(rng: Random, nodes: tuple[Node, ...]) -> Demand:
     per_node = group * rng.randint(1, max(1, on_one // group)) if rng.randrange(10) == 9 else 0
     return Demand(
         num_workers=workers, cpu_units=rng.choice((CPU_UNITS, CPU_UNITS, CPU_UNITS // 2)), gpus=gpus, max_workers_per_node=per_node,
-        group=group,
+        group=group, labels=rng.choice(((), (), (), (), (), (("zone", "a"),), (("kind", "new"), ("zone", "a")))),
     )  # fmt: skip
 
 
@@ -176,7 +176,8 @@ def _times(rng: Random) -> tuple[float, ...]:
 
 def _node(rng: Random, number: int) -> Node:
     gpus = rng.choice((8, 4, 2, 1, 0))
-    return Node(id=f"n{number}", cpu_units=CPU_UNITS * rng.choice((16, 8, 2)), gpus=gpus)
+    labels = rng.choice(((("kind", "new"), ("zone", "a")), (("zone", "a"),), (("zone", "b"),), ()))
+    return Node(id=f"n{number}", cpu_units=CPU_UNITS * rng.choice((16, 8, 2)), gpus=gpus, labels=labels)
 
 
 def _amiss(rng: Random, node: Node) -> Node:

@@ -166,6 +166,12 @@ def test_environment_variables_that_can_be() -> None:
     assert EnvironmentSpec(variables={"NCCL_DEBUG": "INFO", "TOKENIZERS_PARALLELISM": "false", "N": 3}).texts["N"] == "3"
 
 
+@pytest.mark.parametrize(("key", "value"), [("zone", "a b"), ("a b", "c"), ("zone", ""), ("zone", True), ("x/y/z", "a"), ("n", "a" * 64)])
+def test_labels_that_no_node_can_have(key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"resources.node_labels.{key}={value} is not possible: allowed is a name of letters")):
+        ResourcesSpec(node_labels={"zone": "a", "ray.io/accelerator-type": "H100", "n": 3, key: value})
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

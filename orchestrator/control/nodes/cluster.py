@@ -17,7 +17,7 @@ from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.errors import ClusterError
 
 _PROBE_LIMIT_S = 15.0
-NODE_TYPE_LABEL = "ray.io/node-group"
+NODE_TYPE_LABEL, NODE_ID_LABEL = "ray.io/node-group", "ray.io/node-id"
 
 
 def observe() -> ClusterView:
@@ -45,6 +45,7 @@ def _node(row: Mapping[str, Any], drain_deadline_ms: int | None) -> Node:
         id=row["NodeID"], host=row.get("NodeManagerHostname", ""), cpu_units=round(resources.get("CPU", 0) * CPU_UNITS),
         gpus=int(resources.get("GPU", 0)), draining=drain_deadline_ms is not None,
         drain_deadline_s=drain_deadline_ms / 1000 if drain_deadline_ms else None, type=row["Labels"].get(NODE_TYPE_LABEL, ""),
+        labels=tuple(sorted((key, value) for key, value in row["Labels"].items() if key != NODE_ID_LABEL)),
     )  # fmt: skip
 
 

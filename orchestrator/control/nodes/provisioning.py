@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import yaml
 
 from orchestrator.control.scheduler import ClusterView, Plan, Standing
-from orchestrator.control.scheduler.model import CPU_UNITS, Node
+from orchestrator.control.scheduler.model import CPU_UNITS, Labels, Node
 from orchestrator.errors import ConfigError
 from orchestrator.job import Progress
 
@@ -44,6 +44,7 @@ class NodeType:
     gpus: int = 0
     max_nodes: int
     priority: int = 0
+    labels: Labels = ()
     """Who is tried first, of types that would do."""
 
 
@@ -106,9 +107,14 @@ def _node_type(path: Path, name: str, kind: Any, limit: int | None) -> NodeType:
     for part, value in (("max_workers", count), ("resources.GPU", gpus)):
         if not _is_count(value):
             raise ConfigError(f"{where}.{part}={value} is not possible: allowed is a whole number of at least 0.")
+    labels = kind.get("labels") or {}
+    if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
+        raise ConfigError(f"{where}.labels={labels} is not possible: allowed is a mapping of words to words.")
     if not isinstance(priority, int):
         raise ConfigError(f"{where}.priority={priority} is not possible: allowed is a whole number.")
-    return NodeType(name=name, cpu_units=round(cpus * CPU_UNITS), gpus=gpus, max_nodes=count, priority=priority)
+    return NodeType(
+        name=name, cpu_units=round(cpus * CPU_UNITS), gpus=gpus, max_nodes=count, priority=priority, labels=tuple(sorted(labels.items())),
+    )  # fmt: skip
 
 
 def _is_count(value: Any) -> bool:
@@ -132,7 +138,7 @@ def _coming(kind: NodeType, index: int, starting: bool) -> Node:
     """Sorts behind all nodes of Ray's, whose ids are hexadecimal digits, and before those that are not on their way."""
     return Node(
         id=f"~{'+' if starting else '-'}{kind.name}.{index:04d}", host=f"more {kind.name}", cpu_units=kind.cpu_units,
-        gpus=kind.gpus, standing=Standing.COMING, type=kind.name, starting=starting,
+        gpus=kind.gpus, standing=Standing.COMING, type=kind.name, starting=starting, labels=kind.labels,
     )  # fmt: skip
 
 
@@ -145,7 +151,10 @@ def demand_of(plan: Plan, cluster: ClusterView) -> tuple[Bundle, ...]:
     known = sorted(node.id for node in cluster.there.nodes)
     new = {"ray.io/node-id": f"!in({','.join(known)})"} if known else {}
     return tuple(
-        Bundle(cpus=node.cpu_units / CPU_UNITS, gpus=node.gpus, selector=new if node.coming else {"ray.io/node-id": node.id})
+        Bundle(
+            cpus=node.cpu_units / CPU_UNITS, gpus=node.gpus,
+            selector={**new, **dict(node.labels)} if node.coming else {"ray.io/node-id": node.id},
+        )
         for node in cluster.usable
         if node.id in wanted and node.type
     )

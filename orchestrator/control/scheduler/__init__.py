@@ -18,4 +18,4 @@ def feasible(cluster: ClusterView, demand: Demand) -> str | None:
     """None if the gang fits the empty cluster, else why it can never run there."""
     alive = tuple(node for node in cluster.nodes if node.alive)
     grid = Grid(ClusterView(nodes=tuple(replace(node, draining=False) for node in alive)))
-    return None if place(grid, demand, grid.everywhere) is not None else infeasible(alive, demand)
+    return None if place(grid, demand, grid.with_labels(demand)) is not None else infeasible(alive, demand)

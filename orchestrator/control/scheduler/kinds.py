@@ -14,7 +14,7 @@ class Kind:
 
     demand: Demand
     allowed: int
-    """Nodes that it may run on: not those that are excluded, unless it could never run on the others."""
+    """Nodes that it may run on: of those with its labels not those that are excluded, unless it could never run on the others."""
     possible: bool
     """It would fit if nothing else ran."""
     on_one: bool
@@ -27,8 +27,8 @@ class Kind:
 
 def possible(cluster: ClusterView, empty: Grid, demand: Demand) -> tuple[int, bool, bool]:
     """(nodes that a gang may run on, whether it fits them if nothing else runs, whether it stays on one)."""
-    trusted = sum(1 << i for i, node in enumerate(cluster.usable) if node.standing is not Standing.EXCLUDED)
+    labelled = empty.with_labels(demand)
+    trusted = labelled & sum(1 << i for i, node in enumerate(cluster.usable) if node.standing is not Standing.EXCLUDED)
     if place(empty, demand, trusted) is not None:
         return trusted, True, stays_on_one(empty, demand, trusted)
-    everywhere = empty.everywhere
-    return everywhere, place(empty, demand, everywhere) is not None, stays_on_one(empty, demand, everywhere)
+    return labelled, place(empty, demand, labelled) is not None, stays_on_one(empty, demand, labelled)

@@ -6,7 +6,7 @@ CPUs are counted in whole units of 1/10000, so that any number of half workers a
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,8 @@ from orchestrator.spec import JobSpec
 CPU_UNITS = 10_000
 Placement = tuple[tuple[str, int], ...]
 """(node id, number of workers) of each bundle."""
+Labels = tuple[tuple[str, str], ...]
+"""(key, value), ascending."""
 
 
 class Standing(enum.IntEnum):
@@ -45,11 +47,17 @@ class Node:
     """Of the autoscaler's configuration; empty: the autoscaler did not start it."""
     starting: bool = False
     """Of a node that is not there yet: it was asked for, and is on its way."""
+    labels: Labels = ()
+    """Ray's, but for the node's id."""
 
     @property
     def coming(self) -> bool:
         """It is not there yet."""
         return self.standing is Standing.COMING
+
+    def has(self, labels: Labels) -> bool:
+        """All of them."""
+        return set(labels).issubset(self.labels)
 
     @property
     def name(self) -> str:
@@ -96,7 +104,16 @@ class ClusterView:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ClusterView:
-        return cls(nodes=tuple(Node(**{**node, "standing": Standing(node.get("standing", 0))}) for node in values["nodes"]))
+        return cls(nodes=tuple(_node(node) for node in values["nodes"]))
+
+
+def _node(values: Mapping[str, Any]) -> Node:
+    return Node(**{**values, "standing": Standing(values.get("standing", 0)), "labels": as_labels(values.get("labels", ()))})
+
+
+def as_labels(pairs: Iterable[Iterable[str]]) -> Labels:
+    """From JSON's lists."""
+    return tuple((key, value) for key, value in pairs)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +129,8 @@ class Demand:
     """0: as many as fit."""
     group: int = 1
     """Neighbouring workers that stay together on a node; of the last ones fewer, where it does not divide the gang."""
+    labels: Labels = ()
+    """It runs only on nodes that have all of them."""
 
     @classmethod
     def of(cls, spec: JobSpec) -> Demand:
@@ -123,7 +142,12 @@ class Demand:
             gpus=int(resources.gpus_per_worker),
             max_workers_per_node=resources.max_workers_per_node,
             group=spec.parallelism.tensor_parallel_size,
+            labels=tuple(sorted((key, str(value)) for key, value in resources.node_labels.items())),
         )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Demand:
+        return cls(**{**values, "labels": as_labels(values.get("labels", ()))})
 
     @property
     def width(self) -> int:
@@ -133,7 +157,7 @@ class Demand:
     @property
     def key(self) -> str:
         """Equal for equal demands."""
-        return f"{self.num_workers} {self.cpu_units} {self.gpus} {self.max_workers_per_node} {self.group}"
+        return f"{self.num_workers} {self.cpu_units} {self.gpus} {self.max_workers_per_node} {self.group} {self.labels}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,12 @@ class Grid:
     def everywhere(self) -> int:
         return (1 << len(self.cpus)) - 1
 
+    def with_labels(self, demand: Demand) -> int:
+        """The nodes that have all which the gang asks for."""
+        if not demand.labels:
+            return self.everywhere
+        return sum(1 << i for i, node in enumerate(self.cluster.usable) if node.has(demand.labels))
+
     def set(self, i: int, cpus: int, gpus: int) -> None:
         before, self.cpus[i] = self.gpus[i], cpus
         if gpus != before:

@@ -430,7 +430,7 @@ class Planner:
         started = [start.job_id for start in self.starts]
         holders = sorted(run.job.id for run, held in self.room.runs if held and run.job.id not in started) + started
         reason = why.waiting(kind.demand, [(grid.cpus[i], grid.gpus[i]) for i in allowed], holders)
-        return reason + why.kept_out(usable, [usable[i] for i in allowed])
+        return reason + why.kept_out((node for node in usable if node.has(kind.demand.labels)), [usable[i] for i in allowed])
 
     def _next_change(self) -> float | None:
         if self._turns is not None:

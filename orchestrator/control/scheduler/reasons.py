@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
-from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Job, Node, Placement
+from orchestrator.control.scheduler.model import CPU_UNITS, Demand, Job, Labels, Node, Placement
 
 
 class Reasons(Mapping[str, str]):
@@ -35,12 +35,12 @@ class Reasons(Mapping[str, str]):
 
 
 def infeasible(nodes: Iterable[Node], demand: Demand) -> str:
-    nodes = tuple(nodes)
+    nodes = tuple(node for node in nodes if node.has(demand.labels))
     cpu_units, gpus = sum(node.cpu_units for node in nodes), sum(node.gpus for node in nodes)
     has = f"{_cpus(cpu_units)}{f' and {_gpus(gpus)}' if gpus or demand.gpus else ''} on {_nodes(len(nodes))}"
     limit = f", {demand.max_workers_per_node} at most on each node" if demand.max_workers_per_node else ""
     together = f", {demand.group} together on a node" if demand.group > 1 else ""
-    return f"needs {_needs(demand)}{limit}{together}; the cluster has {has} in all"
+    return f"needs {_needs(demand)}{limit}{together}; the cluster has {has}{' with that' if demand.labels else ''} in all"
 
 
 def short(nodes: Iterable[Node], job: Job, demand: Demand) -> str:
@@ -109,7 +109,12 @@ def excluded_but_taken(excluded: Mapping[str, str], placement: Placement) -> str
 
 def _needs(demand: Demand) -> str:
     each = _cpus(demand.cpu_units) + (f" and {_gpus(demand.gpus)}" if demand.gpus else "")
-    return f"{demand.num_workers} x {each}"
+    where = f" on nodes with {_labels(demand.labels)}" if demand.labels else ""
+    return f"{demand.num_workers} x {each}{where}"
+
+
+def _labels(labels: Labels) -> str:
+    return ", ".join(f"{key}={value}" for key, value in labels)
 
 
 def _cpus(units: int) -> str:

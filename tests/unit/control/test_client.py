@@ -102,6 +102,20 @@ def test_a_job_that_never_fits_is_refused_with_the_numbers(client, home):
     assert client.submit(dataclasses.replace(SPEC, resources=ResourcesSpec(num_workers=2)), {}).state is JobState.QUEUED
 
 
+def test_a_label_that_no_node_has_is_refused_with_those_that_there_are(client, home):
+    nodes = tuple(Node(id=zone, cpu_units=2 * CPU_UNITS, labels=(("zone", zone),)) for zone in ("east", "west"))
+    JobStore(home.jobs_db).set_meta(CLUSTER, ClusterView(nodes=nodes).to_dict())
+    wanted = {
+        "zone=easst": "zone=easst is not possible: allowed is east, west. Did you mean 'east'?",
+        "rack=1": "rack=1 is not possible: no node has a label of that name",
+    }
+    for label, said in wanted.items():
+        name, _, value = label.partition("=")
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            client.submit(dataclasses.replace(SPEC, resources=ResourcesSpec(node_labels={name: value})), {})
+    assert client.submit(dataclasses.replace(SPEC, resources=ResourcesSpec(node_labels={"zone": "west"})), {}).state is JobState.QUEUED
+
+
 def test_of_two_requests_to_stop_the_stronger_holds(client):
     job = client.submit(SPEC, {})
     assert client.request_stop(job.id, "drain").stop_requested == "drain"

@@ -85,6 +85,7 @@ def test_the_types_are_read_from_the_clusters_configuration(world):
         ({"available_node_types": {"a": {"resources": {"CPU": "48"}, "max_workers": 2}}}, "a.resources.CPU=48 is not possible"),
         ({"available_node_types": {"a": {"resources": {"CPU": 1, "GPU": 0.5}, "max_workers": 2}}}, "a.resources.GPU=0.5 is not possible"),
         ({"available_node_types": {"a": {"resources": {"CPU": 1}, "max_workers": 2, "priority": "x"}}}, "a.priority=x is not possible"),
+        ({"available_node_types": {"a": {"resources": {"CPU": 1}, "max_workers": 2, "labels": ["x"]}}}, "a.labels=['x'] is not possible"),
         ({"available_node_types": {}, "max_workers": "10"}, "max_workers=10 is not possible"),
     ],
 )
@@ -153,6 +154,19 @@ def test_what_is_there_is_kept_as_long_as_nodes_are_on_their_way(world):
     for _ in range(6):
         decided = world.turn(12, 1, seconds=PATIENCE_S / 2)
     assert decided.starts == () and len(world.autoscaler.asked[-1]) == 4
+
+
+def test_a_job_with_labels_waits_for_nodes_of_a_type_that_has_them(tmp_path):
+    labelled = {"resources": {"CPU": 8, "GPU": 4}, "max_workers": 1, "labels": {"zone": "b"}}
+    world = World(tmp_path, {"available_node_types": {"gpu": TYPES["available_node_types"]["gpu"], "there": labelled}})
+    demand = Demand(num_workers=2, cpu_units=CPU_UNITS, gpus=1, labels=(("zone", "b"),))
+    job = Job(id="a", demand=demand, submitted_s=0.0, queued_s=0.0)
+    view = world.provisioner.extended(ClusterView(nodes=tuple(world.nodes)))
+    decided = plan_ahead(view, (job,), (), Usage(), world.now, Policy())
+    world.provisioner.heard(decided, view, world.now)
+    world.provisioner.step(world.now)
+    ((asked,),) = world.autoscaler.asked
+    assert asked.selector == {"ray.io/node-id": "!in(aa)", "zone": "b"}
 
 
 def test_the_file_is_read_when_it_changes_and_the_last_good_one_holds(world, caplog):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import random
 
 import pytest
 
+from orchestrator.control.scheduler import feasible
 from orchestrator.control.scheduler.model import CPU_UNITS, ClusterView, Demand, Node, Standing
 from orchestrator.control.scheduler.place import Grid, bits, place
 
@@ -52,6 +55,24 @@ def test_a_group_is_never_split():
     six = grid(6, 6, 6, total=6)
     assert placed(six, need(12, group=4)) == ((0, 4), (1, 4), (2, 4))
     assert placed(six, need(8, group=2)) == ((0, 6), (1, 2))
+
+
+def test_a_gang_with_labels_goes_to_nodes_that_have_all_of_them():
+    of = (("kind=new", "zone=a"), ("zone=a",), ("kind=new", "zone=b"), ())
+    labels = [tuple(tuple(one.split("=")) for one in names) for names in of]
+    nodes = tuple(Node(id=f"n{i}", cpu_units=8 * CPU_UNITS, gpus=8, labels=found) for i, found in enumerate(labels))
+    there = Grid(ClusterView(nodes=nodes))
+    assert list(bits(there.with_labels(need(1)))) == [0, 1, 2, 3]
+    assert list(bits(there.with_labels(need(1, labels=(("zone", "a"),))))) == [0, 1]
+    assert list(bits(there.with_labels(need(1, labels=(("kind", "new"), ("zone", "a")))))) == [0]
+    assert not there.with_labels(need(1, labels=(("zone", "c"),)))
+    of_b = need(16, labels=(("zone", "b"),))
+    assert feasible(there.cluster, need(16, labels=(("zone", "a"),))) is None
+    assert feasible(there.cluster, of_b) == (
+        "needs 16 x 1 CPU and 1 GPU on nodes with zone=b; the cluster has 8 CPUs and 8 GPUs on 1 node with that in all"
+    )
+    assert feasible(ClusterView.from_dict(json.loads(json.dumps(there.cluster.to_dict()))), of_b)
+    assert Demand.from_dict(json.loads(json.dumps(dataclasses.asdict(of_b)))) == of_b
 
 
 def test_nodes_that_are_suspected_come_last():

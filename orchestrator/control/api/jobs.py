@@ -27,6 +27,7 @@ from orchestrator.control.api.shapes import (
     Wait,
 )
 from orchestrator.control.client import Client
+from orchestrator.control.reading import pages
 from orchestrator.control.reading.logs import LogLine
 from orchestrator.events import Event
 from orchestrator.job import Job, JobState, job_to_dict
@@ -93,8 +94,7 @@ async def logs(
         found = await run_in_threadpool(asker.job, job)
         page = await run_in_threadpool(asker.logs, found, after, rank)
         if page.lines or page.ended or not await api.watch.pause(LOOK_S, deadline_s):
-            lines = [_line(line, offsets) for line in page.lines]
-            return answer({"lines": lines, "next": page.offset, "ended": page.ended})
+            return await run_in_threadpool(_shown, page, offsets)
 
 
 @router.get("/{job}/artifacts/{name}", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})
@@ -140,6 +140,10 @@ def _events(asker: Client, job_id: str, after: int, limit: int) -> tuple[Job, li
     return found, asker.events(found.id, after, limit)
 
 
+def _shown(page: pages.LogPage, offsets: bool) -> Response:
+    return answer({"lines": [_line(line, offsets) for line in page.lines], "next": page.offset, "ended": page.ended})
+
+
 def _line(line: LogLine, offsets: bool) -> dict[str, Any]:
     told = {"rank": line.rank, "epoch": line.epoch, "time_s": line.time_s, "text": line.text}
     return {**told, "offset": line.offset} if offsets else told
@@ -147,5 +151,3 @@ def _line(line: LogLine, offsets: bool) -> dict[str, Any]:
 
 def _event(seq: int, event: Event) -> dict[str, Any]:
     return {"seq": seq, **dataclasses.asdict(event), "kind": event.kind.value}
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from orchestrator.control.api.follow import Watch
 from orchestrator.control.api.listing import Listing
+from orchestrator.control.api.turns import Turns
 from orchestrator.control.client import Client
 from orchestrator.control.pulse import Pulse
 from orchestrator.control.records.users import Role, User, Users
@@ -30,6 +32,7 @@ class Shared:
     watch: Watch
     listing: Listing
     pulse: Pulse
+    turns: Turns
     open_reads: bool
 
 
@@ -52,6 +55,12 @@ def asker(
     )
 
 
+async def turn(request: Request) -> AsyncIterator[None]:
+    """Held until the route has returned."""
+    async with shared(request).turns.taken():
+        yield
+
+
 async def admit_code(api: Shared, request: Request) -> None:
     """Raises AuthenticationError, or PermissionDenied, for who may not send packaged working directories."""
     client = await run_in_threadpool(asker, request, api, await _bearer(request))
@@ -60,3 +69,5 @@ async def admit_code(api: Shared, request: Request) -> None:
 
 Api = Annotated[Shared, Depends(shared)]
 Asker = Annotated[Client, Depends(asker)]
+Turn = Annotated[None, Depends(turn, scope="function")]
+"""Of what waits for an object store or MLflow. It stands behind `Asker`: who may not ask takes none."""

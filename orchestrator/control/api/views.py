@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, Field
 
-from orchestrator.control.api.access import Api, Asker
+from orchestrator.control.api.access import Api, Asker, Turn
 from orchestrator.control.api.answers import PROBLEMS, encoded
 from orchestrator.control.api.etags import tagged
 from orchestrator.control.api.jobs import JobName
@@ -68,7 +68,9 @@ def page(asker: Asker, api: Api, job: JobName, match: Match = "") -> Response:
 
 
 @router.get("/v1/jobs/{job}/curve", response_model=Curve)
-def curve(asker: Asker, job: JobName, points: Annotated[int, Query(ge=4, le=10_000)] = 500, match: Match = "") -> Response:
+def curve(
+    asker: Asker, _turn: Turn, job: JobName, points: Annotated[int, Query(ge=4, le=10_000)] = 500, match: Match = ""
+) -> Response:  # fmt: skip
     """Its loss by step up to the newest commit, thinned out so that no spike is lost."""
     found = asker.job(job)
     return tagged(encoded(_curves.read(asker.object_store(found), found.id, points)), "application/json", match)
@@ -76,7 +78,7 @@ def curve(asker: Asker, job: JobName, points: Annotated[int, Query(ge=4, le=10_0
 
 @router.get("/v1/jobs/{job}/tail", response_model=LogPage)
 def tail(
-    asker: Asker, job: JobName, rank: Rank | None = None, lines: Annotated[int, Query(ge=1, le=10_000)] = 1000
+    asker: Asker, _turn: Turn, job: JobName, rank: Rank | None = None, lines: Annotated[int, Query(ge=1, le=10_000)] = 1000
 ) -> Response:
     """The last lines that its ranks printed; `next` is where `logs` goes on."""
     found = asker.job(job)

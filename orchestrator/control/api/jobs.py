@@ -95,7 +95,7 @@ async def logs(
         async with api.turns.taken():
             page = await run_in_threadpool(asker.logs, found, after, rank)
         if page.lines or page.ended or not await api.watch.pause(LOOK_S, deadline_s):
-            return await run_in_threadpool(_shown, page, offsets)
+            return await run_in_threadpool(shown, page, offsets)
 
 
 @router.get("/{job}/artifacts/{name}", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})
@@ -141,7 +141,7 @@ def _events(asker: Client, job_id: str, after: int, limit: int) -> tuple[Job, li
     return found, asker.events(found.id, after, limit)
 
 
-def _shown(page: pages.LogPage, offsets: bool) -> Response:
+def shown(page: pages.LogPage, offsets: bool) -> Response:
     return answer({"lines": [_line(line, offsets) for line in page.lines], "next": page.offset, "ended": page.ended})
 
 

@@ -6,6 +6,7 @@ Each rank has one stream of bytes in each epoch. A reader's place is how many by
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -105,13 +106,14 @@ class LogReader:
         yield from self._finish(over + ended)
         self._known_epoch = max(newest, self._known_epoch)
 
-    def skip(self, tail: int | None = None, since_s: float | None = None) -> None:
+    def skip(self, tail: int | None = None, since_s: float | None = None, most_bytes: float = math.inf) -> None:
         """Pass over what was shipped before `since_s` (seconds since 1970), and over all but a little more than the last `tail` lines:
-        to the beginning of a piece. `last` gives them exactly. What was passed over is not read later either."""
+        to the beginning of a piece, about `most_bytes` before the end at most. `last` gives them exactly. What was passed over is not
+        read later either."""
         pieces = self._pieces()
         chosen = [piece for piece in pieces if since_s is None or piece.time_s >= since_s]
         if tail is not None:
-            chosen = self._last(chosen, tail)
+            chosen = self._last(chosen, tail, most_bytes)
         place = {piece.stream: piece.end for piece in sorted(pieces, key=lambda piece: piece.end)}
         place |= {piece.stream: piece.offset for piece in sorted(chosen, key=lambda piece: -piece.offset)}
         for stream, at in place.items():
@@ -153,24 +155,25 @@ class LogReader:
         """How far the stream has been fetched."""
         return self._place[stream] + len(self._rest.get(stream, (b"", 0.0))[0])
 
-    def _last(self, pieces: list[Piece], tail: int) -> list[Piece]:
+    def _last(self, pieces: list[Piece], tail: int, most_bytes: float) -> list[Piece]:
         """The last pieces that have so many lines together, not counting one of each stream, whose beginning may be in a piece before."""
         chosen: list[Piece] = []
-        found = 0
-        while pieces and found < tail + len({piece.stream for piece in chosen}):
+        found, size = 0, 0
+        while pieces and size < most_bytes and found < tail + len({piece.stream for piece in chosen}):
             chosen.append(pieces.pop())
+            size += chosen[-1].num_bytes
             found += self._store.get(chosen[-1].key).count(b"\n")
         return chosen
 
     def _line_start(self, pieces: list[Piece], stream: Stream, at: int) -> int:
-        """The first place from `at` on where a line begins; the stream's end if none does."""
+        """The first place from `at` on where a line begins; `at` if none does, in the middle of one that has no end."""
         mine = [piece for piece in pieces if piece.stream == stream and piece.end >= at > 0]
         for piece in mine:
             start = max(at - 1, piece.offset)
             found = self._store.get(piece.key, start=start - piece.offset).find(b"\n") if start < piece.end else -1
             if found >= 0:
                 return start + found + 1
-        return max((piece.end for piece in mine), default=at)
+        return at
 
     def _read(self, piece: Piece) -> Iterator[LogLine]:
         """Two pieces may hold the same bytes, if an agent died between storing one and knowing of it."""

@@ -14,12 +14,12 @@ from orchestrator.control.api.follow import Watch
 from orchestrator.control.api.listing import Listing
 from orchestrator.control.api.turns import Turns
 from orchestrator.control.client import Client
+from orchestrator.control.permissions import ANYBODY
 from orchestrator.control.pulse import Pulse
-from orchestrator.control.records.users import Role, User, Users
+from orchestrator.control.records.users import Users
 from orchestrator.errors import AuthenticationError
 
 _READS = ("GET", "HEAD")
-_ANYBODY = User(name="anybody", tenant="", role=Role.VIEWER)
 _bearer = HTTPBearer(auto_error=False, description="A token made by `orchestrator user add`")
 
 
@@ -49,7 +49,7 @@ def asker(
     if credentials is not None:
         return api.client.acting_for(api.users.of_token(credentials.credentials))
     if api.open_reads and request.method in _READS:
-        return api.client.acting_for(_ANYBODY)
+        return api.client.acting_for(ANYBODY)
     raise AuthenticationError(
         "a token is needed: `Authorization: Bearer TOKEN`; `orchestrator user add NAME` makes one, by an admin or beside the server."
     )

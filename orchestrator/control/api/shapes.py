@@ -25,6 +25,7 @@ def _spec(value: Any, _by_pydantic: Any) -> JobSpec:
 Spec = Annotated[JobSpec, WrapValidator(_spec)]
 """The schema is that of the dataclasses, the checks are their own."""
 Secrets = Annotated[dict[str, str], Field(description="Environment variables of the job's processes, such as S3 keys. Never shown again.")]
+Name = Annotated[str, Field(max_length=64)]
 Number = Annotated[int, Field(ge=0, le=LARGEST_NUMBER)]
 Rank = Annotated[int, Field(ge=0, le=LARGEST_NUMBER)]
 Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT_S, description="Seconds to wait for news before an answer without any")]
@@ -56,7 +57,7 @@ class Removal(_Strict):
 
 
 class NewUser(_Strict):
-    name: str
+    name: Name
     tenant: str = Field("", description="Whose jobs the user may change; empty: the user's own name")
     role: str = Field("user", description="viewer, user or admin")
 
@@ -66,7 +67,7 @@ class Priority(_Strict):
 
 
 class PolicyChoice(_Strict):
-    name: str
+    name: Name
     """What to call it: of the file its settings came from."""
     settings: dict[str, Any] = {}
     """As in `conf/scheduler`; what is left out has its default."""

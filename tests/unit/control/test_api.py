@@ -17,6 +17,7 @@ from orchestrator.control.api.server import ApiServer
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.pulse import SILENCE_S, START_S, Pulse
 from orchestrator.control.records import tables
+from orchestrator.control.records.audit import LONGEST
 from orchestrator.control.records.database import writing
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.records.users import Users
@@ -218,13 +219,24 @@ def test_a_user_who_cannot_be_is_refused_and_nothing_is_written(service, body, w
     said(service.ask("POST", "/v1/users/anm/renew", "root"), 422, "UserError", "no user is named 'anm'", "Did you mean 'ann'?")
 
 
+def test_names_are_short_and_what_the_audit_log_keeps_of_a_refusal_too(service):
+    for method, path in (("POST", "/v1/users"), ("PUT", "/v1/policy")):
+        said(service.ask(method, path, "root", json={"name": "n" * 65}), 422, "ConfigError", "name: ", "64 characters")
+    long = to_dict(dataclasses.replace(SPEC, workload=dataclasses.replace(SPEC.workload, name="n" * 100_000)))
+    said(service.ask("POST", "/v1/jobs", "eve", json={"spec": long}), 403, "PermissionDenied")
+    (entry,) = service.ask("GET", "/v1/audit", "root").json()["entries"]
+    assert entry["subject"] == "n" * (LONGEST - 1) + "…"
+
+
 def test_users_are_for_admins(service):
     for method, path in (("GET", "/v1/users"), ("POST", "/v1/users"), ("POST", "/v1/users/ann/renew"), ("POST", "/v1/users/ann/revoke")):
         said(service.ask(method, path, "ann", json={"name": "new"}), 403, "PermissionDenied", "needs the role admin")
     told = service.ask("GET", "/v1/audit", "root").json()["entries"]
     assert [entry["action"] for entry in told] == [f"refused user {verb}" for verb in ("list", "add", "renew", "revoke")]
     opened = Service(Home(service.home.root / "open"), open_reads=True)
-    said(opened.ask("GET", "/v1/users", ""), 403, "PermissionDenied", "needs the role admin")
+    for path in ("/v1/users", "/v1/audit"):
+        said(opened.ask("GET", path, ""), 403, "PermissionDenied", "needs the role admin")
+    assert opened.ask("GET", "/v1/audit", "root").json()["entries"] == []
 
 
 def test_the_last_admin_is_not_revoked_over_http_but_beside_the_files(service):

@@ -20,6 +20,8 @@ from orchestrator.control.records.users import Users
 from orchestrator.errors import AuthenticationError
 
 _READS = ("GET", "HEAD")
+_FORWARDED = ("X-Forwarded-For", "Forwarded", "Via")
+"""Headers of a request that came through a proxy: it is not of this machine, whatever its address is."""
 _bearer = HTTPBearer(auto_error=False, description="A token made by `orchestrator user add`")
 
 
@@ -48,7 +50,7 @@ def asker(
     """The jobs, for the user whose token came along. Raises AuthenticationError."""
     if credentials is not None:
         return api.client.acting_for(api.users.of_token(credentials.credentials))
-    if api.open_reads and request.method in _READS:
+    if api.open_reads and request.method in _READS and not any(name in request.headers for name in _FORWARDED):
         return api.client.acting_for(ANYBODY)
     raise AuthenticationError(
         "a token is needed: `Authorization: Bearer TOKEN`; `orchestrator user add NAME` makes one, by an admin or beside the server."

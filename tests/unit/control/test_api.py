@@ -257,6 +257,9 @@ def test_reads_need_a_token_unless_they_are_open_and_then_only_under_a_name_of_t
         assert opened.ask("GET", path, "").status_code in (200, 404)
         assert opened.http.get(path, headers={"Host": "evil.example"}).status_code == 400
     said(opened.ask("GET", "/v1/audit", ""), 403, "PermissionDenied")
+    for name in ("X-Forwarded-For", "Forwarded", "Via"):  # through a proxy on this machine
+        said(opened.http.get("/v1/jobs", headers={name: "x"}), 401, "AuthenticationError", "a token is needed")
+        assert opened.http.get("/v1/jobs", headers={name: "x", "Authorization": f"Bearer {opened.tokens['eve']}"}).status_code == 200
     with pytest.raises(ConfigError, match=r"--open-reads with --host 0\.0\.0\.0 would show the jobs to the network"):
         ApiServer("0.0.0.0", 0, open_reads=True)
 

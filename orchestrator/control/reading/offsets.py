@@ -98,7 +98,7 @@ def decode(job_id: str, offset: str) -> dict[Stream, int]:
             found[Stream(int(epoch), int(rank))] = int(count)
         if min(found.values(), default=0) < 0 or not unpacker.eof:
             raise ValueError("a count is negative, or the end is cut off")
-    except (binascii.Error, zlib.error, ValueError, TypeError, AttributeError) as error:
+    except (binascii.Error, zlib.error, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"offset {_short(offset)} is not possible: allowed is the offset of a line of {job_id}'s logs.") from error
     if of_job != job_id:
         raise UserError(f"offset {_short(offset)} is not possible: it is of {of_job}, not of {job_id}.")

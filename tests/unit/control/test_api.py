@@ -116,6 +116,14 @@ def test_a_body_that_is_none_is_never_an_error_of_the_server(service, body, stat
     assert service.ask("POST", "/v1/jobs", content=body).status_code == status
 
 
+@pytest.mark.parametrize("depth", [65, 700, 900])
+def test_settings_inside_settings_beyond_all_measure_are_refused(service, depth):
+    deep = '{"a": ' * depth + "1" + "}" * depth
+    for method, path, body in (("POST", "/v1/jobs", {"spec": {**to_dict(SPEC), "model": {"name": "m", "options": "DEEP"}}}),
+                               ("PUT", "/v1/policy", {"name": "x", "settings": {"mode": "DEEP"}})):  # fmt: skip
+        said(service.ask(method, path, "root", content=json.dumps(body).replace('"DEEP"', deep)), 422, "ConfigError", "inside each other")
+
+
 @pytest.mark.parametrize("part", [
     {"training": {"max_steps": 10**30, "global_batch_size": 8, "micro_batch_size": 2}},
     {"training": {"max_steps": 10, "global_batch_size": 2**62, "micro_batch_size": 3}},

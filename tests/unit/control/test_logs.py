@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import random
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 
@@ -215,6 +217,9 @@ def test_an_offset_of_another_job_and_nonsense_are_refused(printed: Printed, sto
     offset = next(LogReader(store, "job").lines(ended=True)).offset
     with pytest.raises(UserError, match="is of job, not of other"):
         LogReader(store, "other", after=offset)
+    for text in ('["job", {"1": {"0": Infinity}}]', "[" * 100_000, '["job", {"1": {"0": ' + '{"a": ' * 100_000):
+        with pytest.raises(UserError, match="allowed is the offset of a line of job's logs"):
+            LogReader(store, "job", after=base64.urlsafe_b64encode(zlib.compress(text.encode())).decode().rstrip("="))
     for nonsense in ("x", "?!", offset[:-4], f"1-0.{offset}", f"1-0--5.{offset}", "eJyrVsrPVrJSSkksSVSqBQAfWgSG", ""):
         if nonsense:
             with pytest.raises(UserError, match="allowed is the offset of a line of job's logs"):

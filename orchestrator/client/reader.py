@@ -13,22 +13,24 @@ from orchestrator.errors import ClusterError, StorageUnavailable, StoreUnavailab
 class ServerReader:
     """The lines of all ranks or of one, from the beginning or from where another reader was."""
 
-    def __init__(self, verbs: Verbs, job_id: str, rank: int | None = None, after: str = "") -> None:
+    def __init__(self, verbs: Verbs, job_id: str, rank: int | None = None, after: str = "", offsets: bool = True) -> None:
+        """`offsets`: each line comes with its own. Who does not show them need not ask for them."""
         self._verbs = verbs
         self._job_id = job_id
         self._rank = rank
         self._after = after
+        self._offsets = offsets
         self._since_s = 0.0
 
     def lines(self, ended: bool) -> Iterator[Line]:
-        """Those that have come since the last call, each with its offset. `ended`: nothing more will come; the server knows by itself.
+        """Those that have come since the last call. `ended`: nothing more will come; the server knows by itself.
 
         Raises StorageUnavailable where the server is out of reach; whoever calls again goes on where it broke off.
         """
         over = False
         while not over:
             try:
-                page = self._verbs.next_logs(self._job_id, self._after, self._rank, 0.0, offsets=True)
+                page = self._verbs.next_logs(self._job_id, self._after, self._rank, 0.0, self._offsets)
             except (ClusterError, StoreUnavailable) as error:
                 raise StorageUnavailable(str(error)) from error
             self._after, over = page.offset, page.ended or not page.lines

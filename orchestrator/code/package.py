@@ -8,9 +8,10 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO, TypeVar
 
 from orchestrator.code.files import CodeFile, collect
 from orchestrator.errors import ConfigError, CorruptObject, ObjectExists
@@ -19,6 +20,7 @@ from orchestrator.storage import ObjectStore
 
 LARGEST_UNPACKED_BYTES = 1 << 30
 """Of a package that another machine sends."""
+_Content = TypeVar("_Content", bytes, str)
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -37,7 +39,7 @@ def read_package(folder: Path, max_bytes: float) -> Package:
     if not folder.is_dir():
         raise ConfigError(f"workload.code_dir={folder} is not possible: there is no such folder.")
     files = tuple(collect(folder, max_bytes))
-    return Package(_hash((file.name, file.executable, file.path.read_bytes()) for file in files), files)
+    return Package(_hash((file.name, file.executable, _digest(file.path.read_bytes())) for file in files), files)
 
 
 def keep_package(store: ObjectStore, package: Package) -> bool:
@@ -77,7 +79,7 @@ def keep_archive(store: ObjectStore, content_hash: str, archive: bytes) -> bool:
     if re.fullmatch(r"[0-9a-f]{64}", content_hash) is None:
         raise ConfigError(f"'{content_hash[:80]}' is no hash of a package: allowed are 64 of 0-9 and a-f.")
     try:
-        found = _hash(sorted(_entries(archive, content_hash, LARGEST_UNPACKED_BYTES)))
+        found = _hash(_entries(archive, content_hash, _digest_of, LARGEST_UNPACKED_BYTES))
     except CorruptObject as error:
         raise ConfigError(f"this is no package: {error}") from error
     if found != content_hash:
@@ -95,7 +97,7 @@ def _keep(store: ObjectStore, content_hash: str, archive: bytes) -> bool:
 
 def _archive(package: Package) -> tuple[bytes, str]:
     """(zip file, hash of what is in it)."""
-    buffer, contents = io.BytesIO(), []
+    buffer, digests = io.BytesIO(), []
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in package.files:
             data = file.path.read_bytes()
@@ -103,20 +105,23 @@ def _archive(package: Package) -> tuple[bytes, str]:
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (0o100755 if file.executable else 0o100644) << 16
             archive.writestr(entry, data)
-            contents.append((file.name, file.executable, data))
-    return buffer.getvalue(), _hash(contents)
+            digests.append((file.name, file.executable, _digest(data)))
+    return buffer.getvalue(), _hash(digests)
 
 
 def contents_of(archive: bytes, content_hash: str) -> list[tuple[str, bool, bytes]]:
     """(name, executable, content) of each file. Raises CorruptObject if they are not what the hash says."""
-    contents = sorted(_entries(archive, content_hash))
-    if _hash(contents) != content_hash:
+    contents = sorted(_entries(archive, content_hash, lambda file: file.read()))
+    if _hash((name, executable, _digest(data)) for name, executable, data in contents) != content_hash:
         raise CorruptObject(f"'{code_key(content_hash)}' holds other files than were packaged.")
     return contents
 
 
-def _entries(archive: bytes, content_hash: str, most_bytes: float = math.inf) -> Iterator[tuple[str, bool, bytes]]:
-    """(name, executable, content). A name that would lead out of the folder is damage too, and so is more than `most_bytes` unpacked."""
+def _entries(
+    archive: bytes, content_hash: str, read: Callable[[IO[bytes]], _Content], most_bytes: float = math.inf
+) -> Iterator[tuple[str, bool, _Content]]:
+    """(name, executable, what `read` makes of the content), one at a time. A name that would lead out of the folder is damage too, and so
+    is more than `most_bytes` unpacked."""
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as packed:
             if sum(entry.file_size for entry in packed.infolist()) > most_bytes:
@@ -125,14 +130,26 @@ def _entries(archive: bytes, content_hash: str, most_bytes: float = math.inf) ->
                 parts = PurePosixPath(entry.filename).parts
                 if entry.filename.startswith("/") or ".." in parts or not parts:
                     raise CorruptObject(f"'{code_key(content_hash)}' names a file outside its folder: '{entry.filename}'.")
-                yield entry.filename, bool(entry.external_attr >> 16 & 0o100), packed.read(entry)
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others are unpacked without a bound
+                    raise CorruptObject(f"'{code_key(content_hash)}' is packed in a way that no package is: '{entry.filename}'.")
+                with packed.open(entry) as file:
+                    content = read(file)
+                yield entry.filename, bool(entry.external_attr >> 16 & 0o100), content
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
         raise CorruptObject(f"'{code_key(content_hash)}' is damaged: {error}") from error
 
 
-def _hash(contents: Iterable[tuple[str, bool, bytes]]) -> str:
-    """SHA-256 over names, modes and contents, whatever the archive's compression makes of them."""
+def _hash(files: Iterable[tuple[str, bool, str]]) -> str:
+    """SHA-256 over names, modes and the SHA-256 of contents, in the order of names, whatever the archive's compression makes of them."""
     digest = hashlib.sha256()
-    for name, executable, data in contents:
-        digest.update(f"{name}\0{int(executable)}\0{hashlib.sha256(data).hexdigest()}\n".encode(errors="surrogateescape"))
+    for name, executable, content in sorted(files):
+        digest.update(f"{name}\0{int(executable)}\0{content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _digest_of(file: IO[bytes]) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]

@@ -92,7 +92,12 @@ class Client:
         )  # fmt: skip
         self._secrets.write(job.id, secrets)
         submitted = _event(EventKind.SUBMITTED, job.id, now, f"{spec.resources.num_workers} workers")
-        self._store.put(job, [submitted], also=[self._may.entry("submit", job.id)])
+        try:
+            self._store.put(job, [submitted], also=[self._may.entry("submit", job.id)])
+        except StateError:  # asked twice at the same moment
+            if job_id and (there := self._made_before(job_id, spec)) is not None:
+                return there
+            raise
         return job
 
     def _made_before(self, job_id: str, spec: JobSpec) -> Job | None:

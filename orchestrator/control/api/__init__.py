@@ -11,6 +11,7 @@
     listing.py    lists of jobs, kept until a row changes
     views.py      /v1/overview, /v1/jobs/JOB/page, curve, tail: what the page shows, with ETags
     page.py       /ui/: the page itself, plain files under `ui/`
+    turns.py      how many requests wait for object stores or MLflow at once
     follow.py     how a request waits for news without holding a thread
     metrics.py    what Prometheus reads
     server.py     the thread it runs in, beside the controller

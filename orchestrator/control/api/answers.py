@@ -41,6 +41,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     }.items()
 }  # fmt: skip
 
+RETRY_S = 5
+
 log = logging.getLogger("api")
 
 
@@ -68,6 +70,8 @@ def problem(kind: str, message: str, status: int) -> Response:
     response = answer({"error": kind, "message": message}, status)
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
+    if status == 503:
+        response.headers["Retry-After"] = str(RETRY_S)
     return response
 
 

@@ -14,8 +14,10 @@ from orchestrator.control.api.answers import tell_errors
 from orchestrator.control.api.bodies import BodyLimit
 from orchestrator.control.api.follow import Watch
 from orchestrator.control.api.listing import Listing
+from orchestrator.control.api.turns import Turns
 from orchestrator.control.client import Client
 from orchestrator.control.pulse import Pulse
+from orchestrator.control.reading.opened import Opened, open_for_answers
 from orchestrator.control.records.audit import AuditLog
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.records.users import Users
@@ -36,8 +38,8 @@ def create_app(home: Home, store: JobStore, pulse: Pulse, *, open_reads: bool = 
     )  # fmt: skip
     AuditLog(store.engine)  # its table is there from the start
     app.state.shared = Shared(
-        client=Client(home, store), users=Users(store.engine), watch=Watch(store),
-        listing=Listing(store.engine), pulse=pulse,
+        client=Client(home, store, opened=Opened(open_for_answers)), users=Users(store.engine), watch=Watch(store),
+        listing=Listing(store.engine), pulse=pulse, turns=Turns(),
         open_reads=open_reads,
     )  # fmt: skip
     tell_errors(app)

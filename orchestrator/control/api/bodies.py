@@ -15,8 +15,8 @@ from orchestrator.errors import OrchestratorError
 
 LARGEST_BODY_BYTES = 4 * 1024 * 1024
 LARGEST_CODE_BYTES = 128 * 1024 * 1024
-LARGE_AT_ONCE = 2
-"""Bodies that are larger than those of all other requests: so many are in memory at the same time."""
+PACKAGES_AT_ONCE = 2
+"""So many are in memory, and are unpacked to be checked, at the same time: a small one may unpack to much."""
 RECEIVE_LIMIT_S = 300.0
 
 
@@ -34,7 +34,7 @@ class BodyLimit:
         self._app = app
         self._admit = admit
         self._receive_limit_s = receive_limit_s
-        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._packages = asyncio.Semaphore(PACKAGES_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,8 +52,13 @@ class BodyLimit:
 
     async def _body(self, request: Request, receive: Receive, held: AsyncExitStack) -> bytes | None:
         """None: who sends it has gone."""
+        is_code = request.method == "PUT" and request.url.path.startswith(code.PREFIX)
+        most = LARGEST_CODE_BYTES if is_code else LARGEST_BODY_BYTES
         told = request.headers.get("content-length", "")
-        limit = await self._limit(request, int(told) if told.isdecimal() else 0, LARGEST_BODY_BYTES, held)
+        _check_size(int(told) if told.isdecimal() else 0, most)
+        if is_code:
+            await self._admit(request)
+            await held.enter_async_context(self._packages)
         body: list[bytes] = []
         size, more = 0, True
         while more:
@@ -62,19 +67,8 @@ class BodyLimit:
                 return None
             body.append(message.get("body", b""))
             size, more = size + len(body[-1]), message.get("more_body", False)
-            limit = await self._limit(request, size, limit, held)
+            _check_size(size, most)
         return b"".join(body)
-
-    async def _limit(self, request: Request, num_bytes: int, limit: int, held: AsyncExitStack) -> int:
-        """How many bytes may come, now that there are `num_bytes` at least and `limit` was the most until here."""
-        if num_bytes <= limit:
-            return limit
-        most = LARGEST_CODE_BYTES if request.url.path.startswith(code.PREFIX) else LARGEST_BODY_BYTES
-        if num_bytes > most:
-            raise _Refused(f"the request is too large: allowed are {most} bytes.", 413)
-        await self._admit(request)
-        await held.enter_async_context(self._large)
-        return most
 
     async def _refuse(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         match error:
@@ -86,6 +80,11 @@ class BodyLimit:
                 response = problem("UserError", f"the request did not arrive within {self._receive_limit_s:g} s.", 408)
         response.headers["Connection"] = "close"
         await response(scope, receive, send)
+
+
+def _check_size(num_bytes: int, most: int) -> None:
+    if num_bytes > most:
+        raise _Refused(f"the request is too large: allowed are {most} bytes.", 413)
 
 
 def _once(body: bytes, receive: Receive) -> Receive:

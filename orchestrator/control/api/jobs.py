@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Response
 from starlette.concurrency import run_in_threadpool
 
-from orchestrator.control.api.access import Api, Asker
+from orchestrator.control.api.access import Api, Asker, Turn
 from orchestrator.control.api.answers import PROBLEMS, answer, encoded
 from orchestrator.control.api.shapes import (
     EventPage,
@@ -27,6 +27,7 @@ from orchestrator.control.api.shapes import (
     Wait,
 )
 from orchestrator.control.client import Client
+from orchestrator.control.reading import pages
 from orchestrator.control.reading.logs import LogLine
 from orchestrator.events import Event
 from orchestrator.job import Job, JobState, job_to_dict
@@ -91,14 +92,14 @@ async def logs(
     deadline_s = time.monotonic() + wait_s
     while True:
         found = await run_in_threadpool(asker.job, job)
-        page = await run_in_threadpool(asker.logs, found, after, rank)
+        async with api.turns.taken():
+            page = await run_in_threadpool(asker.logs, found, after, rank)
         if page.lines or page.ended or not await api.watch.pause(LOOK_S, deadline_s):
-            lines = [_line(line, offsets) for line in page.lines]
-            return answer({"lines": lines, "next": page.offset, "ended": page.ended})
+            return await run_in_threadpool(shown, page, offsets)
 
 
 @router.get("/{job}/artifacts/{name}", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}})
-def artifact(asker: Asker, job: JobName, name: str) -> Response:
+def artifact(asker: Asker, _turn: Turn, job: JobName, name: str) -> Response:
     """A file that the job has left: `evaluation.json`, `history.json`, `sample.txt` ..."""
     return Response(asker.artifact(asker.job(job), name), media_type="application/octet-stream")
 
@@ -128,7 +129,7 @@ def resume(asker: Asker, job: JobName, asked: Resumption) -> Response:
 
 
 @router.post("/{job}/remove", response_model=RemovedView)
-def remove(asker: Asker, job: JobName, asked: Removal) -> Response:
+def remove(asker: Asker, _turn: Turn, job: JobName, asked: Removal) -> Response:
     """Delete what a job that has ended keeps in its object store, and its MLflow run: some seconds' worth; ask until it is done."""
     job_id = asker.job(job).id
     return answer({"id": job_id, **dataclasses.asdict(asker.remove(job_id, asked.secrets))})
@@ -140,6 +141,10 @@ def _events(asker: Client, job_id: str, after: int, limit: int) -> tuple[Job, li
     return found, asker.events(found.id, after, limit)
 
 
+def shown(page: pages.LogPage, offsets: bool) -> Response:
+    return answer({"lines": [_line(line, offsets) for line in page.lines], "next": page.offset, "ended": page.ended})
+
+
 def _line(line: LogLine, offsets: bool) -> dict[str, Any]:
     told = {"rank": line.rank, "epoch": line.epoch, "time_s": line.time_s, "text": line.text}
     return {**told, "offset": line.offset} if offsets else told
@@ -147,5 +152,3 @@ def _line(line: LogLine, offsets: bool) -> dict[str, Any]:
 
 def _event(seq: int, event: Event) -> dict[str, Any]:
     return {"seq": seq, **dataclasses.asdict(event), "kind": event.kind.value}
-
-

@@ -5,26 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WrapValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator
 
 from orchestrator.control.records.database import LARGEST_NUMBER
 from orchestrator.errors import ConfigError
 from orchestrator.spec import JobSpec, from_dict
 
 LONGEST_WAIT_S = 60.0
+DEEPEST = 64
+"""So many settings inside each other: what reads and writes them goes down as many calls."""
 
 
 def _spec(value: Any, _by_pydantic: Any) -> JobSpec:
     """In the words of the command line. Raises ConfigError."""
     if not isinstance(value, Mapping):
         raise ConfigError("spec is not possible: allowed is a job's settings, by group.")
-    spec: JobSpec = from_dict(JobSpec, value)
+    spec: JobSpec = from_dict(JobSpec, _shallow(value))
     return spec
+
+
+def _shallow(value: Any) -> Any:
+    """Raises ConfigError."""
+    if _is_deeper(value, DEEPEST):
+        raise ConfigError(f"the settings are not possible: allowed are {DEEPEST} inside each other.")
+    return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return depth < 0 or any(_is_deeper(item, depth - 1) for item in inside)
 
 
 Spec = Annotated[JobSpec, WrapValidator(_spec)]
 """The schema is that of the dataclasses, the checks are their own."""
 Secrets = Annotated[dict[str, str], Field(description="Environment variables of the job's processes, such as S3 keys. Never shown again.")]
+Name = Annotated[str, Field(max_length=64)]
 Number = Annotated[int, Field(ge=0, le=LARGEST_NUMBER)]
 Rank = Annotated[int, Field(ge=0, le=LARGEST_NUMBER)]
 Wait = Annotated[float, Field(ge=0, le=LONGEST_WAIT_S, description="Seconds to wait for news before an answer without any")]
@@ -56,7 +71,7 @@ class Removal(_Strict):
 
 
 class NewUser(_Strict):
-    name: str
+    name: Name
     tenant: str = Field("", description="Whose jobs the user may change; empty: the user's own name")
     role: str = Field("user", description="viewer, user or admin")
 
@@ -66,9 +81,9 @@ class Priority(_Strict):
 
 
 class PolicyChoice(_Strict):
-    name: str
+    name: Name
     """What to call it: of the file its settings came from."""
-    settings: dict[str, Any] = {}
+    settings: Annotated[dict[str, Any], AfterValidator(_shallow)] = {}
     """As in `conf/scheduler`; what is left out has its default."""
 
 

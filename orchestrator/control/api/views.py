@@ -8,15 +8,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, Field
 
-from orchestrator.control.api.access import Api, Asker
+from orchestrator.control.api.access import Api, Asker, Turn
 from orchestrator.control.api.answers import PROBLEMS, encoded
 from orchestrator.control.api.etags import tagged
-from orchestrator.control.api.jobs import JobName
+from orchestrator.control.api.jobs import JobName, shown
 from orchestrator.control.api.shapes import LogPage, Number, Rank
 from orchestrator.control.reading.curve import Curves
 from orchestrator.control.reading.job_page import job_page
 from orchestrator.control.reading.logs import LogReader
 from orchestrator.control.reading.overview import Window
+from orchestrator.control.reading.pages import read_tail
 
 router = APIRouter(tags=["views"], responses={**PROBLEMS, 304: {"description": "as the ETag says"}})
 _curves = Curves()
@@ -68,7 +69,9 @@ def page(asker: Asker, api: Api, job: JobName, match: Match = "") -> Response:
 
 
 @router.get("/v1/jobs/{job}/curve", response_model=Curve)
-def curve(asker: Asker, job: JobName, points: Annotated[int, Query(ge=4, le=10_000)] = 500, match: Match = "") -> Response:
+def curve(
+    asker: Asker, _turn: Turn, job: JobName, points: Annotated[int, Query(ge=4, le=10_000)] = 500, match: Match = ""
+) -> Response:  # fmt: skip
     """Its loss by step up to the newest commit, thinned out so that no spike is lost."""
     found = asker.job(job)
     return tagged(encoded(_curves.read(asker.object_store(found), found.id, points)), "application/json", match)
@@ -76,12 +79,8 @@ def curve(asker: Asker, job: JobName, points: Annotated[int, Query(ge=4, le=10_0
 
 @router.get("/v1/jobs/{job}/tail", response_model=LogPage)
 def tail(
-    asker: Asker, job: JobName, rank: Rank | None = None, lines: Annotated[int, Query(ge=1, le=10_000)] = 1000
+    asker: Asker, _turn: Turn, job: JobName, rank: Rank | None = None, lines: Annotated[int, Query(ge=1, le=10_000)] = 1000
 ) -> Response:
-    """The last lines that its ranks printed; `next` is where `logs` goes on."""
+    """The last lines that its ranks printed, about a megabyte at most; `next` is where `logs` goes on."""
     found = asker.job(job)
-    reader = LogReader(asker.object_store(found), found.id, rank)
-    reader.skip(tail=lines)
-    last = reader.last(lines, found.state.terminal)
-    told = [{"rank": line.rank, "epoch": line.epoch, "time_s": line.time_s, "text": line.text} for line in last]
-    return Response(encoded({"lines": told, "next": reader.offset, "ended": found.state.terminal}), media_type="application/json")
+    return shown(read_tail(LogReader(asker.object_store(found), found.id, rank), found, lines), offsets=False)

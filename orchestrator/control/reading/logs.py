@@ -6,17 +6,15 @@ Each rank has one stream of bytes in each epoch. A reader's place is how many by
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
+import math
 import time
-import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from orchestrator.errors import StorageUnavailable, UserError
+from orchestrator.control.reading.offsets import Mark, Place, Stream
+from orchestrator.errors import StorageUnavailable
 from orchestrator.paths import JobKeys, lease_of, log_piece_of
 from orchestrator.storage import ObjectStore
 
@@ -26,11 +24,6 @@ WHOLE_LOOK_S = 10.0
 _KEYS_PER_REQUEST = 1000
 LONGEST_LINE_BYTES = 1 << 20
 """What is longer is cut: a reader keeps an unfinished line in memory."""
-
-
-class Stream(NamedTuple):
-    epoch: int
-    rank: int
 
 
 class Piece(NamedTuple):
@@ -59,14 +52,14 @@ class LogLine:
     text: str
     time_s: float
     """When it was shipped; 0: not known."""
-    _job_id: str = field(repr=False)
-    _before: Mapping[Stream, int] = field(repr=False)
+    _mark: Mark = field(repr=False)
     _end: int = field(repr=False)
+    """In its own stream."""
 
     @property
     def offset(self) -> str:
         """Who goes on from it reads what comes after this line."""
-        return encode(self._job_id, {**self._before, Stream(self.epoch, self.rank): self._end})
+        return self._mark.offset(Stream(self.epoch, self.rank), self._end)
 
 
 class LogReader:
@@ -87,7 +80,7 @@ class LogReader:
         """Whether the newest listing was of all pieces."""
         self._job_id = job_id
         self._rank = rank
-        self._place: dict[Stream, int] = decode(job_id, after) if after else {}
+        self._place = Place(job_id, after)
         self._rest: dict[Stream, tuple[bytes, float]] = {}
         """Of each stream that ends without the end of a line: what comes after its place, and when it was shipped."""
         self._known_epoch = 0
@@ -95,7 +88,7 @@ class LogReader:
 
     @property
     def offset(self) -> str:
-        return encode(self._job_id, self._place)
+        return self._place.offset
 
     def lines(self, ended: bool) -> Iterator[LogLine]:
         """Those that have come since the last call. `ended`: nothing more will come, so that unfinished lines are lines too.
@@ -113,16 +106,18 @@ class LogReader:
         yield from self._finish(over + ended)
         self._known_epoch = max(newest, self._known_epoch)
 
-    def skip(self, tail: int | None = None, since_s: float | None = None) -> None:
+    def skip(self, tail: int | None = None, since_s: float | None = None, most_bytes: float = math.inf) -> None:
         """Pass over what was shipped before `since_s` (seconds since 1970), and over all but a little more than the last `tail` lines:
-        to the beginning of a piece. `last` gives them exactly. What was passed over is not read later either."""
+        to the beginning of a piece, about `most_bytes` before the end at most. `last` gives them exactly. What was passed over is not
+        read later either."""
         pieces = self._pieces()
         chosen = [piece for piece in pieces if since_s is None or piece.time_s >= since_s]
         if tail is not None:
-            chosen = self._last(chosen, tail)
+            chosen = self._last(chosen, tail, most_bytes)
         place = {piece.stream: piece.end for piece in sorted(pieces, key=lambda piece: piece.end)}
         place |= {piece.stream: piece.offset for piece in sorted(chosen, key=lambda piece: -piece.offset)}
-        self._place |= {stream: max(self._place.get(stream, 0), self._line_start(pieces, stream, at)) for stream, at in place.items()}
+        for stream, at in place.items():
+            self._place[stream] = max(self._place[stream], self._line_start(pieces, stream, at))
 
     def last(self, tail: int, ended: bool) -> list[LogLine]:
         """The last ones of `lines`."""
@@ -139,7 +134,8 @@ class LogReader:
     def _next_pieces(self) -> list[Piece]:
         """Those that begin where the newest epoch's streams have been read to. All, if that is fewer requests, or an epoch has begun."""
         keys = JobKeys(self._job_id)
-        streams = [stream for stream in {*self._place, *self._rest} if stream.epoch == self._known_epoch]
+        known: set[Stream] = {*self._place, *self._rest}
+        streams = [stream for stream in known if stream.epoch == self._known_epoch]
         begun = max((lease_of(info.key) for info in self._store.list(keys.leases)), default=0)
         if begun > self._known_epoch or len(streams) >= 1 + self._num_pieces // _KEYS_PER_REQUEST:
             return self._pieces()
@@ -157,42 +153,43 @@ class LogReader:
 
     def _known(self, stream: Stream) -> int:
         """How far the stream has been fetched."""
-        return self._place.get(stream, 0) + len(self._rest.get(stream, (b"", 0.0))[0])
+        return self._place[stream] + len(self._rest.get(stream, (b"", 0.0))[0])
 
-    def _last(self, pieces: list[Piece], tail: int) -> list[Piece]:
+    def _last(self, pieces: list[Piece], tail: int, most_bytes: float) -> list[Piece]:
         """The last pieces that have so many lines together, not counting one of each stream, whose beginning may be in a piece before."""
         chosen: list[Piece] = []
-        found = 0
-        while pieces and found < tail + len({piece.stream for piece in chosen}):
+        found, size = 0, 0
+        while pieces and size < most_bytes and found < tail + len({piece.stream for piece in chosen}):
             chosen.append(pieces.pop())
+            size += chosen[-1].num_bytes
             found += self._store.get(chosen[-1].key).count(b"\n")
         return chosen
 
     def _line_start(self, pieces: list[Piece], stream: Stream, at: int) -> int:
-        """The first place from `at` on where a line begins; the stream's end if none does."""
+        """The first place from `at` on where a line begins; `at` if none does, in the middle of one that has no end."""
         mine = [piece for piece in pieces if piece.stream == stream and piece.end >= at > 0]
         for piece in mine:
             start = max(at - 1, piece.offset)
             found = self._store.get(piece.key, start=start - piece.offset).find(b"\n") if start < piece.end else -1
             if found >= 0:
                 return start + found + 1
-        return max((piece.end for piece in mine), default=at)
+        return at
 
     def _read(self, piece: Piece) -> Iterator[LogLine]:
         """Two pieces may hold the same bytes, if an agent died between storing one and knowing of it."""
         stream = piece.stream
-        end, known = self._place.get(stream, 0), self._known(stream)
+        end, known = self._place[stream], self._known(stream)
         rest = self._rest.get(stream, (b"", 0.0))[0]
         if piece.end <= known or piece.offset > known:
             return
         data, start = rest + self._store.get(piece.key, start=known - piece.offset), 0
         self._rest.pop(stream, None)  # who stops in the middle and calls again reads it again
-        before = dict(self._place)
+        mark = self._place.mark()
         while (length := _line_length(data, start)) is not None:
             text = data[start : start + length]
             start, end = start + length, end + length
             self._place[stream] = end
-            yield self._line(stream, text, piece.time_s, before)
+            yield self._line(stream, text, piece.time_s, mark)
         if start < len(data):
             self._rest[stream] = (data[start:], piece.time_s)
 
@@ -200,15 +197,13 @@ class LogReader:
         """A rank's last line, without an end, is a line once the rank can write no more."""
         for stream in sorted(stream for stream in self._rest if stream.epoch < before_epoch):
             rest, time_s = self._rest.pop(stream)
-            before = dict(self._place)
-            self._place[stream] = self._place.get(stream, 0) + len(rest)
-            yield self._line(stream, rest, time_s, before)
+            mark = self._place.mark()
+            self._place[stream] += len(rest)
+            yield self._line(stream, rest, time_s, mark)
 
-    def _line(self, stream: Stream, text: bytes, time_s: float, before: Mapping[Stream, int]) -> LogLine:
+    def _line(self, stream: Stream, text: bytes, time_s: float, mark: Mark) -> LogLine:
         shown = text.removesuffix(b"\n").decode(errors="replace")
-        return LogLine(
-            rank=stream.rank, epoch=stream.epoch, text=shown, time_s=time_s, _job_id=self._job_id, _before=before, _end=self._place[stream]
-        )
+        return LogLine(rank=stream.rank, epoch=stream.epoch, text=shown, time_s=time_s, _mark=mark, _end=self._place[stream])
 
 
 class Reader(Protocol):
@@ -232,37 +227,9 @@ def follow(
         wait(max(LOOK_S, 3 * (time.monotonic() - began)))
 
 
-def encode(job_id: str, place: Mapping[Stream, int]) -> str:
-    """Its length grows with the streams that have been read; letters, digits, `-` and `_` only."""
-    by_epoch: dict[int, dict[int, int]] = {}
-    for stream, count in sorted(place.items()):
-        by_epoch.setdefault(stream.epoch, {})[stream.rank] = count
-    text = json.dumps([job_id, by_epoch], separators=(",", ":"))
-    return base64.urlsafe_b64encode(zlib.compress(text.encode(), 9)).decode().rstrip("=")
-
-
-def decode(job_id: str, offset: str) -> dict[Stream, int]:
-    try:
-        packed = base64.b64decode(offset + "=" * (-len(offset) % 4), altchars=b"-_", validate=True)
-        unpacker = zlib.decompressobj()
-        of_job, by_epoch = json.loads(unpacker.decompress(packed, LONGEST_LINE_BYTES))
-        found = {Stream(int(epoch), int(rank)): int(count) for epoch, ranks in by_epoch.items() for rank, count in ranks.items()}
-        if min(found.values(), default=0) < 0 or not unpacker.eof:
-            raise ValueError("a count is negative, or the end is cut off")
-    except (binascii.Error, zlib.error, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"offset {_short(offset)} is not possible: allowed is the offset of a line of {job_id}'s logs.") from error
-    if of_job != job_id:
-        raise UserError(f"offset {_short(offset)} is not possible: it is of {of_job}, not of {job_id}.")
-    return found
-
-
 def _line_length(data: bytes, start: int) -> int | None:
     """Of the line that begins at `start`, with its end; None if it has none yet."""
     end = data.find(b"\n", start, start + LONGEST_LINE_BYTES)
     if end >= 0:
         return end + 1 - start
     return LONGEST_LINE_BYTES if len(data) - start >= LONGEST_LINE_BYTES else None
-
-
-def _short(text: str) -> str:
-    return f"'{text}'" if len(text) <= 24 else f"'{text[:20]}...'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections import OrderedDict
@@ -16,6 +17,8 @@ from orchestrator.storage import ObjectStore, open_store
 
 MAX_STORES = 32
 MAX_READERS = 64
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S, MAX_ATTEMPTS = 5.0, 10.0, 2
+"""The most for a store that is read while somebody waits for the answer, whatever its job allows."""
 
 Value = TypeVar("Value")
 
@@ -44,6 +47,16 @@ class Opened:
         if not page.more:
             self._readers.put((id(store), job.id, rank, page.offset), reader)
         return page
+
+
+def open_for_answers(spec: StorageSpec, environ: Mapping[str, str]) -> ObjectStore:
+    """As `open_store`; a store that does not answer is given up after some seconds."""
+    return open_store(impatient(spec), environ)
+
+
+def impatient(spec: StorageSpec) -> StorageSpec:
+    limits = {"connect_timeout_s": CONNECT_TIMEOUT_S, "read_timeout_s": READ_TIMEOUT_S, "max_attempts": MAX_ATTEMPTS}
+    return dataclasses.replace(spec, **{name: min(limit, getattr(spec, name)) for name, limit in limits.items()})
 
 
 class _Latest(Generic[Value]):

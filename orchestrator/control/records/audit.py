@@ -39,13 +39,19 @@ class Entry:
     detail: str
 
 
+LONGEST = 300
+"""Characters of a subject and of a detail: what is longer is cut, so that whoever is refused cannot fill the store."""
 _INSERT = TABLE.insert()
 
 
 def entry(user: User, action: str, subject: str, detail: str = "") -> tuple[sa.Executable, dict[str, Any]]:
     """The statement that writes it, and its values."""
-    values = {"user": user.name, "tenant": user.tenant, "action": action, "subject": subject, "detail": detail}
+    values = {"user": user.name, "tenant": user.tenant, "action": action, "subject": _cut(subject), "detail": _cut(detail)}
     return _INSERT, {"time_s": time.time(), **values}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 class AuditLog:

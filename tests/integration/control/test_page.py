@@ -114,6 +114,18 @@ def test_a_job_that_waits_says_what_would_let_it_start(stage, tab):
     expect(tab.locator("#curve")).to_contain_text("it comes with each checkpoint")
 
 
+def test_a_job_that_ends_or_starts_after_the_last_date_there_is_breaks_nothing(stage, tab):
+    spec = stage.spec("m", max_steps=2**53)
+    stage.run("endless", spec, (("n0", 1),), 0.5, 1.0, eta_s=1e17)
+    stage.wait("patient", spec, 1, "waits", start_s=1e17)
+    tab.goto(stage.page())
+    expect(tab.locator("#running tbody tr")).to_contain_text("endless")
+    expect(tab.locator("#running tbody tr time")).to_have_count(0)
+    expect(tab.locator("#waiting tbody tr")).to_contain_text("patient")
+    tab.goto(stage.page("endless"))
+    expect(tab.locator("#head .badge")).to_have_text("running")
+
+
 def test_a_job_that_there_is_not_is_said_so(stage, tab):
     stage.put("a", stage.spec("m"))
     tab.goto(stage.page("nothing"))

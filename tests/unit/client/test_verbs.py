@@ -12,6 +12,7 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.client import Client
 from orchestrator.client.connection import Local, Verbs, connect, found_token, remove_all
+from orchestrator.client.reader import ServerReader
 from orchestrator.client.remote import Remote
 from orchestrator.code.cache import unpack
 from orchestrator.code.package import archive_of, claim, read_package
@@ -118,6 +119,8 @@ def test_lists_logs_artifacts_nodes_and_policy(verbs, store, place):
     page = verbs.next_logs(job_id, "", None, 60.0, offsets=True)
     assert [(line.rank, line.text) for line in page.lines] == [(0, "zero: a"), (0, "zero: b"), (1, "one: a")] and page.ended
     assert [line.text for line in verbs.next_logs(job_id, page.lines[0].offset, None, 0.0).lines] == ["zero: b", "one: a"]
+    assert [line.offset for line in ServerReader(verbs, job_id).lines(True)] == [line.offset for line in page.lines]
+    assert [line.offset for line in ServerReader(verbs, job_id, offsets=False).lines(True)] == ["", "", ""]
     told, ended = verbs.next_events(job_id, 1, 60.0)
     assert [event.kind for _, event in told] == [EventKind.HANG] and ended
     assert verbs.artifact(verbs.job(job_id), "sample.txt") == b"text"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import threading
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from orchestrator.code.cache import unpack
-from orchestrator.code.package import keep_package, read_package
+from orchestrator.code.package import archive_of, keep_archive, keep_package, read_package
 from orchestrator.errors import ConfigError, CorruptObject, ObjectNotFound
 from orchestrator.paths import code_key
 from orchestrator.storage import MemoryStore
@@ -99,15 +101,17 @@ def test_a_package_that_is_not_there(tmp_path: Path) -> None:
     assert not (tmp_path / "code" / ("0" * 64)).exists()
 
 
-def archive(**entries: str) -> bytes:
+def archive(how: int = zipfile.ZIP_STORED, **entries: str) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as packed:
+    with zipfile.ZipFile(buffer, "w", how) as packed:
         for name, text in entries.items():
             packed.writestr(name.replace("_up_", "../").replace("_root_", "/"), text)
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("content", [b"no zip", archive(a="changed"), archive(_up_a="x"), archive(_root_etc="x")])
+@pytest.mark.parametrize("content", [
+    b"no zip", archive(a="changed"), archive(_up_a="x"), archive(_root_etc="x"), archive(zipfile.ZIP_BZIP2, a="x"),
+])  # fmt: skip
 def test_damaged_and_hostile_archives_are_refused(content: bytes, folder: Path, tmp_path: Path) -> None:
     store = MemoryStore()
     content_hash = kept(store, folder)
@@ -115,6 +119,21 @@ def test_damaged_and_hostile_archives_are_refused(content: bytes, folder: Path, 
     with pytest.raises(CorruptObject):
         unpack(store, content_hash, tmp_path / "cache")
     assert [path.suffix for path in (tmp_path / "cache" / "code").iterdir()] == [".lock"]
+
+
+def test_what_another_machine_sends_is_never_held_unpacked(folder: Path) -> None:
+    num_bytes = 32 << 20
+    for name in ("zeros", "more-zeros"):
+        (folder / name).write_bytes(bytes(num_bytes))
+    package = read_package(folder, math.inf)
+    packed, store = archive_of(package), MemoryStore()
+    tracemalloc.start()
+    try:
+        assert keep_archive(store, package.content_hash, packed)
+        assert tracemalloc.get_traced_memory()[1] < num_bytes / 4
+    finally:
+        tracemalloc.stop()
+    assert store.get(code_key(package.content_hash)) == packed
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

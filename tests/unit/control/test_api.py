@@ -17,6 +17,7 @@ from orchestrator.control.api.server import ApiServer
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.pulse import SILENCE_S, START_S, Pulse
 from orchestrator.control.records import tables
+from orchestrator.control.records.audit import LONGEST
 from orchestrator.control.records.database import writing
 from orchestrator.control.records.store import JobStore
 from orchestrator.control.records.users import Users
@@ -113,6 +114,14 @@ def test_what_cannot_be_is_refused_in_the_words_of_the_command_line(service):
 ])  # fmt: skip
 def test_a_body_that_is_none_is_never_an_error_of_the_server(service, body, status):
     assert service.ask("POST", "/v1/jobs", content=body).status_code == status
+
+
+@pytest.mark.parametrize("depth", [65, 700, 900])
+def test_settings_inside_settings_beyond_all_measure_are_refused(service, depth):
+    deep = '{"a": ' * depth + "1" + "}" * depth
+    for method, path, body in (("POST", "/v1/jobs", {"spec": {**to_dict(SPEC), "model": {"name": "m", "options": "DEEP"}}}),
+                               ("PUT", "/v1/policy", {"name": "x", "settings": {"mode": "DEEP"}})):  # fmt: skip
+        said(service.ask(method, path, "root", content=json.dumps(body).replace('"DEEP"', deep)), 422, "ConfigError", "inside each other")
 
 
 @pytest.mark.parametrize("part", [
@@ -218,13 +227,24 @@ def test_a_user_who_cannot_be_is_refused_and_nothing_is_written(service, body, w
     said(service.ask("POST", "/v1/users/anm/renew", "root"), 422, "UserError", "no user is named 'anm'", "Did you mean 'ann'?")
 
 
+def test_names_are_short_and_what_the_audit_log_keeps_of_a_refusal_too(service):
+    for method, path in (("POST", "/v1/users"), ("PUT", "/v1/policy")):
+        said(service.ask(method, path, "root", json={"name": "n" * 65}), 422, "ConfigError", "name: ", "64 characters")
+    long = to_dict(dataclasses.replace(SPEC, workload=dataclasses.replace(SPEC.workload, name="n" * 100_000)))
+    said(service.ask("POST", "/v1/jobs", "eve", json={"spec": long}), 403, "PermissionDenied")
+    (entry,) = service.ask("GET", "/v1/audit", "root").json()["entries"]
+    assert entry["subject"] == "n" * (LONGEST - 1) + "…"
+
+
 def test_users_are_for_admins(service):
     for method, path in (("GET", "/v1/users"), ("POST", "/v1/users"), ("POST", "/v1/users/ann/renew"), ("POST", "/v1/users/ann/revoke")):
         said(service.ask(method, path, "ann", json={"name": "new"}), 403, "PermissionDenied", "needs the role admin")
     told = service.ask("GET", "/v1/audit", "root").json()["entries"]
     assert [entry["action"] for entry in told] == [f"refused user {verb}" for verb in ("list", "add", "renew", "revoke")]
     opened = Service(Home(service.home.root / "open"), open_reads=True)
-    said(opened.ask("GET", "/v1/users", ""), 403, "PermissionDenied", "needs the role admin")
+    for path in ("/v1/users", "/v1/audit"):
+        said(opened.ask("GET", path, ""), 403, "PermissionDenied", "needs the role admin")
+    assert opened.ask("GET", "/v1/audit", "root").json()["entries"] == []
 
 
 def test_the_last_admin_is_not_revoked_over_http_but_beside_the_files(service):
@@ -245,6 +265,9 @@ def test_reads_need_a_token_unless_they_are_open_and_then_only_under_a_name_of_t
         assert opened.ask("GET", path, "").status_code in (200, 404)
         assert opened.http.get(path, headers={"Host": "evil.example"}).status_code == 400
     said(opened.ask("GET", "/v1/audit", ""), 403, "PermissionDenied")
+    for name in ("X-Forwarded-For", "Forwarded", "Via"):  # through a proxy on this machine
+        said(opened.http.get("/v1/jobs", headers={name: "x"}), 401, "AuthenticationError", "a token is needed")
+        assert opened.http.get("/v1/jobs", headers={name: "x", "Authorization": f"Bearer {opened.tokens['eve']}"}).status_code == 200
     with pytest.raises(ConfigError, match=r"--open-reads with --host 0\.0\.0\.0 would show the jobs to the network"):
         ApiServer("0.0.0.0", 0, open_reads=True)
 

@@ -5,6 +5,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -63,6 +65,21 @@ def test_submit_is_durable_and_fills_in_the_home(client, home):
     assert found.spec.storage.url == home.store.as_uri()
     assert found.spec.tracking.uri == f"sqlite:///{home.mlflow}/mlflow.db"
     assert [event.kind for _, event in client.events(job.id)] == [EventKind.SUBMITTED]
+
+
+def test_submissions_with_one_id_at_the_same_moment_make_one_job(home):
+    together = threading.Barrier(8)
+
+    def clock() -> float:
+        together.wait(60.0)  # all have seen that there is no such job yet
+        return 1.0
+
+    client = Client(home, clock=clock)
+    with ThreadPoolExecutor(together.parties) as threads:
+        asked = [threads.submit(client.submit, SPEC, {"K": "v"}, "mine") for _ in range(together.parties)]
+    assert [job.result() for job in asked] == [client.job("mine")] * together.parties
+    assert [entry.action for entry in client.audit()] == ["submit"]
+    assert [path.name for path in home.secrets_folder.iterdir()] == ["mine.json"]
 
 
 def test_what_was_named_is_kept(client):

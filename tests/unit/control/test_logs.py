@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import random
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 
@@ -215,10 +217,26 @@ def test_an_offset_of_another_job_and_nonsense_are_refused(printed: Printed, sto
     offset = next(LogReader(store, "job").lines(ended=True)).offset
     with pytest.raises(UserError, match="is of job, not of other"):
         LogReader(store, "other", after=offset)
-    for nonsense in ("x", "?!", offset[:-4], "eJyrVsrPVrJSSkksSVSqBQAfWgSG", ""):
+    for text in ('["job", {"1": {"0": Infinity}}]', "[" * 100_000, '["job", {"1": {"0": ' + '{"a": ' * 100_000):
+        with pytest.raises(UserError, match="allowed is the offset of a line of job's logs"):
+            LogReader(store, "job", after=base64.urlsafe_b64encode(zlib.compress(text.encode())).decode().rstrip("="))
+    for nonsense in ("x", "?!", offset[:-4], f"1-0.{offset}", f"1-0--5.{offset}", "eJyrVsrPVrJSSkksSVSqBQAfWgSG", ""):
         if nonsense:
             with pytest.raises(UserError, match="allowed is the offset of a line of job's logs"):
                 LogReader(store, "job", after=nonsense)
+
+
+def test_the_offsets_of_many_lines_share_what_was_written_once(printed: Printed, store: MemoryStore) -> None:
+    """To write down all streams takes longer than to read a line."""
+    for number in range(50):
+        for rank in range(4):
+            printed.say(1, rank, f"line {number}")
+            printed.ship()
+    lines = list(LogReader(store, "job").lines(ended=True))
+    assert len({line.offset.rpartition(".")[2] for line in lines}) == 1
+    for at in (0, 3, 77, 198):
+        left = LogReader(store, "job", after=lines[at].offset).lines(ended=True)
+        assert [(line.rank, line.text) for line in left] == [(line.rank, line.text) for line in lines[at + 1 :]]
 
 
 # follow

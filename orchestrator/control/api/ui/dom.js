@@ -87,12 +87,14 @@ export function setClock(date) {
   if (Math.abs(found - skew_s) > 2) skew_s = found;
 }
 
+const LATEST_S = 8e12; // a date holds little more
+
 /** How long ago, or until when: it goes on by itself. */
 export const since = (time_s) => ticking(time_s, "since");
 export const until = (time_s) => ticking(time_s, "until");
 
 function ticking(time_s, kind) {
-  if (time_s === null || time_s === undefined) return h("span", { class: "none" }, "–");
+  if (time_s === null || time_s === undefined || Math.abs(time_s) > LATEST_S) return h("span", { class: "none" }, "–");
   return tick(h("time", { [`data-${kind}`]: time_s, title: moment(time_s), datetime: new Date(1000 * time_s).toISOString() }));
 }
 

@@ -33,8 +33,8 @@ from orchestrator.errors import (
     UserError,
 )
 from orchestrator.events import Event, EventKind
-from orchestrator.job import JobState, Progress
-from orchestrator.paths import Home, JobKeys
+from orchestrator.job import Job, JobState, Progress
+from orchestrator.paths import Home, JobKeys, code_key
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, StorageSpec, TrainingSpec, WorkloadSpec
 from orchestrator.storage import open_store
 
@@ -171,6 +171,64 @@ def test_the_working_directory_of_a_workload_of_ones_own_goes_to_the_server_once
     assert (folder / "mine.py").read_text() == f"WHERE = '{marker}'\n"
     named = StorageSpec(url=(tmp_path / "named").as_uri())
     assert verbs.keep_code(package, named, {}) is True and claim(open_store(named), package.content_hash)
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch) -> Path:
+    """The working directory of a workload of one's own."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "mine.py").write_text(f"class Mine: ...  # {tmp_path}\n")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def ended(place, store, code, monkeypatch) -> Job:
+    """Submitted from that folder through the server of the commands that follow; it has failed."""
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(code.parent / "elsewhere"))
+    monkeypatch.setenv("ORCHESTRATOR_SERVER", place[2])
+    monkeypatch.setenv("ORCHESTRATOR_TOKEN", place[3])
+    job = Client(place[2], place[3]).submit(["workload=custom", "workload.entrypoint=mine:Mine"])
+    return store.update(store.update(job, state=JobState.STARTING), state=JobState.FAILED, ended_s=1.0)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_resume_through_a_server_takes_the_working_directory_as_it_is_now(seen, ended, code, place, store, tmp_path, capsys):
+    objects = open_store(ended.spec.storage)
+    if not seen:  # from this machine
+        objects.delete(code_key(ended.spec.workload.package))
+    (code / "mine.py").write_text(f"class Mine: ...  # mended {tmp_path}\n")
+    assert main(["resume", ended.id, "--detach", "training.max_steps=7"]) == 0
+    assert f"packaged 1 files of {code}" in capsys.readouterr().out
+    spec = store.get(ended.id).spec
+    assert spec.training.max_steps == 7 and spec.storage == ended.spec.storage
+    assert "mended" in (unpack(objects, spec.workload.package, tmp_path / "cache") / "mine.py").read_text()
+    kept = [entry.subject for entry in Local(place[0]).audit(limit=10_000) if entry.action == "keep code"]
+    assert (spec.workload.package in kept) is not seen
+
+
+def test_resume_through_a_server_tries_the_bucket_first(ended, code, store, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    bucket = StorageSpec(url="s3://bucket/x", endpoint_url="http://127.0.0.1:9", max_attempts=1, connect_timeout_s=1.0)
+    store.update(ended, spec=dataclasses.replace(ended.spec, storage=bucket))
+    assert main(["resume", ended.id, "--detach"]) == 2
+    assert "127.0.0.1:9" in capsys.readouterr().err and store.get(ended.id).state is JobState.FAILED
+
+
+def test_resume_through_a_server_with_the_code_as_it_was(ended, code, store, capsys):
+    (code / "mine.py").write_text("class Mine: ...  # another\n")
+    assert main(["resume", ended.id, "--detach", "--same-code"]) == 0
+    assert store.get(ended.id).spec == ended.spec and "packaged" not in capsys.readouterr().out
+
+
+def test_resume_through_a_server_from_elsewhere_says_that_the_code_stays(ended, code, store, monkeypatch, capsys):
+    monkeypatch.chdir(code.parent)
+    code.rename(code.parent / "moved")
+    assert main(["resume", ended.id, "--detach"]) == 0
+    assert f"its code stays as it was submitted: {code} is not here" in capsys.readouterr().out
+    assert store.get(ended.id).spec == ended.spec
 
 
 def test_what_is_no_package_is_refused(place, tmp_path):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from orchestrator.cli import main
+from orchestrator.cli import _verbs, main
 from orchestrator.client import Client
 from orchestrator.client.connection import Local, Verbs, connect, found_token, remove_all
 from orchestrator.client.remote import Remote
@@ -289,6 +290,44 @@ def test_a_user_of_the_command_line_through_a_server(place, tmp_path, capsys, mo
     monkeypatch.setenv("ORCHESTRATOR_TOKEN", place[3])
     assert main(["user", "add", "carla", "--token-file", str(tmp_path)]) == 2 and "allowed is a file" in capsys.readouterr().err
     assert "carla" not in [user.name for user in Users(JobStore(place[0].jobs_db).engine).all()]
+
+
+METHODS = {
+    "submit": ["submit"], "resume": ["resume"], "list": ["jobs"], "status": ["job", "events"], "logs": ["logs", "follow_logs"],
+    "events": ["events", "follow_events"], "wait": ["wait"], "queue": ["queue"], "explain": ["explain"], "nodes": ["nodes", "forgive"],
+    "priority": ["set_priority"], "policy": ["policy", "set_policy"], "user": ["users"], "audit": ["audit"], "cancel": ["cancel"],
+    "remove": ["remove"],
+}  # fmt: skip
+WITHOUT = {
+    "train": "`submit` and `wait`, with the cluster started before and stopped after it",
+    "up": "starts processes on this machine", "down": "stops processes on this machine", "serve": "becomes a process on this machine",
+    "dashboard": "becomes a process on this machine", "doctor": "about this machine", "store": "about the database on this machine",
+    "prune": "about the stores as they are seen from this machine", "checkpoint": "about an object store: `orchestrator.checkpoints`",
+    "simulate": "asks nothing of a control plane: `orchestrator.simulation`", "completion": "for shells", "version": "`importlib.metadata`",
+}  # fmt: skip
+"""Verb -> why a program has no method for it."""
+
+
+def test_a_program_has_every_verb_of_the_command_line_that_is_not_for_a_machine_or_a_shell():
+    assert {*METHODS} | {*WITHOUT} == {*_verbs()} and not {*METHODS} & {*WITHOUT}
+    offered = {name for name, _ in inspect.getmembers(Client) if not name.startswith("_")}
+    assert {method for methods in METHODS.values() for method in methods} | {"artifact"} == offered
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_program_asks_and_changes_what_the_command_line_does(here, place, store):
+    client = Client(home=str(place[0].root)) if here else Client(place[2], place[3])
+    job = client.submit(dataclasses.replace(SPEC, workload=WorkloadSpec(name="gpt", entrypoint="workloads.gpt:Gpt")))
+    assert client.set_priority(job.id[:-1], 3).spec.scheduling.priority == 3
+    assert job.id in [row.job_id for row in client.queue()]
+    assert (client.explain(job.id[:-1]).job_id, client.explain(job.id).state) == (job.id, "queued")
+    assert [found.id for found in client.jobs([JobState.QUEUED], limit=1)] == [job.id]
+    assert {found.id for found in client.jobs()} == {found.id for found in store.all()}
+    chosen = client.policy()
+    assert client.set_policy("mine", {"mode": "batch"}).policy.mode == "batch"
+    assert client.set_policy(chosen.name, chosen.settings) == chosen
+    last = client.audit(limit=2)
+    assert [entry.action for entry in last] == ["policy", "policy"] and client.audit(after=last[0].seq) == last[1:]
 
 
 # connections

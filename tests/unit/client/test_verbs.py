@@ -393,6 +393,28 @@ def test_tokens_come_from_the_environment_or_a_private_file(tmp_path, monkeypatc
     assert found_token(home) == "mine"
 
 
+@pytest.mark.parametrize("wrong", ["orc.ann.sec\nret", "orc.ann.sec\r\nret", "orc.änn.secret", "orc.ann sec-ret", "orc.ann.sec\x00ret"])
+def test_what_cannot_be_a_token_is_refused_and_not_shown(wrong, tmp_path, monkeypatch):
+    home = Home(tmp_path)
+    home.api_token.write_text(f"{wrong}\n")
+    home.api_token.chmod(0o600)
+    for name in ("ORCHESTRATOR_TOKEN", "ORCHESTRATOR_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(AuthenticationError, match=f"^{home.api_token} is no token: allowed is one word") as in_file:
+        connect(home, "http://127.0.0.1:9")
+    with pytest.raises(AuthenticationError, match="what is given as the token is no token") as given:
+        connect(home, "http://127.0.0.1:9", wrong)
+    if "\x00" not in wrong:
+        monkeypatch.setenv("ORCHESTRATOR_TOKEN", wrong)
+        with pytest.raises(AuthenticationError, match=r"^\$ORCHESTRATOR_TOKEN is no token"):
+            connect(home, "http://127.0.0.1:9")
+    assert not [caught for caught in (in_file, given) if "ret" in str(caught.value)]
+
+
+def test_the_end_of_the_line_is_no_part_of_a_token(place, tmp_path):
+    assert Client(place[2], f"{place[3]}\n", str(tmp_path)).policy() == Local(place[0]).policy()
+
+
 def test_who_follows_asks_again_with_the_same_question_after_a_lost_connection(tmp_path):
     asked: list[str] = []
 

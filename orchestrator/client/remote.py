@@ -56,7 +56,10 @@ class Remote:
         self.url = url.rstrip("/")
         token = checked_token(token, "what is given as the token")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=ANSWER_S, transport=transport)
+        try:
+            self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=ANSWER_S, transport=transport)
+        except httpx2.InvalidURL as error:
+            raise ConfigError(f"{url} is no server: allowed is http://HOST:PORT or https://HOST ({error}).") from error
 
     def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job:
         """Again with the same id after a lost connection, so that it makes one job."""

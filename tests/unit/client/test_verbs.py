@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 from pathlib import Path
 
 import httpx2
@@ -339,6 +340,10 @@ def test_a_server_that_is_not_there_or_is_another_is_told(tmp_path):
         connect(home, "http://127.0.0.1:9", "token").job("x")
     with pytest.raises(ConfigError, match="ftp://x is no server: allowed is http"):
         connect(home, "ftp://x", "token")
+
+    for url in ("http://host:port", "http://[::1"):
+        with pytest.raises(ConfigError, match=rf"^{re.escape(url)} is no server: allowed is http://HOST:PORT .*Invalid port"):
+            connect(home, url, "token")
 
     def proxy(request: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(502 if request.url.path == "/v1/jobs/x" else 200, text="<html>nginx")

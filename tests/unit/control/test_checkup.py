@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.control.checkup import CHECKS, Finding, Level, Subject, cluster, gpus, machine, objects
+from orchestrator.cli import main
+from orchestrator.control.checkup import CHECKS, Finding, Level, Subject, checked, cluster, gpus, machine, objects
+from orchestrator.control.checkup.finding import ok
 from orchestrator.control.checkup.server import SERVER_VARIABLE
 from orchestrator.control.checkup.versions import compare
 from orchestrator.control.client import CLUSTER
@@ -63,6 +65,19 @@ def running(home: Home, address: str = "127.0.0.1:1", ready: bool = True) -> Non
 
 
 @contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    found = HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{found.server_port}"
+    finally:
+        found.shutdown()
+        thread.join()
+        found.server_close()
+
+
+@contextmanager
 def server(status: int, body: bytes = b"OK", headers: dict[str, str] | None = None) -> Iterator[str]:
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -81,15 +96,8 @@ def server(status: int, body: bytes = b"OK", headers: dict[str, str] | None = No
         def log_message(self, *_: Any) -> None:
             return
 
-    found = HTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{found.server_port}"
-    finally:
-        found.shutdown()
-        thread.join()
-        found.server_close()
+    with serving(Answer) as url:
+        yield url
 
 
 def test_every_check_finds_something_on_a_machine_where_nothing_was_ever_started(subject: Subject) -> None:
@@ -98,6 +106,41 @@ def test_every_check_finds_something_on_a_machine_where_nothing_was_ever_started
         assert found, name
         assert all(bool(finding.fix) == (finding.level is not Level.OK) for finding in found), found
         assert name in ("disk", "shared memory", "limits", "network") or is_fine(found), found  # those are of the machine that tests run on
+
+
+class OfAnother(BaseHTTPRequestHandler):
+    """Not HTTP."""
+
+    def handle(self) -> None:
+        self.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+
+def test_a_bad_port_and_the_port_of_another_program_are_findings(subject: Subject) -> None:
+    with serving(OfAnother) as other:
+        for url in ("http://127.0.0.1:port", "http://[::1", other):
+            broken = dataclasses.replace(subject, environ={SERVER_VARIABLE: url}, tracking=TrackingSpec(uri=url))
+            assert "does not answer" in next(iter(CHECKS["server"](broken))).message
+            assert only(checked("tracking", broken)).message
+            assert objects.clock_skew_s(StorageSpec(url="s3://bucket/x", endpoint_url=url)) is None
+
+
+def test_an_error_of_one_check_is_a_finding_and_the_others_are_asked(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(subject.home.root))
+    monkeypatch.setenv("ORCHESTRATOR_DATABASE", "postgresql://me:hunter2@h:port/x")
+
+    def broken(subject: Subject) -> Iterator[Finding]:
+        yield ok("this is well")
+        raise RuntimeError("nobody thought of it")
+
+    monkeypatch.setitem(CHECKS, "network", broken)
+    assert main(["doctor", "--only", "network,control plane,limits", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["check"], row["level"]) for row in rows[:3]] == [("network", "ok"), ("network", "problem"), ("control plane", "problem")]
+    assert rows[1]["message"] == "this cannot be checked: RuntimeError: nobody thought of it" and rows[1]["fix"]
+    assert "is no database" in rows[2]["message"] and "hunter2" not in str(rows)
+    assert rows[3]["check"] == "limits"
 
 
 # versions

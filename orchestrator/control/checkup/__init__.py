@@ -9,6 +9,7 @@ from orchestrator.control.checkup.finding import Finding, Level, Subject, proble
 from orchestrator.control.checkup.gpus import check_gpus
 from orchestrator.control.checkup.machine import check_disk, check_limits, check_network, check_shared_memory
 from orchestrator.control.checkup.objects import check_objects
+from orchestrator.control.checkup.ports import check_ports
 from orchestrator.control.checkup.secrets import check_secrets
 from orchestrator.control.checkup.server import check_server
 from orchestrator.control.checkup.tracking import check_tracking
@@ -23,6 +24,7 @@ CHECKS: dict[str, Check] = {
     "versions": check_versions,
     "secrets": check_secrets,
     "network": check_network,
+    "ports": check_ports,
     "disk": check_disk,
     "shared memory": check_shared_memory,
     "limits": check_limits,

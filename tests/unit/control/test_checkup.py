@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.control.checkup import CHECKS, Finding, Level, Subject, checked, cluster, gpus, machine, objects
+from orchestrator.control.checkup import CHECKS, Finding, Level, Subject, checked, cluster, gpus, machine, objects, ports
 from orchestrator.control.checkup.finding import ok
 from orchestrator.control.checkup.server import SERVER_VARIABLE
 from orchestrator.control.checkup.versions import compare
@@ -105,7 +107,8 @@ def test_every_check_finds_something_on_a_machine_where_nothing_was_ever_started
         found = list(check(subject))
         assert found, name
         assert all(bool(finding.fix) == (finding.level is not Level.OK) for finding in found), found
-        assert name in ("disk", "shared memory", "limits", "network") or is_fine(found), found  # those are of the machine that tests run on
+        of_this_machine = ("disk", "shared memory", "limits", "network", "ports")
+        assert name in of_this_machine or is_fine(found), found
 
 
 class OfAnother(BaseHTTPRequestHandler):
@@ -210,6 +213,18 @@ def test_a_network_with_a_fault(subject: Subject, tmp_path: Path) -> None:
     assert "/etc/hosts" in only(machine.check_network(subject, nowhere, ports), Level.WARNING).fix
     ports.write_text("32768\t33000\n")
     assert "only 232 ports" in only(machine.check_network(subject, lambda name: "10.0.0.1", ports), Level.WARNING).message
+
+
+def test_a_port_that_another_process_holds(subject: Subject) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, serving(OfAnother) as other:
+        port, me = taken.getsockname()[1], psutil.Process()
+        found = only(ports.check_ports(subject, {"serve": port}), Level.WARNING)
+        assert found.message == f"{port}, the port of `orchestrator serve`, is held by {me.name()} (pid {me.pid})"
+        assert found.fix == "orchestrator serve --port ANOTHER"
+        assert len([one for one in ports.check_ports(subject, {"serve": port, "dashboard": int(other.rpartition(":")[2])}) if one.fix]) == 2
+        running(subject.home)
+        assert is_fine(ports.check_ports(subject, {"serve": port}))
+    assert is_fine(ports.check_ports(subject, {"serve": port}))
 
 
 def test_few_open_files(subject: Subject) -> None:

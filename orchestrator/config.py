@@ -67,7 +67,16 @@ SIMULATION = Schema(
 
 def load_job_spec(overrides: Sequence[str], config_dir: Path | None = None) -> JobSpec:
     """The spec of `overrides`. `config_dir`: a folder with more groups and options of the user's own."""
-    return job_spec(_compose(JOB, overrides, config_dir))
+    return job_spec(_compose(JOB, spelled_out(overrides), config_dir))
+
+
+def spelled_out(overrides: Sequence[str]) -> list[str]:
+    """`workload=my_module:MyWorkload` is short for `workload=custom workload.entrypoint=my_module:MyWorkload`."""
+    found: list[str] = []
+    for text in overrides:
+        short = re.fullmatch(r"workload=([\w.-]+:.*)", text)
+        found += ["workload=custom", f"workload.entrypoint={short[1]}"] if short else [text]
+    return found
 
 
 def load_simulation(overrides: Sequence[str], config_dir: Path | None = None) -> SimulationSettings:

@@ -1,8 +1,10 @@
-"""Ports that are kept for a server that is still to start."""
+"""Ports: those of a control plane where no others are named, and those that are kept for a server that is still to start."""
 
 from __future__ import annotations
 
 import socket
+
+API_PORT, DASHBOARD_PORT = 8470, 5000
 
 _held: list[socket.socket] = []
 

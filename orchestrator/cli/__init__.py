@@ -24,7 +24,7 @@ Look
   status JOB                   one job and its events
   logs JOB [-f] [--rank N]     what its ranks printed, over all restarts, each line once; --tail N, --since 10m
   events JOB [-f]              what happened to it
-  wait JOB... [--timeout S]    until they have ended; exit status 0: all succeeded, 1: one did not, 124: the time was up
+  wait JOB... [--timeout S]    until they have ended; exit status 0: all succeeded, 1: one did not, 124: the time was up, 125: not known
   dashboard                    open MLflow on this machine's runs
   doctor                       what is wrong on this machine or with the cluster, and the command that mends it
   queue                        the jobs that wait, who is next first: why, and when they start

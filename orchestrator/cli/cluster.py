@@ -13,6 +13,7 @@ from orchestrator.control.client import Client
 from orchestrator.control.records.database import exists
 from orchestrator.errors import UserError, nearest
 from orchestrator.paths import Home
+from orchestrator.ports import DASHBOARD_PORT
 from orchestrator.spec import ClusterSpec
 
 NEVER_S = 100 * 365 * 86_400.0
@@ -77,7 +78,7 @@ def down_(arguments: list[str]) -> int:
 
 def dashboard_(arguments: list[str]) -> int:
     parser = parser_for("dashboard", "MLflow's page on this machine's runs.")
-    parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--port", type=int, default=DASHBOARD_PORT)
     asked = parser.parse_args(arguments)
     folder = Home.find(asked.home).mlflow
     if not (folder / "mlflow.db").exists():

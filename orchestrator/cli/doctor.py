@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.cli.parser import parser_for
 from orchestrator.cli.screen import as_json
-from orchestrator.control.checkup import CHECKS, Finding, Level, Subject
+from orchestrator.control.checkup import CHECKS, Finding, Level, Subject, checked
 from orchestrator.errors import UserError, nearest
 from orchestrator.paths import Home
 
@@ -21,7 +21,7 @@ def doctor_(arguments: list[str]) -> int:
     names, subject = _names(asked.only), _subject(asked.overrides, asked.home)
     rows: list[tuple[str, Finding]] = []
     for name in names:
-        for finding in CHECKS[name](subject):
+        for finding in checked(name, subject):
             rows.append((name, finding))
             if not asked.json:
                 _show(name, finding)

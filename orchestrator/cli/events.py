@@ -14,7 +14,7 @@ from orchestrator.cli.logs import tell_trouble
 from orchestrator.cli.parser import client_for, parser_for
 from orchestrator.cli.screen import as_json, command, first_line
 from orchestrator.client.connection import Verbs
-from orchestrator.client.patience import PATIENCE_S, patiently
+from orchestrator.client.patience import AWAY, PATIENCE_S, patiently
 from orchestrator.control.local import controller_alive
 from orchestrator.errors import UserError
 from orchestrator.events import Event
@@ -23,7 +23,7 @@ from orchestrator.job import Job, JobState
 LOOK_S = 0.2
 WAIT_S = 20.0
 """For news, in one question."""
-TIMED_OUT = 124
+TIMED_OUT, NOT_KNOWN = 124, 125
 """As of the command `timeout`."""
 
 
@@ -57,10 +57,11 @@ def event_line(event: Event) -> str:
 
 
 def wait_(arguments: list[str]) -> int:
-    """Exit status 0: all succeeded; 1: one did not; 124: not all had ended in time."""
+    """Exit status 0: all succeeded; 1: one did not; 124: not all were known to have ended in time; 125: nobody says how they end."""
     parser = parser_for(
-        "wait", "Until jobs have ended. Exit status 0: all succeeded, 1: one failed or was cancelled, 124: the time was up."
-    )
+        "wait", "Until jobs have ended. Exit status 0: all succeeded, 1: one failed or was cancelled, 124: the time was up, "
+        "125: without a --timeout, the server or the job store was away for two minutes.",
+    )  # fmt: skip
     parser.add_argument("jobs", nargs="+", metavar="JOB")
     parser.add_argument("--timeout", type=float, default=None, metavar="SECONDS", help="wait so long at most")
     parser.add_argument("--json", action="store_true", help="a list of objects: id, state, end_reason, message, step")
@@ -68,8 +69,11 @@ def wait_(arguments: list[str]) -> int:
     if asked.timeout is not None and not asked.timeout >= 0:
         raise UserError(f"--timeout {asked.timeout} is not possible: allowed is 0 or more.")
     client = client_for(asked.home, asked.jobs[0])
-    ids = list(dict.fromkeys(client.job(name).id for name in asked.jobs))
-    jobs = _until_ended(client, ids, asked.timeout)
+    try:
+        jobs = _until_ended(client, asked.jobs, asked.timeout)
+    except AWAY as error:
+        print(f"orchestrator: {error}", file=sys.stderr)
+        return NOT_KNOWN if asked.timeout is None else TIMED_OUT
     if asked.json:
         print(as_json([_told(job) for job in jobs]))
     else:
@@ -79,22 +83,24 @@ def wait_(arguments: list[str]) -> int:
     return 0 if all(job.state is JobState.SUCCEEDED for job in jobs) else 1
 
 
-def _until_ended(client: Verbs, ids: Sequence[str], timeout_s: float | None) -> list[Job]:
-    """The jobs as they ended, or as they are when the time is up."""
+def _until_ended(client: Verbs, names: Sequence[str], timeout_s: float | None) -> list[Job]:
+    """The jobs as they ended, or as they are when the time is up. Raises one of AWAY if that cannot be asked then."""
     limit, warned = None if timeout_s is None else time.monotonic() + timeout_s, False
-    done: dict[str, Job] = {}
+
+    def asked(name: str) -> Job:
+        patience_s = PATIENCE_S if limit is None else limit - time.monotonic()
+        return patiently(partial(client.job, name), tell_trouble, patience_s)
+
+    done = {job.id: job for job in map(asked, names)}
     while True:
-        for job_id in ids:
-            if job_id not in done or not done[job_id].state.terminal:
-                patience_s = PATIENCE_S if limit is None else limit - time.monotonic()
-                done[job_id] = patiently(partial(client.job, job_id), tell_trouble, patience_s)
         left_s = LOOK_S if limit is None else min(LOOK_S, limit - time.monotonic())
         if left_s <= 0 or all(job.state.terminal for job in done.values()):
-            return [done[job_id] for job_id in ids]
+            return list(done.values())
         if not warned and not client.remote and not controller_alive(client.home):
             print(f"no control plane runs in {client.home.root}: {command('up', client.home)} starts it", file=sys.stderr, flush=True)
             warned = True
         time.sleep(left_s)
+        done = {job_id: job if job.state.terminal else asked(job_id) for job_id, job in done.items()}
 
 
 def _told(job: Job) -> dict[str, Any]:

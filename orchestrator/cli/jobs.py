@@ -77,16 +77,17 @@ def resume_(arguments: list[str]) -> int:
     spec = apply_overrides(job.spec, asked.overrides) if asked.overrides else None
     wanted = spec or job.spec
     screen = Screen(beside_json=asked.json)
+    screen.say(f"resuming {job.id} from step {job.progress.committed_step or 0}")
+    new_code = not asked.same_code and _has_code_here(job, screen)
     if client.remote:
         from orchestrator.cli.remote import resume_there
 
-        return resume_there(client, job, spec, screen, watch=not asked.detach, json=asked.json)
-    screen.say(f"resuming {job.id} from step {job.progress.committed_step or 0}")
+        return resume_there(client, job, wanted, screen, new_code=new_code, watch=not asked.detach, json=asked.json)
     if not any(override.startswith("cluster.address=") for override in asked.overrides):
         wanted = dataclasses.replace(wanted, cluster=cluster_here(client.home, wanted.cluster))
     secrets = secrets_for(wanted)
     check_storage(wanted, client.home, secrets)
-    if job.state.terminal and wanted.workload.package and not asked.same_code and Path(wanted.workload.code_dir).is_dir():
+    if new_code:
         wanted = with_package(wanted, client.home, secrets, screen.say)
     cluster = ensure_cluster(client.home, wanted.cluster, screen.say)
     client.resume(job.id, wanted if wanted != job.spec else None, secrets)
@@ -96,6 +97,16 @@ def resume_(arguments: list[str]) -> int:
     if asked.json:
         print(as_json(job_to_dict(client.job(job.id))))
     return status
+
+
+def _has_code_here(job: Job, screen: Screen) -> bool:
+    """Whether the working directory that it was submitted with can be packaged as it is now."""
+    if not job.state.terminal or not job.spec.workload.package:
+        return False
+    folder = Path(job.spec.workload.code_dir)
+    if not folder.is_dir():
+        screen.say(f"its code stays as it was submitted: {folder} is not here")
+    return folder.is_dir()
 
 
 def version_(arguments: list[str]) -> int:

@@ -17,7 +17,7 @@ from orchestrator import layout
 from orchestrator.chaos.plan import plan
 from orchestrator.cli.keeping import check_storage, secrets_for, with_package
 from orchestrator.cli.screen import Screen, as_json, command
-from orchestrator.config import combinations, conf_dir, job_spec, load_job_spec
+from orchestrator.config import combinations, conf_dir, job_spec, load_job_spec, spelled_out
 from orchestrator.errors import ConfigError, OrchestratorError, UserError
 from orchestrator.job import job_to_dict
 from orchestrator.paths import Home
@@ -71,7 +71,7 @@ def _workers(argument: str) -> int:
 def _run(verb: str, arguments: list[str], act: Act) -> int:
     """Check first, in our words; then let Hydra compose and call. Returns the highest exit status of the jobs."""
     policy = [argument for argument in arguments if argument.startswith(_POLICY)]
-    switches, rest = Switches.take([argument for argument in arguments if argument not in policy])
+    switches, rest = Switches.take(spelled_out([argument for argument in arguments if argument not in policy]))
     if policy:
         from orchestrator.cli.policy import load_policy
 

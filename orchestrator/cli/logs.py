@@ -40,7 +40,7 @@ def logs_(arguments: list[str]) -> int:
 def _reader(client: Verbs, job: Job, asked: argparse.Namespace) -> LogReader | ServerReader:
     """Of the object store, or of a server, whose files are not to be found here."""
     if client.remote:
-        return ServerReader(client, job.id, asked.rank, asked.after)
+        return ServerReader(client, job.id, asked.rank, asked.after, offsets=asked.json)
     return LogReader(open_store(job.spec.storage), job.id, asked.rank, asked.after)
 
 

@@ -20,7 +20,7 @@ def nodes(arguments: list[str]) -> int:
     parser.add_argument("action", nargs="?", choices=["forgive"], help="forgive NODE: what has happened there counts no more")
     parser.add_argument("node", nargs="?", default="")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_intermixed_args(arguments)
     home = Home.find(asked.home)
     verbs = verbs_of(home)
     if verbs is None:

@@ -11,8 +11,7 @@ from orchestrator.cli.parser import parser_for
 from orchestrator.cli.screen import as_json, command
 from orchestrator.control.records import database
 from orchestrator.paths import Home
-
-PORT = 8470
+from orchestrator.ports import API_PORT
 
 
 def serve_(arguments: list[str]) -> int:
@@ -24,7 +23,7 @@ def serve_(arguments: list[str]) -> int:
 
     parser = parser_for("serve", "The control plane as a service: the controller and its HTTP API, until Ctrl-C or SIGTERM.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; default: this machine only")
-    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
+    parser.add_argument("--port", type=int, default=API_PORT, help=f"default: {API_PORT}")
     parser.add_argument("--address", default="", metavar="HOST:PORT", help="of the Ray head; default: a local Ray cluster is started")
     parser.add_argument("--db", default="", metavar="URL", help="keep the jobs there: postgresql://USER@HOST/NAME; default: in the home")
     parser.add_argument("--num-cpus", type=int, default=0, help="of the local cluster; default: all")

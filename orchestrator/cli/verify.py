@@ -19,7 +19,7 @@ def verify_(arguments: list[str]) -> int:
     parser.add_argument("step", type=int, nargs="?")
     parser.add_argument("--all", action="store_true", help="all checkpoints of the job")
     parser.add_argument("--mark", action="store_true", help="mark what is damaged as suspect: no restart goes on from it")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_intermixed_args(arguments)
     if asked.all and asked.step is not None:
         raise UserError(f"--all and step {asked.step} exclude each other.")
     place = place_of(asked)

@@ -16,20 +16,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.client.connection import SERVER_VARIABLE, UserVerbs, Verbs, connect, remove_all
 from orchestrator.client.lines import Line, Lines
 from orchestrator.client.patience import patiently
 from orchestrator.events import Event
-from orchestrator.job import Job
+from orchestrator.job import Job, JobState
 from orchestrator.paths import Home
 
 if TYPE_CHECKING:
+    from orchestrator.control.planning.policy import ChosenPolicy
     from orchestrator.control.planning.reputation import Incident
+    from orchestrator.control.reading.questions import Explained, QueueRow
     from orchestrator.control.reading.summary import JobSummary
+    from orchestrator.control.records.audit import Entry
     from orchestrator.control.scheduler import ClusterView
     from orchestrator.spec import JobSpec
 
@@ -72,9 +75,9 @@ class Client:
     def job(self, job: str) -> Job:
         return self._verbs.job(job)
 
-    def jobs(self) -> list[JobSummary]:
-        """All of them in short, in the order of their submission."""
-        return self._verbs.summaries()[0]
+    def jobs(self, states: Collection[JobState] | None = None, limit: int = 0) -> list[JobSummary]:
+        """In short, in the order of their submission: of more than `limit` (0: all) those that have not ended, then the newest."""
+        return self._verbs.summaries(states, limit)[0]
 
     def cancel(self, job: str, now: bool = False) -> Job:
         """Ask that it ends: after a checkpoint or, with `now`, at once."""
@@ -107,6 +110,30 @@ class Client:
     def artifact(self, job: str, name: str) -> bytes:
         """A file that the job has left: `evaluation.json`, `history.json` ..."""
         return self._verbs.artifact(self._verbs.job(job), name)
+
+    def queue(self) -> list[QueueRow]:
+        """The jobs that wait, who is next first: why, and when they start."""
+        return self._verbs.queue()
+
+    def explain(self, job: str) -> Explained:
+        """Why a job waits, who holds what it needs, and what would let it start now."""
+        return self._verbs.explain(job)
+
+    def set_priority(self, job: str, priority: int) -> Job:
+        """Of a job that waits or runs: a higher class comes before all lower ones."""
+        return self._verbs.set_priority(job, priority)
+
+    def policy(self) -> ChosenPolicy:
+        """By which the control plane decides who runs."""
+        return self._verbs.policy()
+
+    def set_policy(self, name: str, settings: Mapping[str, Any]) -> ChosenPolicy:
+        """For admins. `settings`: as in `conf/scheduler`."""
+        return self._verbs.set_policy(name, settings)
+
+    def audit(self, after: int | None = None, limit: int = 1000) -> list[Entry]:
+        """Who changed or tried to change what: the first entries with a number above `after`; None: the newest. For admins."""
+        return self._verbs.audit(after, limit)
 
     def nodes(self) -> tuple[ClusterView, list[Incident]]:
         """(the cluster's nodes, what has spoken against their machines of late)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -141,11 +142,19 @@ def server() -> str:
 def found_token(home: Home) -> str:
     """$ORCHESTRATOR_TOKEN, or what is in the file $ORCHESTRATOR_TOKEN_FILE or `api-token` of the home, which only its owner may read."""
     if token := os.environ.get(TOKEN_VARIABLE, "").strip():
-        return token
+        return checked_token(token, f"${TOKEN_VARIABLE}")
     path = Path(os.environ.get(TOKEN_FILE_VARIABLE) or home.api_token)
     try:
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             raise ConfigError(f"{path} can be read by others on this machine: chmod 600 {path}")
-        return path.read_text().strip()
+        return checked_token(path.read_text(errors="replace"), str(path))
     except FileNotFoundError as error:
         raise AuthenticationError(f"no token for the server: set ${TOKEN_VARIABLE}, or put it into {path} (mode 600).") from error
+
+
+def checked_token(token: str, where: str) -> str:
+    """Without space around it. Raises AuthenticationError, which does not say it, for what cannot be in the header of a request."""
+    token = token.strip()
+    if re.fullmatch(r"[\x21-\x7e]*", token) is None:
+        raise AuthenticationError(f"{where} is no token: allowed is one word, as `orchestrator user add` prints it.")
+    return token

@@ -10,6 +10,8 @@ from orchestrator.errors import ClusterError, OrchestratorError, StorageUnavaila
 
 _T = TypeVar("_T")
 
+AWAY = (ClusterError, StoreUnavailable, StorageUnavailable)
+"""A server, or what it needs, is out of reach."""
 PATIENCE_S = 120.0
 """How long before somebody who follows a job gives up."""
 
@@ -23,11 +25,12 @@ def patiently(
     while True:
         try:
             return ask()
-        except (ClusterError, StoreUnavailable, StorageUnavailable) as error:
-            if time.monotonic() - began + pause_s > patience_s:
+        except AWAY as error:
+            left_s = patience_s - (time.monotonic() - began)
+            if left_s <= 0:
                 raise
             if not told:
                 trouble(error)
             told = True
-        sleep(pause_s)
+        sleep(min(pause_s, left_s))
         pause_s = min(5.0, 2 * pause_s)

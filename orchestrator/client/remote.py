@@ -13,6 +13,7 @@ from urllib.parse import quote
 import httpx2
 
 from orchestrator import errors
+from orchestrator.client.connection import checked_token
 from orchestrator.client.lines import Line, Lines
 from orchestrator.code.package import Package, archive_of, keep_package
 from orchestrator.control.planning.policy import ChosenPolicy
@@ -53,8 +54,12 @@ class Remote:
             raise ConfigError(f"{url} is no server: allowed is http://HOST:PORT or https://HOST.")
         self.home = home
         self.url = url.rstrip("/")
+        token = checked_token(token, "what is given as the token")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=ANSWER_S, transport=transport)
+        try:
+            self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=ANSWER_S, transport=transport)
+        except httpx2.InvalidURL as error:
+            raise ConfigError(f"{url} is no server: allowed is http://HOST:PORT or https://HOST ({error}).") from error
 
     def submit(self, spec: JobSpec, secrets: Mapping[str, str]) -> Job:
         """Again with the same id after a lost connection, so that it makes one job."""

@@ -1,12 +1,14 @@
 """Which files of a working directory belong to its package.
 
 In a git work tree those that git does not ignore, else all but what `.gitignore` files name; less what `.orchestratorignore` names (in
-the same language, see gitignore(5)), and less what never belongs there: caches, virtual environments, files of secrets.
+the same language, see gitignore(5)), and less what never belongs there: caches, virtual environments, files of secrets. The home of a
+control plane and the file of the user's token are left out whatever the rules say, and a token in any other file is refused.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections import Counter
@@ -17,14 +19,22 @@ from pathlib import Path, PurePosixPath
 from pathspec import GitIgnoreSpec
 
 from orchestrator.errors import ConfigError
+from orchestrator.paths import Home
 
 IGNORE_FILE = ".orchestratorignore"
 ALWAYS_IGNORED = (
     ".git/", "__pycache__/", "*.py[cod]", ".mypy_cache/", ".pytest_cache/", ".ruff_cache/", ".ipynb_checkpoints/", ".DS_Store",
-    ".env", ".env.*", ".netrc", ".aws/", ".ssh/", ".ray/", "*.pem", "id_rsa*", "id_ed25519*", "mlruns/", "multirun/", "outputs/",
+    ".env", ".env.*", ".netrc", ".pgpass", ".git-credentials", ".aws/", ".ssh/", ".ray/", ".kube/", "**/.config/gcloud/", ".huggingface/",
+    "*.pem", "*.key", "id_rsa*", "id_ecdsa*", "id_ed25519*", "*.token", "*-token", "!*-token/", ".orchestrator/",
+    "mlruns/", "multirun/", "outputs/",
 )  # fmt: skip
 """`!name` in `.orchestratorignore` takes one of them back."""
 MAX_FILES = 20_000
+SMALL_BYTES = 1 << 20
+"""Of a file that is searched for tokens."""
+TOKEN_FILE_VARIABLE = "ORCHESTRATOR_TOKEN_FILE"
+_TOKEN = re.compile(rb"\borc\.[\w.-]{1,200}\.[\w-]{43}")
+"""As `control.records.users` makes them."""
 _GIT_LIMIT_S = 60.0
 
 
@@ -38,7 +48,8 @@ class CodeFile:
 
 
 def collect(folder: Path, max_bytes: float, max_files: int = MAX_FILES) -> list[CodeFile]:
-    """In the order of their names. Raises ConfigError if they are too many, or more than `max_bytes` together: it names the largest."""
+    """In the order of their names. Raises ConfigError if they are too many, more than `max_bytes` together, or if one holds a token."""
+    folder = folder.resolve()
     ignored = _own_rules(folder)
     found: list[CodeFile] = []
     for name in _names(folder, ignored):
@@ -47,20 +58,31 @@ def collect(folder: Path, max_bytes: float, max_files: int = MAX_FILES) -> list[
         path = folder / name
         status = path.stat()
         found.append(CodeFile(name, path, status.st_size, bool(status.st_mode & 0o100)))
+    found = _without_homes(folder, found)
     total = sum(file.num_bytes for file in found)
     if total > max_bytes:
         raise ConfigError(_too_large(folder, found, total, max_bytes))
+    for file in found:
+        _check_no_token(folder, file)
     return sorted(found, key=lambda file: file.name)
 
 
 def _names(folder: Path, ignored: GitIgnoreSpec) -> Iterator[str]:
-    of_git = _of_git(folder)
+    of_git, private = _of_git(folder), _private(folder)
     names = _walk(folder, ignored) if of_git is None else _expanded(folder, of_git, ignored)
     for name in names:
         path = folder / name
         if not ignored.match_file(name) and path.is_file():
-            _check_inside(folder, name, path)
-            yield name
+            file = _inside(folder, name, path)
+            if not any(file.is_relative_to(left_out) for left_out in private):
+                yield name
+
+
+def _private(folder: Path) -> list[Path]:
+    """Of what is in the folder: this user's home of the control plane, and the file of the token for a server."""
+    token = os.environ.get(TOKEN_FILE_VARIABLE)
+    found = [Home.find().root, *([Path(token).resolve()] if token else [])]
+    return [path for path in found if path.is_relative_to(folder)]
 
 
 def _own_rules(folder: Path) -> GitIgnoreSpec:
@@ -114,14 +136,32 @@ def _walk(folder: Path, ignored: GitIgnoreSpec) -> Iterator[str]:
         yield from (str(path.relative_to(folder)) for name in sorted(files) if not left_out(path := parent / name))
 
 
-def _check_inside(folder: Path, name: str, path: Path) -> None:
-    """A link may lead to another file of the folder, and is packaged as that file; not out of it."""
-    if path.is_symlink() or any(part.is_symlink() for part in path.parents if part.is_relative_to(folder) and part != folder):
-        target = path.resolve()
-        if not target.is_relative_to(folder.resolve()):
-            raise ConfigError(
-                f"{name} in {folder} leads out of the folder, to {target}: it cannot be packaged. Copy it, or name it in {IGNORE_FILE}."
-            )
+def _inside(folder: Path, name: str, path: Path) -> Path:
+    """The file itself: a link may lead to another file of the folder, and is packaged as that file; not out of it."""
+    if not path.is_symlink() and not any(part.is_symlink() for part in path.parents if part.is_relative_to(folder) and part != folder):
+        return path
+    target = path.resolve()
+    if not target.is_relative_to(folder):
+        raise ConfigError(
+            f"{name} in {folder} leads out of the folder, to {target}: it cannot be packaged. Copy it, or name it in {IGNORE_FILE}."
+        )
+    return target
+
+
+def _without_homes(folder: Path, found: list[CodeFile]) -> list[CodeFile]:
+    """Less the homes of other control planes, each known by its lock. Raises ConfigError for a folder that is a home itself."""
+    homes = {file.path.parent for file in found if file.path == Home(file.path.parent).controller_lock}
+    if folder in homes or folder == Home.find().root:
+        raise ConfigError(f"the working directory {folder} is the home of a control plane, with its secrets: submit from another folder.")
+    return [file for file in found if homes.isdisjoint(file.path.parents)]
+
+
+def _check_no_token(folder: Path, file: CodeFile) -> None:
+    if file.num_bytes <= SMALL_BYTES and _TOKEN.search(file.path.read_bytes()):
+        raise ConfigError(
+            f"{file.name} in {folder} holds the token of a user, and every node would get it: move it elsewhere, or name the file in "
+            f"{IGNORE_FILE}."
+        )
 
 
 def _too_many(folder: Path, found: list[CodeFile]) -> str:

@@ -79,6 +79,21 @@ def test_a_workload_of_the_working_directory_is_found_without_importing_it(folde
     assert (spec.workload.entrypoint, spec.model.name, spec.data.name) == ("my_module:Mine", "none", "none")
 
 
+@pytest.mark.parametrize("text", ["my_module:Mine", "package.inner:Mine", "workloads.gpt:Gpt"])
+def test_an_entry_point_is_a_workload_by_itself(text: str, folder: Path) -> None:
+    (folder / "package").mkdir()
+    for name in ("my_module.py", "package/inner.py"):
+        (folder / name).touch()
+    others = ["+tracking.tags.team=a b:c", "+workload.options.width=64"]
+    assert load_job_spec([f"workload={text}", *others]) == load_job_spec(["workload=custom", f"workload.entrypoint={text}", *others])
+
+
+def test_an_entry_point_as_a_workload_is_refused_in_the_same_words(folder: Path) -> None:
+    assert "there is no module 'my_modul' in" in refusal("workload=my_modul:Mine")
+    for wrong in ("my_module:", "my_module:Mine:Other", "my-module:Mine"):
+        assert f"workload.entrypoint={wrong.rstrip(':')}" in refusal(f"workload={wrong}")
+
+
 @pytest.mark.parametrize("module", ["package", "package.inner"])
 def test_packages_of_the_working_directory_are_found(folder: Path, module: str) -> None:
     (folder / "package").mkdir()

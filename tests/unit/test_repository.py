@@ -39,6 +39,20 @@ def test_imports_run_downward_only() -> None:
     assert done.returncode == 0, done.stdout
 
 
+KNOW_THE_AUTOSCALER = {
+    "orchestrator/control/nodes/ray_autoscaler.py": "asks it for nodes",
+    "tests/raylet_provider.py": "is a provider of nodes for it",
+    "tests/integration/test_aws_launcher.py": "plays its launcher against AWS",
+}
+"""`ray.autoscaler` promises nothing from one release to the next: what changes there is to be mended here alone."""
+
+
+def test_rays_autoscaler_is_known_in_one_place_only() -> None:
+    imports = re.compile(r"^\s*(import|from)\s+ray(\.autoscaler\b|\s+import\b.*\bautoscaler\b)", re.MULTILINE)
+    files = [path for folder in ("orchestrator", "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert {str(path.relative_to(ROOT)) for path in files if imports.search(path.read_text())} == {*KNOW_THE_AUTOSCALER}
+
+
 @pytest.mark.parametrize("document", MARKDOWN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_documents_point_at_what_is_there(document: Path) -> None:
     targets = re.findall(r"\]\((?!https?://|#)([^)#\s]+)", document.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import http.client
 import time
 import urllib.error
 import urllib.request
@@ -85,13 +86,13 @@ def clock_skew_s(spec: StorageSpec) -> float | None:
     """Ours less the store's, to about a second; None if the store does not say. No keys are needed: a refusal has a date too."""
     if not spec.url.startswith("s3://"):
         return _folder_skew_s(spec)
-    request = urllib.request.Request(spec.endpoint_url or f"https://s3.{spec.region}.amazonaws.com", method="HEAD")
     try:
+        request = urllib.request.Request(spec.endpoint_url or f"https://s3.{spec.region}.amazonaws.com", method="HEAD")
         with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
             date = answer.headers.get("Date")
     except urllib.error.HTTPError as refusal:
         date = refusal.headers.get("Date")
-    except OSError:
+    except (OSError, ValueError, http.client.HTTPException):
         return None  # `check_store` says why it cannot be reached
     try:
         return time.time() - parsedate_to_datetime(date).timestamp() if date else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -34,6 +35,6 @@ def _asked(url: str) -> Finding:
             said = f"{url} answers, but its controller hangs or its job store does not answer"
             return problem(said, "orchestrator doctor   (on that machine)")
         return problem(f"{url} answers {refusal.code} {refusal.reason}: is it `orchestrator serve`?", fix)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return problem(f"{url} does not answer: {getattr(error, 'reason', error)}", fix)
     return ok(f"{url} answers")

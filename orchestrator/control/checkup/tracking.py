@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import sqlite3
 import urllib.error
 import urllib.request
@@ -39,7 +40,7 @@ def _server(uri: str) -> Finding:
                 f"{uri} refuses us: {refusal.code} {refusal.reason}", "export MLFLOW_TRACKING_USERNAME=... MLFLOW_TRACKING_PASSWORD=..."
             )
         return problem(f"{uri} answers {refusal.code} {refusal.reason}: is it an MLflow server?", fix)
-    except OSError as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return problem(f"{uri} does not answer: {getattr(error, 'reason', error)}", fix)
     return ok(f"{uri} answers") if said == "OK" else warning(f"{uri} answers '{said}', not 'OK': is it an MLflow server?", fix)
 

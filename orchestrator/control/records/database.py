@@ -28,6 +28,7 @@ _BUSY_TIMEOUT_MS = 20_000
 _CHANNEL = "orchestrator"
 _PROMPT = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 """Of libpq: a server whose machine is gone is known to be in half a minute; the kernel's own times are hours."""
+_ALLOWED = "allowed are postgresql://USER@HOST:5432/NAME and sqlite:////FILE."
 _POOL = {"pool_size": 16, "max_overflow": 48, "pool_timeout": 20}
 
 Also = tuple[sa.Executable, Mapping[str, Any]]
@@ -60,8 +61,9 @@ class Words(sa.types.TypeDecorator[str]):
 
 
 def place_of(home: Home) -> str:
-    """Where the jobs of `home` are kept: the URL that `serve --db` was given, else the file of SQLite."""
+    """Where the jobs of `home` are kept: the URL that `serve --db` was given, else the file of SQLite. Raises ConfigError."""
     if chosen := os.environ.get(DATABASE_VARIABLE):
+        _parsed(chosen)
         return chosen
     try:
         return home.database.read_text().strip()
@@ -95,12 +97,15 @@ def shown(where: str | Path) -> str:
 
 
 def _parsed(url: str) -> sa.URL:
+    """Raises ConfigError, without the password that may stand anywhere in what is no URL."""
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise ConfigError(f"{url} is no database: allowed are postgresql://USER@HOST:5432/NAME and sqlite:////FILE.") from error
+    except (sa.exc.ArgumentError, ValueError):
+        raise ConfigError(f"the URL of the job store is no database: {_ALLOWED}") from None
+    if "@" in (parsed.host or ""):
+        raise ConfigError(f"the URL of the job store is no database: an '@' in a password is written %40. {_ALLOWED}")
     if parsed.get_backend_name() not in ("sqlite", "postgresql", "postgres"):
-        raise ConfigError(f"{shown_name(parsed)} is no database for jobs: allowed are postgresql://USER@HOST:5432/NAME and sqlite:////FILE.")
+        raise ConfigError(f"{shown_name(parsed)} is no database for jobs: {_ALLOWED}")
     return parsed
 
 

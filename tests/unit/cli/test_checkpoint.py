@@ -149,6 +149,10 @@ def test_a_flipped_bit_is_found_and_marked_only_when_asked(store: ObjectStore, c
     said(capsys, "verify", "job", "--all", status=1)
 
 
+def test_a_flag_may_stand_before_the_step(store: ObjectStore, capsys: Capture) -> None:
+    assert said(capsys, "verify", "job", "--mark", "40").startswith("step 40 of epoch 1: all")
+
+
 @pytest.mark.parametrize("damage", ["short", "gone", "manifest", "commit"])
 def test_every_kind_of_damage_is_found(damage: str, store: ObjectStore, capsys: Capture) -> None:
     key = {"manifest": manifest_key(KEYS.checkpoint(50, 1, "u")), "commit": KEYS.commit(1, 50)}.get(damage, segment(50))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
-import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -321,12 +321,26 @@ def test_wait_says_by_its_exit_status_how_jobs_ended(jobs: JobStore, home: Home,
     assert [(row["id"], row["state"], row["end_reason"]) for row in found] == [("good", "succeeded", None), ("gpt-waits", "queued", None)]
 
 
-def test_wait_ends_with_the_last_of_the_jobs(jobs: JobStore, capsys: Capture) -> None:
-    ended = threading.Timer(0.05, lambda: jobs.update(jobs.get("gpt-waits"), state=JobState.CANCELLED))
-    ended.start()
+def test_wait_ends_with_the_last_of_the_jobs(jobs: JobStore, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr("time.sleep", lambda pause_s: jobs.update(jobs.get("gpt-waits"), state=JobState.CANCELLED))
     assert main(["wait", "gpt-waits", "--timeout", "60"]) == 1
     captured = capsys.readouterr()
     assert captured.out.startswith("gpt-waits  cancelled") and captured.err.startswith("no control plane runs in")
+
+
+@pytest.mark.parametrize(("flags", "status"), [(["--timeout", "0.5"], 124), ([], 125)])
+def test_wait_for_a_server_that_is_away_is_not_the_failure_of_a_job(
+    flags: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_SERVER", "http://127.0.0.1:9")
+    monkeypatch.setenv("ORCHESTRATOR_TOKEN", "token")
+    monkeypatch.setattr("orchestrator.cli.events.PATIENCE_S", 0.2)
+    began = time.monotonic()
+    assert main(["wait", "gpt", *flags]) == status
+    assert time.monotonic() - began >= (0.5 if flags else 0.2)
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.endswith("Connection refused\n")
+    assert captured.err.startswith("orchestrator: the server http://127.0.0.1:9 does not answer")
 
 
 # cancel

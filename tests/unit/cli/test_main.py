@@ -162,6 +162,14 @@ def test_a_sweep_is_one_job_for_each_combination(tmp_path: Path) -> None:
     assert combinations == {(workers, seed) for workers in (1, 2) for seed in (0, 1, 2)} and len(specs) == 6
 
 
+def test_entry_points_are_workloads_by_themselves(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").touch()
+    done = run(tmp_path, "train", "--dry-run", "-m", "workload=mine:One,mine:Two")
+    assert done.returncode == 0, done.stderr
+    found = [page["spec"]["workload"] for page in yaml.safe_load_all(done.stdout)]
+    assert [(spec["name"], spec["entrypoint"]) for spec in found] == [("custom", "mine:One"), ("custom", "mine:Two")]
+
+
 def test_a_sweep_without_m_is_refused(tmp_path: Path) -> None:
     done = run(tmp_path, "train", "--dry-run", "resources.num_workers=1,2")
     assert done.returncode == 2 and "resources.num_workers" in done.stderr and "-m" in done.stderr

@@ -65,6 +65,11 @@ def test_a_machine_is_forgiven(store: JobStore, capsys: Capture) -> None:
     assert "Known: left, lost, right" in capsys.readouterr().err
 
 
+def test_a_flag_may_stand_before_the_machine(store: JobStore, capsys: Capture) -> None:
+    assert main(["nodes", "forgive", "--json", "lost"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"node": "lost", "forgiven": 1}
+
+
 def test_without_a_cluster_it_says_so(home: Home, capsys: Capture) -> None:
     assert main(["nodes"]) == 2
     assert "there is no cluster" in capsys.readouterr().err

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import re
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from orchestrator.cli import main
+from orchestrator.cli import _verbs, main
 from orchestrator.client import Client
 from orchestrator.client.connection import Local, Verbs, connect, found_token, remove_all
 from orchestrator.client.reader import ServerReader
@@ -34,8 +36,8 @@ from orchestrator.errors import (
     UserError,
 )
 from orchestrator.events import Event, EventKind
-from orchestrator.job import JobState, Progress
-from orchestrator.paths import Home, JobKeys
+from orchestrator.job import Job, JobState, Progress
+from orchestrator.paths import Home, JobKeys, code_key
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, StorageSpec, TrainingSpec, WorkloadSpec
 from orchestrator.storage import open_store
 
@@ -176,6 +178,64 @@ def test_the_working_directory_of_a_workload_of_ones_own_goes_to_the_server_once
     assert verbs.keep_code(package, named, {}) is True and claim(open_store(named), package.content_hash)
 
 
+@pytest.fixture
+def code(tmp_path, monkeypatch) -> Path:
+    """The working directory of a workload of one's own."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "mine.py").write_text(f"class Mine: ...  # {tmp_path}\n")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def ended(place, store, code, monkeypatch) -> Job:
+    """Submitted from that folder through the server of the commands that follow; it has failed."""
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(code.parent / "elsewhere"))
+    monkeypatch.setenv("ORCHESTRATOR_SERVER", place[2])
+    monkeypatch.setenv("ORCHESTRATOR_TOKEN", place[3])
+    job = Client(place[2], place[3]).submit(["workload=custom", "workload.entrypoint=mine:Mine"])
+    return store.update(store.update(job, state=JobState.STARTING), state=JobState.FAILED, ended_s=1.0)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_resume_through_a_server_takes_the_working_directory_as_it_is_now(seen, ended, code, place, store, tmp_path, capsys):
+    objects = open_store(ended.spec.storage)
+    if not seen:  # from this machine
+        objects.delete(code_key(ended.spec.workload.package))
+    (code / "mine.py").write_text(f"class Mine: ...  # mended {tmp_path}\n")
+    assert main(["resume", ended.id, "--detach", "training.max_steps=7"]) == 0
+    assert f"packaged 1 files of {code}" in capsys.readouterr().out
+    spec = store.get(ended.id).spec
+    assert spec.training.max_steps == 7 and spec.storage == ended.spec.storage
+    assert "mended" in (unpack(objects, spec.workload.package, tmp_path / "cache") / "mine.py").read_text()
+    kept = [entry.subject for entry in Local(place[0]).audit(limit=10_000) if entry.action == "keep code"]
+    assert (spec.workload.package in kept) is not seen
+
+
+def test_resume_through_a_server_tries_the_bucket_first(ended, code, store, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    bucket = StorageSpec(url="s3://bucket/x", endpoint_url="http://127.0.0.1:9", max_attempts=1, connect_timeout_s=1.0)
+    store.update(ended, spec=dataclasses.replace(ended.spec, storage=bucket))
+    assert main(["resume", ended.id, "--detach"]) == 2
+    assert "127.0.0.1:9" in capsys.readouterr().err and store.get(ended.id).state is JobState.FAILED
+
+
+def test_resume_through_a_server_with_the_code_as_it_was(ended, code, store, capsys):
+    (code / "mine.py").write_text("class Mine: ...  # another\n")
+    assert main(["resume", ended.id, "--detach", "--same-code"]) == 0
+    assert store.get(ended.id).spec == ended.spec and "packaged" not in capsys.readouterr().out
+
+
+def test_resume_through_a_server_from_elsewhere_says_that_the_code_stays(ended, code, store, monkeypatch, capsys):
+    monkeypatch.chdir(code.parent)
+    code.rename(code.parent / "moved")
+    assert main(["resume", ended.id, "--detach"]) == 0
+    assert f"its code stays as it was submitted: {code} is not here" in capsys.readouterr().out
+    assert store.get(ended.id).spec == ended.spec
+
+
 def test_what_is_no_package_is_refused(place, tmp_path):
     (tmp_path / "mine.py").write_text("1\n")
     archive, others = archive_of(read_package(tmp_path, 1e6)), "0" * 64
@@ -236,6 +296,44 @@ def test_a_user_of_the_command_line_through_a_server(place, tmp_path, capsys, mo
     assert "carla" not in [user.name for user in Users(JobStore(place[0].jobs_db).engine).all()]
 
 
+METHODS = {
+    "submit": ["submit"], "resume": ["resume"], "list": ["jobs"], "status": ["job", "events"], "logs": ["logs", "follow_logs"],
+    "events": ["events", "follow_events"], "wait": ["wait"], "queue": ["queue"], "explain": ["explain"], "nodes": ["nodes", "forgive"],
+    "priority": ["set_priority"], "policy": ["policy", "set_policy"], "user": ["users"], "audit": ["audit"], "cancel": ["cancel"],
+    "remove": ["remove"],
+}  # fmt: skip
+WITHOUT = {
+    "train": "`submit` and `wait`, with the cluster started before and stopped after it",
+    "up": "starts processes on this machine", "down": "stops processes on this machine", "serve": "becomes a process on this machine",
+    "dashboard": "becomes a process on this machine", "doctor": "about this machine", "store": "about the database on this machine",
+    "prune": "about the stores as they are seen from this machine", "checkpoint": "about an object store: `orchestrator.checkpoints`",
+    "simulate": "asks nothing of a control plane: `orchestrator.simulation`", "completion": "for shells", "version": "`importlib.metadata`",
+}  # fmt: skip
+"""Verb -> why a program has no method for it."""
+
+
+def test_a_program_has_every_verb_of_the_command_line_that_is_not_for_a_machine_or_a_shell():
+    assert {*METHODS} | {*WITHOUT} == {*_verbs()} and not {*METHODS} & {*WITHOUT}
+    offered = {name for name, _ in inspect.getmembers(Client) if not name.startswith("_")}
+    assert {method for methods in METHODS.values() for method in methods} | {"artifact"} == offered
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_program_asks_and_changes_what_the_command_line_does(here, place, store):
+    client = Client(home=str(place[0].root)) if here else Client(place[2], place[3])
+    job = client.submit(dataclasses.replace(SPEC, workload=WorkloadSpec(name="gpt", entrypoint="workloads.gpt:Gpt")))
+    assert client.set_priority(job.id[:-1], 3).spec.scheduling.priority == 3
+    assert job.id in [row.job_id for row in client.queue()]
+    assert (client.explain(job.id[:-1]).job_id, client.explain(job.id).state) == (job.id, "queued")
+    assert [found.id for found in client.jobs([JobState.QUEUED], limit=1)] == [job.id]
+    assert {found.id for found in client.jobs()} == {found.id for found in store.all()}
+    chosen = client.policy()
+    assert client.set_policy("mine", {"mode": "batch"}).policy.mode == "batch"
+    assert client.set_policy(chosen.name, chosen.settings) == chosen
+    last = client.audit(limit=2)
+    assert [entry.action for entry in last] == ["policy", "policy"] and client.audit(after=last[0].seq) == last[1:]
+
+
 # connections
 
 
@@ -245,6 +343,10 @@ def test_a_server_that_is_not_there_or_is_another_is_told(tmp_path):
         connect(home, "http://127.0.0.1:9", "token").job("x")
     with pytest.raises(ConfigError, match="ftp://x is no server: allowed is http"):
         connect(home, "ftp://x", "token")
+
+    for url in ("http://host:port", "http://[::1"):
+        with pytest.raises(ConfigError, match=rf"^{re.escape(url)} is no server: allowed is http://HOST:PORT .*Invalid port"):
+            connect(home, url, "token")
 
     def proxy(request: httpx2.Request) -> httpx2.Response:
         return httpx2.Response(502 if request.url.path == "/v1/jobs/x" else 200, text="<html>nginx")
@@ -297,6 +399,28 @@ def test_tokens_come_from_the_environment_or_a_private_file(tmp_path, monkeypatc
     assert found_token(home) == "secret"
     monkeypatch.setenv("ORCHESTRATOR_TOKEN", "mine")
     assert found_token(home) == "mine"
+
+
+@pytest.mark.parametrize("wrong", ["orc.ann.sec\nret", "orc.ann.sec\r\nret", "orc.änn.secret", "orc.ann sec-ret", "orc.ann.sec\x00ret"])
+def test_what_cannot_be_a_token_is_refused_and_not_shown(wrong, tmp_path, monkeypatch):
+    home = Home(tmp_path)
+    home.api_token.write_text(f"{wrong}\n")
+    home.api_token.chmod(0o600)
+    for name in ("ORCHESTRATOR_TOKEN", "ORCHESTRATOR_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(AuthenticationError, match=f"^{home.api_token} is no token: allowed is one word") as in_file:
+        connect(home, "http://127.0.0.1:9")
+    with pytest.raises(AuthenticationError, match="what is given as the token is no token") as given:
+        connect(home, "http://127.0.0.1:9", wrong)
+    if "\x00" not in wrong:
+        monkeypatch.setenv("ORCHESTRATOR_TOKEN", wrong)
+        with pytest.raises(AuthenticationError, match=r"^\$ORCHESTRATOR_TOKEN is no token"):
+            connect(home, "http://127.0.0.1:9")
+    assert not [caught for caught in (in_file, given) if "ret" in str(caught.value)]
+
+
+def test_the_end_of_the_line_is_no_part_of_a_token(place, tmp_path):
+    assert Client(place[2], f"{place[3]}\n", str(tmp_path)).policy() == Local(place[0]).policy()
 
 
 def test_who_follows_asks_again_with_the_same_question_after_a_lost_connection(tmp_path):

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.code.files import collect
+from orchestrator.code.files import SMALL_BYTES, collect
+from orchestrator.control.lock import ControllerLock
+from orchestrator.control.records.store import JobStore
+from orchestrator.control.records.users import Users
 from orchestrator.errors import ConfigError
+from orchestrator.paths import Home
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -66,6 +70,56 @@ def test_caches_environments_and_secrets_never_belong_to_it(tmp_path: Path) -> N
     assert names(tmp_path) == ["a.py"]
     (tmp_path / ".orchestratorignore").write_text("!outputs/\n!.env\n")
     assert names(tmp_path) == [".env", ".orchestratorignore", "a.py", "outputs/x"]
+
+
+KEYS = (
+    "api.token", "jobs-token", ".jobs-token", ".pgpass", ".git-credentials", "sub/.netrc", ".kube/config", ".aws/credentials", "tls.key",
+    "home/.config/gcloud/x.json", ".huggingface/x", ".orchestrator/jobs.db", "id_rsa", "id_ecdsa.pub", "id_ed25519", "sub/tls.pem",
+)  # fmt: skip
+
+
+def test_files_of_keys_never_belong_to_it_and_those_of_a_tokenizer_do(tmp_path: Path) -> None:
+    code = ["keys.py", "multi-token/a.py", "special_tokens_map.json", "token.py", "tokenizer.json", "tokens/a.py"]
+    touch(tmp_path, *KEYS, *code)
+    assert names(tmp_path) == code
+
+
+def test_no_rule_takes_back_the_home_or_the_token_of_this_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(folder, "state/jobs.db", "state/secrets/job.json", "mine.txt")
+    (folder / ".orchestratorignore").write_text("!state/\n!state/**\n!mine.txt\n")
+    before = names(folder)
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(folder / "state"))
+    monkeypatch.setenv("ORCHESTRATOR_TOKEN_FILE", str(folder / "mine.txt"))
+    (folder / "link.txt").symlink_to("mine.txt")
+    assert sorted({*before} - {*names(folder)}) == ["mine.txt", "state/jobs.db", "state/secrets/job.json"]
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(folder))
+    with pytest.raises(ConfigError, match="is the home of a control plane, with its secrets: submit from another folder"):
+        names(folder)
+
+
+def test_the_home_of_any_other_control_plane_is_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "a.py", "state/token.txt", "state/secrets/job.json")
+    ControllerLock(Home(tmp_path / "state")).publish("a:1", ready=True)
+    assert names(tmp_path) == ["a.py"]
+    with pytest.raises(ConfigError, match="is the home of a control plane"):
+        names(tmp_path / "state")
+
+
+def test_a_token_in_any_other_file_is_refused_with_its_name(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    touch(code, "a.py", "sub/notes.txt")
+    token = Users(JobStore(tmp_path / "jobs.db").engine).add("ann.b", "", "user")
+    (code / "a.py").write_text(f"# orc.ann, or {token[:-1]}\n")
+    assert names(code) == ["a.py", "sub/notes.txt"]
+    (code / "sub" / "notes.txt").write_text(f"export ORCHESTRATOR_TOKEN='{token}'\n")
+    with pytest.raises(ConfigError, match=r"^sub/notes\.txt in .* holds the token of a user") as caught:
+        names(code)
+    assert token not in str(caught.value)
+    (code / "sub" / "notes.txt").write_text(token + " " * SMALL_BYTES)
+    assert names(code) == ["a.py", "sub/notes.txt"]
+    (code / "sub" / "notes.txt").write_text(token)
+    (code / ".orchestratorignore").write_text("notes.txt\n")
+    assert names(code) == [".orchestratorignore", "a.py"]
 
 
 def test_a_file_that_git_tracks_belongs_to_it_even_if_a_rule_names_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from orchestrator.code.cache import unpack
 from orchestrator.paths import Home
 from orchestrator.storage import open_store
 
-MINE = ["workload=custom", "workload.entrypoint=mine:Mine"]
+MINE = ["workload=mine:Mine"]
 
 
 @pytest.fixture(autouse=True)

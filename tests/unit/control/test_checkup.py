@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -12,9 +13,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from orchestrator.control.checkup import CHECKS, Finding, Level, Subject, cluster, gpus, machine, objects
+from orchestrator.cli import main
+from orchestrator.control.checkup import CHECKS, Finding, Level, Subject, checked, cluster, gpus, machine, objects, ports
+from orchestrator.control.checkup.finding import ok
 from orchestrator.control.checkup.server import SERVER_VARIABLE
 from orchestrator.control.checkup.versions import compare
 from orchestrator.control.client import CLUSTER
@@ -63,6 +67,19 @@ def running(home: Home, address: str = "127.0.0.1:1", ready: bool = True) -> Non
 
 
 @contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    found = HTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{found.server_port}"
+    finally:
+        found.shutdown()
+        thread.join()
+        found.server_close()
+
+
+@contextmanager
 def server(status: int, body: bytes = b"OK", headers: dict[str, str] | None = None) -> Iterator[str]:
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -81,15 +98,8 @@ def server(status: int, body: bytes = b"OK", headers: dict[str, str] | None = No
         def log_message(self, *_: Any) -> None:
             return
 
-    found = HTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{found.server_port}"
-    finally:
-        found.shutdown()
-        thread.join()
-        found.server_close()
+    with serving(Answer) as url:
+        yield url
 
 
 def test_every_check_finds_something_on_a_machine_where_nothing_was_ever_started(subject: Subject) -> None:
@@ -97,7 +107,43 @@ def test_every_check_finds_something_on_a_machine_where_nothing_was_ever_started
         found = list(check(subject))
         assert found, name
         assert all(bool(finding.fix) == (finding.level is not Level.OK) for finding in found), found
-        assert name in ("disk", "shared memory", "limits", "network") or is_fine(found), found  # those are of the machine that tests run on
+        of_this_machine = ("disk", "shared memory", "limits", "network", "ports")
+        assert name in of_this_machine or is_fine(found), found
+
+
+class OfAnother(BaseHTTPRequestHandler):
+    """Not HTTP."""
+
+    def handle(self) -> None:
+        self.wfile.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+
+def test_a_bad_port_and_the_port_of_another_program_are_findings(subject: Subject) -> None:
+    with serving(OfAnother) as other:
+        for url in ("http://127.0.0.1:port", "http://[::1", other):
+            broken = dataclasses.replace(subject, environ={SERVER_VARIABLE: url}, tracking=TrackingSpec(uri=url))
+            assert "does not answer" in next(iter(CHECKS["server"](broken))).message
+            assert only(checked("tracking", broken)).message
+            assert objects.clock_skew_s(StorageSpec(url="s3://bucket/x", endpoint_url=url)) is None
+
+
+def test_an_error_of_one_check_is_a_finding_and_the_others_are_asked(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(subject.home.root))
+    monkeypatch.setenv("ORCHESTRATOR_DATABASE", "postgresql://me:hunter2@h:port/x")
+
+    def broken(subject: Subject) -> Iterator[Finding]:
+        yield ok("this is well")
+        raise RuntimeError("nobody thought of it")
+
+    monkeypatch.setitem(CHECKS, "network", broken)
+    assert main(["doctor", "--only", "network,control plane,limits", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["check"], row["level"]) for row in rows[:3]] == [("network", "ok"), ("network", "problem"), ("control plane", "problem")]
+    assert rows[1]["message"] == "this cannot be checked: RuntimeError: nobody thought of it" and rows[1]["fix"]
+    assert "is no database" in rows[2]["message"] and "hunter2" not in str(rows)
+    assert rows[3]["check"] == "limits"
 
 
 # versions
@@ -167,6 +213,18 @@ def test_a_network_with_a_fault(subject: Subject, tmp_path: Path) -> None:
     assert "/etc/hosts" in only(machine.check_network(subject, nowhere, ports), Level.WARNING).fix
     ports.write_text("32768\t33000\n")
     assert "only 232 ports" in only(machine.check_network(subject, lambda name: "10.0.0.1", ports), Level.WARNING).message
+
+
+def test_a_port_that_another_process_holds(subject: Subject) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, serving(OfAnother) as other:
+        port, me = taken.getsockname()[1], psutil.Process()
+        found = only(ports.check_ports(subject, {"serve": port}), Level.WARNING)
+        assert found.message == f"{port}, the port of `orchestrator serve`, is held by {me.name()} (pid {me.pid})"
+        assert found.fix == "orchestrator serve --port ANOTHER"
+        assert len([one for one in ports.check_ports(subject, {"serve": port, "dashboard": int(other.rpartition(":")[2])}) if one.fix]) == 2
+        running(subject.home)
+        assert is_fine(ports.check_ports(subject, {"serve": port}))
+    assert is_fine(ports.check_ports(subject, {"serve": port}))
 
 
 def test_few_open_files(subject: Subject) -> None:

@@ -9,10 +9,12 @@ import sqlite3
 import pytest
 
 from orchestrator.control.planning.reputation import Incident
+from orchestrator.control.records.database import DATABASE_VARIABLE, as_argument, exists, place_of
 from orchestrator.control.records.store import JobStore
-from orchestrator.errors import StaleWrite
+from orchestrator.errors import ConfigError, StaleWrite
 from orchestrator.events import Event, EventKind, IncidentKind
 from orchestrator.job import Job
+from orchestrator.paths import Home
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec
 
 SPEC = JobSpec(
@@ -63,6 +65,19 @@ def test_what_is_acknowledged_is_synced(store, tmp_path):
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
     assert sqlite3.connect(tmp_path / "home" / "jobs.db").execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.parametrize("url", [
+    "hunter2", "postgresql://u:hunter2@h:port/x", "postgresql//u:hunter2@h/x", "postgresql:/u:hunter2@h/x", "postgresql://u:a@hunter2@h/x",
+])  # fmt: skip
+def test_an_address_that_is_none_is_refused_without_its_password(url, tmp_path, monkeypatch):
+    monkeypatch.setenv(DATABASE_VARIABLE, url)
+    monkeypatch.chdir(tmp_path)
+    for ask in (place_of, exists, lambda home: JobStore(place_of(home)), lambda home: as_argument(url)):
+        with pytest.raises(ConfigError, match=r"is no database: .*allowed are postgresql://USER@HOST") as caught:
+            ask(Home(tmp_path / "home"))
+        assert "hunter2" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def _hammer(path, name):

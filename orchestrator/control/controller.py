@@ -35,6 +35,8 @@ from orchestrator.job import EndReason, Job, JobResult, JobState
 from orchestrator.paths import Home
 
 VIEW_INTERVAL_S = 1.0
+SECRETS_STAY_S = 60.0
+"""After a job's end: who follows its output reads the last of it with its keys."""
 SETTLE_S = 5.0
 """Without a start before actors are made to stand by: the first steps have the processors for themselves."""
 SEEK_LIMIT_S = 60.0
@@ -57,6 +59,8 @@ class Controller:
         self._store = store
         self._provisioner = provisioner
         self._secrets = Secrets(home)
+        self._forgets: dict[str, float] = {}
+        """When the secrets of which jobs that have ended go."""
         self._groups = groups
         self._look = view
         self._looking: Future[ClusterView] | None = None
@@ -89,6 +93,7 @@ class Controller:
         jobs = self._jobs.refresh()
         self.live_jobs = len(jobs)
         self._forget_ended({job.id for job in jobs})
+        self._forget_secrets(now)
         if self._cluster is not None:
             self._schedule(self._cluster, now)
         active = [job for job in self._jobs.all() if job.state.active]
@@ -128,6 +133,11 @@ class Controller:
             del self._losses[job_id]
         for job_id in [job_id for job_id in self._lives if job_id not in live]:
             del self._lives[job_id]
+
+    def _forget_secrets(self, now: float) -> None:
+        for job_id in [job_id for job_id, due_s in self._forgets.items() if now >= due_s]:
+            del self._forgets[job_id]
+            self._secrets.forget(self._store, job_id)
 
     def _keep_standby(self, jobs: list[Job], now: float) -> None:
         """Not while a job starts, nor before the first: who starts a cluster has a job for it."""
@@ -229,7 +239,7 @@ class Controller:
 
     def _finished(self, job: Job) -> None:
         self._notices.forget(job.id)
-        self._secrets.forget(self._store, job.id)
+        self._forgets[job.id] = self._now + SECRETS_STAY_S
         log.info("%s ended: %s, %s", job.id, job.state.value, job.reason)
 
     def _new_life(self, job: Job, phase: Phase, now: float) -> Life:

@@ -107,6 +107,8 @@ def test_a_job_goes_from_the_queue_to_its_end(world):
     assert (job.state, job.placement, job.result.metrics) == (JobState.SUCCEEDED, (), {"val_loss": 0.1})
     assert world.kinds(job_id) == ["SUBMITTED", "ADMITTED", "COMMITTED", "ENDED"]
     assert world.groups.calls[-1] == ("release", job_id)
+    assert world.home.secrets(job_id).exists()
+    world.turn(2, controller.SECRETS_STAY_S)
     assert not world.home.secrets(job_id).exists()
     assert world.store.meta(CLUSTER)["nodes"][0]["id"] == "node-1"
 
@@ -372,7 +374,6 @@ def test_cancelling_a_queued_job_ends_it_at_once(world):
     world.turn(1)
     assert world.state(job_id) is JobState.CANCELLED
     assert world.kinds(job_id)[-1] == "ENDED"
-    assert not world.home.secrets(job_id).exists()
 
 
 def test_cancelling_a_job_before_its_place_is_ready_gives_the_place_back(world):

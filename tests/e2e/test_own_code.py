@@ -64,13 +64,14 @@ def test_a_cluster_without_a_job(sandbox):
 
 
 def test_a_rehearsed_job_runs_from_its_package_where_the_folder_is_not(sandbox, folder):
-    code, output = sandbox.run("submit", "--rehearse", "--json", *MINE, "environment.max_package_mb=1")
+    code, output = sandbox.run("submit", "--rehearse", "--json", *MINE, "environment.max_package_mb=1", "tracking.enabled=true")
     assert code == 0, output + sandbox.describe()
     told = [line for line in output.splitlines() if line.startswith("  ok  ")]
     job_id = json.loads(output.splitlines()[-1])["id"]
     shutil.rmtree(folder)
     rehearsal = next(job for job in sandbox.jobs() if job.id.startswith(PREFIX))
-    assert len(told) == 4 and rehearsal.state is JobState.SUCCEEDED and rehearsal.progress.step == 2
+    assert len(told) == 5 and "the tracking server takes its figures" in told[-1]
+    assert rehearsal.state is JobState.SUCCEEDED and rehearsal.progress.step == 2
     assert rehearsal.spec.resources.num_workers == 1
     assert list(sandbox.store(job_id).list(JobKeys(rehearsal.id).root)) == []
     sandbox.folder = TESTS
@@ -90,6 +91,14 @@ def test_a_rehearsal_that_fails_queues_nothing_and_leaves_nothing(sandbox, folde
     newest = sandbox.jobs()[-1]
     assert newest.id.startswith(PREFIX) and newest.result.end_reason is EndReason.USER_ERROR
     assert list(sandbox.store(newest.id).list(JobKeys(newest.id).root)) == []
+
+
+def test_a_rehearsal_finds_out_that_the_tracking_server_is_not_there(sandbox, folder):
+    nowhere = ("tracking.enabled=true", "tracking.uri=http://127.0.0.1:9", "tracking.drain_timeout_s=2")
+    before = {job.id for job in sandbox.jobs()}
+    code, output = sandbox.run("submit", "--rehearse", *MINE, *nowhere)
+    assert code != 0 and "  no  the tracking server takes its figures" in output and "so the job is not queued" in output, output
+    assert all(job.id.startswith(PREFIX) for job in sandbox.jobs() if job.id not in before)
 
 
 def test_a_job_that_failed_is_mended_in_the_folder_and_goes_on_with_the_new_code(sandbox, folder):

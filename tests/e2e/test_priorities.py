@@ -8,6 +8,7 @@ import pytest
 from harness import TINY, Sandbox, kill
 
 from orchestrator.control.planning.replay import replay
+from orchestrator.control.records.store import JobStore
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
 from orchestrator.paths import JobKeys
@@ -53,6 +54,8 @@ def test_a_gang_of_a_higher_priority_takes_a_full_cluster_and_its_victim_loses_n
     ordered, left = told(sandbox, victim, EventKind.PREEMPTED)
     assert ordered.fields["for_job"] == urgent and ordered.message.startswith(f"makes room for {urgent}, which comes first")
     assert left.fields["choice"] == "save" and left.fields["needed_s"] <= left.fields["grace_s"]
+    stay = next(stay for _, stay in JobStore(sandbox.home.jobs_db).stays() if stay.job_id == victim)
+    assert 0 < stay.ended_s - ordered.time_s <= left.fields["grace_s"], "it had left"
     check_receipt(sandbox, victim, urgent)
     first, second, last = (sandbox.job(job_id) for job_id in (urgent, third, victim))
     assert first.started_s < second.started_s < last.started_s

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from page_stage import MARKUP, RUN_ID, Stage
+from PIL import Image
 
 from orchestrator.job import JobState, job_to_dict
 from orchestrator.paths import Home
@@ -298,12 +301,11 @@ def test_what_has_not_changed_is_not_sent_again(stage, tab):
     assert statuses[0] == 200
 
 
-# pictures of the documentation
+# pictures: with UPDATE_IMAGES=1 those of the documentation are these
 
 
-@pytest.mark.skipif("UPDATE_IMAGES" not in os.environ, reason="pictures are taken with UPDATE_IMAGES=1")
 @pytest.mark.parametrize(("name", "scheme"), [("queue", "light"), ("job", "dark")])
-def test_pictures(stage, tab, name, scheme):
+def test_pictures_are_full_and_nothing_stands_out_at_the_side(stage, tab, name, scheme):
     shown = stage.put_day()
     tab.emulate_media(color_scheme=scheme)
     tab.set_viewport_size({"width": 1280, "height": 960})
@@ -316,5 +318,14 @@ def test_pictures(stage, tab, name, scheme):
         expect(tab.locator("#incidents tbody tr")).to_have_count(2)
     tab.mouse.move(640, 400)
     expect(tab.get_by_role("button", name="Cancel gpt-7b-pretrain-01k")).to_be_visible()
-    IMAGES.mkdir(exist_ok=True)
-    tab.screenshot(path=IMAGES / f"{name}.png")
+    taken = tab.screenshot()
+    picture = np.asarray(Image.open(io.BytesIO(taken)).convert("L"), dtype=float)
+    assert picture.shape == (960, 1280)
+    bands = picture.reshape(8, 120, 1280).std(axis=(1, 2))
+    assert bands.min() > 2, f"a part of the page is empty: {bands}"
+    paper = np.median(picture)
+    assert paper > 200 if scheme == "light" else paper < 60
+    assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    if "UPDATE_IMAGES" in os.environ:
+        IMAGES.mkdir(exist_ok=True)
+        (IMAGES / f"{name}.png").write_bytes(taken)

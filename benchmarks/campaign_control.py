@@ -16,10 +16,12 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from record import ROOT, publish, table
@@ -30,6 +32,7 @@ from scheduling.lives import returned_evictions  # isort: skip
 from scheduling.properties import PROPERTIES  # isort: skip
 from scheduling.strategies import Moment  # isort: skip
 from supervision_box import ENTRY, TESTS, calm_history  # isort: skip
+from orchestrator.control.client import Client
 from orchestrator.control.environment import remote_environment
 from orchestrator.control.keeper import head_command
 from orchestrator.control.planning.planlog import read_log
@@ -54,6 +57,7 @@ from orchestrator.spec import (
     TrainingSpec,
     WorkloadSpec,
 )  # fmt: skip
+from orchestrator.storage import ObjectStore, open_store
 
 NODES, GPUS, CPUS = 8, 8, 16
 GIVEN_BACK_S = 20.0
@@ -185,14 +189,15 @@ def run(cluster: Cluster, n: int, kills: int, seed: int, limit_s: float) -> dict
     return {"ids": ids, "killed": killed, "seconds": time.monotonic() - began}
 
 
-def findings(cluster: Cluster, ids: list[str]) -> tuple[Counter[str], dict[str, Any]]:
-    """What is amiss, by kind; figures."""
-    client, wrong = cluster.box.client, Counter[str]()
-    jobs, planned = [client.job(job_id) for job_id in ids], of_the_log(cluster, wrong)
+def findings(root: Path, done: dict[str, Any]) -> tuple[Counter[str], dict[str, Any]]:
+    """What is amiss, by kind; figures. `root`: where home and store of the run are; `done`: what `run` returned."""
+    home, store, wrong = Home(root / "home"), open_store(StorageSpec(url=(root / "store").absolute().as_uri())), Counter[str]()
+    client, planned = Client(home), of_the_log(home, wrong)
+    jobs = [client.job(job_id) for job_id in done["ids"]]
     for job in jobs:
         wrong["not succeeded"] += job.state is not JobState.SUCCEEDED
         if job.state is JobState.SUCCEEDED:
-            wrong["another history"] += not _is_calm(cluster, job)
+            wrong["another history"] += not _is_calm(store, job)
         events = [event for _, event in client.events(job.id)]
         kinds = Counter(event.kind for event in events)
         wrong["restarted"] += job.progress.restarts
@@ -201,26 +206,26 @@ def findings(cluster: Cluster, ids: list[str]) -> tuple[Counter[str], dict[str, 
         if sum(event.kind is EventKind.ENDED and event.message.startswith("trained") for event in events) != 1:
             wrong["completed not once"] += 1
             print(job.id, *(f"  {event.time_s:.3f} {event.kind.name} {event.message}" for event in events), sep="\n")
-    wrong["left behind"] += len(cluster.left_behind())
-    again = replay(cluster.home.plans)
+    wrong["left behind"] += len(done["left_behind"])
+    again = replay(home.plans)
     wrong["came out otherwise"] += len(again.differing)
     preempted = sum(job.service.preemptions for job in jobs)
     resized = sum(job.service.resized_s is not None for job in jobs)
     return +wrong, {"plans": again.plans, "preemptions": preempted, "resized jobs": resized}
 
 
-def of_the_log(cluster: Cluster, wrong: Counter[str]) -> Counter[str]:
-    """Add to `wrong` what is amiss with the plans. Returns how often each job was to start."""
+def of_the_log(home: Home, wrong: Counter[str]) -> Counter[str]:
+    """Add to `wrong` what is amiss with the plans. Returns how often each job was to start, or to go on elsewhere."""
     starts, began = Counter[str](), time.monotonic()
     evicting: list[tuple[Moment, Plan]] = []
-    for count, recorded in enumerate(read_log(cluster.home.plans), 1):
+    for count, recorded in enumerate(read_log(home.plans), 1):
         inputs = recorded.inputs
         moment = Moment(
             cluster=inputs.cluster, queue=inputs.queue, running=inputs.running, usage=inputs.usage, now=recorded.now, policy=inputs.policy,
             planner=plan_ahead,
         )  # fmt: skip
         decided = moment.plan()
-        starts.update(start.job_id for start in decided.starts)
+        starts.update([*(start.job_id for start in decided.starts), *(order.job_id for order in decided.resizes)])
         if decided.preempts:
             evicting.append((moment, decided))
         for check in PROPERTIES:
@@ -235,9 +240,29 @@ def of_the_log(cluster: Cluster, wrong: Counter[str]) -> Counter[str]:
     return starts
 
 
-def _is_calm(cluster: Cluster, job: Job) -> bool:
-    rows = json.loads(cluster.box.store(job.id).get(JobKeys(job.id).artifact("history.json")))["history"]
+def _is_calm(store: ObjectStore, job: Job) -> bool:
+    rows = json.loads(store.get(JobKeys(job.id).artifact("history.json")))["history"]
     return [(row["step"], row["loss"]) for row in rows] == calm_history(job.spec.training.max_steps)
+
+
+def _lived(asked: argparse.Namespace) -> tuple[dict[str, Any], Counter[str], dict[str, Any]]:
+    """(what `run` returned, what `findings` did)."""
+    cluster = Cluster(asked.nodes)
+    root = cluster.box.root
+    try:
+        done = run(cluster, asked.n, asked.kills, asked.seed, asked.limit_s)
+        cluster.wait_given_back()
+        done |= {"left_behind": cluster.left_behind(), "nodes": asked.nodes}
+        if asked.keep:
+            for name in ("home", "store"):
+                shutil.copytree(root / name, asked.keep / name)
+            (asked.keep / "run.json").write_text(json.dumps(done))
+        wrong, figures = findings(root, done)
+        if wrong:
+            print(cluster.box.describe()[-6000:], (root / "controller.log").read_text()[-3000:])
+    finally:
+        cluster.close()
+    return done, wrong, figures
 
 
 def main() -> int:
@@ -247,20 +272,18 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--nodes", type=int, default=NODES)
     parser.add_argument("--limit-s", type=float, default=7200.0, help="after so long it has failed")
+    parser.add_argument("--keep", type=Path, help="a new folder for the record of the run: its home and its store")
+    parser.add_argument("--check", type=Path, help="nothing is run: such a record is judged again")
     asked = parser.parse_args()
-    cluster = Cluster(asked.nodes)
-    try:
-        done = run(cluster, asked.n, asked.kills, asked.seed, asked.limit_s)
-        cluster.wait_given_back()
-        wrong, figures = findings(cluster, done["ids"])
-        if wrong:
-            print(cluster.box.describe()[-6000:], (cluster.box.root / "controller.log").read_text()[-3000:])
-    finally:
-        cluster.close()
-    figures |= {"jobs": len(done["ids"]), "kills": done["killed"], "nodes": asked.nodes, "seconds": round(done["seconds"])}
+    if asked.check:
+        done = json.loads((asked.check / "run.json").read_text())
+        wrong, figures = findings(asked.check, done)
+    else:
+        done, wrong, figures = _lived(asked)
+    figures |= {"jobs": len(done["ids"]), "kills": done["killed"], "nodes": done["nodes"], "seconds": round(done["seconds"])}
     print(dict(wrong), figures)
     return publish(
-        "campaign_control" if asked.nodes == NODES else f"campaign_control_{asked.nodes}_nodes",
+        "campaign_control" if done["nodes"] == NODES else f"campaign_control_{done['nodes']}_nodes",
         "Jobs of four tenants all run to the end, once, whatever becomes of the controller",
         ours=sum(wrong.values()), bar=0, holds=not wrong and figures["jobs"] == asked.n, unit="findings", seed=asked.seed, **figures,
         rows=table(("", ""), [*((name, value) for name, value in figures.items()), *((name, value) for name, value in wrong.items())]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from scheduling.oracle import evictable, feasible, fits_on, held, possible, rooms
@@ -70,9 +70,10 @@ def no_tenant_waits_below_its_share(moment: Moment, plan: Plan) -> Iterator[str]
 
 
 def comes_before(moment: Moment, plan: Plan, one: Job, other: Job) -> bool:
-    """By more than expected run times: starved, then by priority, then a tenant that would hold no more than its share with it and all
-    that starts, and used less for its weight than the other, then, where the policy preempts and the job is within the share of its tenant,
-    by level of attained service. A place for which others were told to leave is kept for its job, whoever has come before it since."""
+    """By more than expected run times: starved, then by priority, then a tenant that would hold no more than its share with it, all that
+    starts and all that is cleared for its jobs, and used less for its weight than the other, then, where the policy preempts and the job is
+    within the share of its tenant, by level of attained service. A place for which others were told to leave is kept for its job, whoever
+    has come before it since."""
     policy = moment.policy
     if one.cleared or other.cleared:
         return False
@@ -103,12 +104,15 @@ def level(policy: Policy, attained: float) -> int:
 
 
 def below_share(moment: Moment, plan: Plan, job: Job) -> bool:
-    return width_of(holders_after(moment, plan), job.tenant) + job.demand.width < shares(moment)[job.tenant] + 1e-6
+    """With it, with all that starts, and with the places that others leave for jobs of its tenant."""
+    jobs = {one.id: one for one in moment.queue}
+    cleared = [(jobs[kept.job_id], sum(count for _, count in kept.placement)) for kept in plan.reservations if kept.cleared]
+    return width_of(holders_after(moment, plan) + cleared, job.tenant) + job.demand.width < shares(moment)[job.tenant] + 1e-6
 
 
-def above_share(moment: Moment, tenant: str, more: int = 0) -> float:
-    """Width that a tenant holds above its share, with so much more; what leaves is not counted."""
-    holders = [(run.job, run.workers) for run in moment.running if not run.leaving]
+def above_share(moment: Moment, tenant: str, more: int = 0, gone: Collection[str] = ()) -> float:
+    """Width that a tenant holds above its share, with so much more; what leaves is not counted, nor are the runs `gone`."""
+    holders = [(run.job, run.workers) for run in moment.running if not run.leaving and run.job.id not in gone]
     return width_of(holders, tenant) + more - shares(moment)[tenant]
 
 

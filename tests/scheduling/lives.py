@@ -192,17 +192,20 @@ def returned_evictions(plans: Iterable[tuple[Moment, Plan]]) -> Iterator[str]:
     before: set[tuple[str, str]] = set()
     for moment, plan in plans:
         for order in plan.preempts:
-            if (order.job_id, order.for_job) in before and not _changed_places(moment, order.for_job, order.job_id):
+            if (order.job_id, order.for_job) in before and not _changed_places(moment, plan, order.for_job, order.job_id):
                 yield f"at {moment.now} {order.for_job} evicts {order.job_id}, for which it was evicted"
         before |= {(order.for_job, order.job_id) for order in plan.preempts}
 
 
-def _changed_places(moment: Moment, waiting: str, running: str) -> bool:
+def _changed_places(moment: Moment, plan: Plan, waiting: str, running: str) -> bool:
+    """With all others gone that the plan tells to leave."""
+    gone = {order.job_id for order in plan.preempts} - {running}
     one = next(job for job in moment.queue if job.id == waiting)
     run = next(run for run in moment.running if run.job.id == running)
     if starved(moment, one) or one.priority > run.job.priority:
         return True
-    if one.tenant != run.job.tenant and above_share(moment, one.tenant, one.demand.width) < above_share(moment, run.job.tenant):
+    mine, other = above_share(moment, one.tenant, one.demand.width, gone), above_share(moment, run.job.tenant, 0, gone)
+    if one.tenant != run.job.tenant and mine < other:
         return True
     return level(moment.policy, one.attained) < level(moment.policy, run.attained(moment.now))
 

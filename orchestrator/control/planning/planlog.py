@@ -199,7 +199,8 @@ def _job_to_dict(job: Job) -> dict[str, Any]:
 
 def _job(values: Mapping[str, Any]) -> Job:
     sizes = {name: tuple(values[name]) for name in ("smaller", "larger")}
-    return Job(**{**values, **sizes, "demand": Demand.from_dict(values["demand"])})
+    cleared = tuple((node, workers) for node, workers in values["cleared"])
+    return Job(**{**values, **sizes, "cleared": cleared, "demand": Demand.from_dict(values["demand"])})
 
 
 def _run_to_dict(run: Run) -> dict[str, Any]:

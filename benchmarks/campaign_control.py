@@ -231,7 +231,7 @@ def of_the_log(home: Home, wrong: Counter[str]) -> Counter[str]:
         for check in PROPERTIES:
             for amiss in check(moment, decided):
                 wrong[check.__name__] += 1
-                print(f"plan {count}: {check.__name__}: {amiss}", flush=True)
+                print(f"plan {count}: {check.__name__}: {amiss[:1000]}", flush=True)
         if count % 100 == 0:
             print(f"{count} plans checked in {time.monotonic() - began:.0f} s", flush=True)
     for amiss in returned_evictions(evicting):

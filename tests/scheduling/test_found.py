@@ -290,3 +290,20 @@ def test_a_job_that_starts_with_fewer_workers_leaves_more_to_deserve_for_a_tenan
     plan = at.plan()
     assert [start.placement for start in plan.starts] == [(("n0", 2),)]
     assert not applied(at, plan).plan().preempts
+
+
+def test_a_job_that_is_promised_a_place_and_whose_tenant_is_above_its_share_takes_no_other_from_one_that_comes_first():
+    """It starts where it is promised to, once the other has left: elsewhere not before those whose tenants are within their shares, though
+    its own tenant has used less."""
+    ends = run("ends", ("n1", 4), ran=HOUR - 600, tenant="c")
+    runs = (
+        run("large", ("n0", 7), tenant="b"), run("goes", ("n0", 1), leaving=True, tenant="d"), run("more", ("n2", 8), tenant="b"),
+        run("other", ("n2", 8), tenant="c"), replace(ends, job=replace(ends.job, limit_s=1.0 * HOUR)),
+    )  # fmt: skip
+    gang, promised = job("gang", 8, priority=1, tenant="a"), job("promised", 1, priority=1, tenant="b")
+    calm = replace(PREEMPTIVE, min_run_s=20.0 * HOUR)
+    at = moment(gang, replace(promised, cleared=(("n0", 1),)), running=runs, cluster=cluster(8, 8, 16), policy=calm)
+    plan = replace(at, usage=Usage(charged={"a": 1e6}, charged_at_s=NOW)).plan()
+    assert not plan.starts
+    kept = {kept.job_id: (kept.start_s, kept.placement) for kept in plan.reservations}
+    assert kept["gang"] == (NOW + 600, (("n1", 8),)) and kept["promised"][1] == (("n0", 1),)

@@ -219,7 +219,8 @@ class Planner:
         """Try each of them. Returns those that are left for later: `within_share`, what would give their tenant more than its share."""
         later: list[Job] = []
         for number, job in enumerate(block.jobs):
-            if within_share and job.id not in self._starved and job.id not in self._promised and not self._tenants.stays_within_share(job):
+            within = not within_share or job.id in self._starved or self._tenants.stays_within_share(job, job.id in self._promised)
+            if not within:
                 if block.alike:
                     return block.since(number)
                 later.append(job)

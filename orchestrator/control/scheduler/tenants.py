@@ -37,9 +37,10 @@ class Tenants:
     def are_several(self) -> bool:
         return bool(self._shares)
 
-    def stays_within_share(self, job: Job) -> bool:
-        """Whether its tenant would hold no more than its share with it."""
-        return not self._shares or self._accounts.held.get(job.tenant, 0) + job.demand.width <= self._shares[job.tenant]
+    def stays_within_share(self, job: Job, promised: bool = False) -> bool:
+        """Whether its tenant would hold no more than its share with it. `promised`: it is counted already."""
+        more = 0 if promised else job.demand.width
+        return not self._shares or self._accounts.held.get(job.tenant, 0) + more <= self._shares[job.tenant]
 
     def claim(self, job: Job, starved: bool) -> Claim:
         rank, service = self.ranks.get(job.tenant, 0), level(job.attained, self._policy)

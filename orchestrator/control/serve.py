@@ -84,7 +84,8 @@ class Service:
         from orchestrator.control.nodes.ray_groups import RayGroups
 
         store = JobStore(place_of(self._home))
-        Secrets(self._home).sweep(store, time.time())
+        secrets = Secrets(self._home)
+        secrets.sweep(store, time.time())
         threads = Threads()
         groups = RayGroups(self._home, threads, self._rank_entry)
         provisioner = Provisioner(self._home.node_types, RayAutoscaler(self._address, threads.looks))
@@ -101,6 +102,7 @@ class Service:
             store.wait_for_change(ROUND_S)
         provisioner.close()
         groups.close()
+        secrets.sweep(store, time.time())
         self._lease.release()
         return 0
 

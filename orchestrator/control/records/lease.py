@@ -52,7 +52,7 @@ class ControllerLease:
         self._engine = engine
         self._duration_s = duration_s
         self._margin_s = MARGIN_S * duration_s / DURATION_S
-        self._clock = clock or partial(time.clock_gettime, time.CLOCK_BOOTTIME)  # goes on while the machine is suspended
+        self._clock = clock or _clock_of(engine)
         self._me = me or _this_process()
         self._until = float("-inf")
         self._stop = threading.Event()
@@ -77,13 +77,12 @@ class ControllerLease:
         self._until = asked + self._duration_s - self._margin_s
 
     def renew(self) -> bool:
-        """False if another one has it, or may have it by now: it was not renewed in time."""
+        """False if another one has it: it was not renewed in time."""
         asked = self._clock()
         with writing(self._engine) as connection:
-            lock_key(connection, f"lease {_NAME}")
-            now = _now(connection)
-            mine = sa.and_(TABLE.c.name == _NAME, TABLE.c.holder == self._me, TABLE.c.expires_s > now)
-            renewed = connection.execute(TABLE.update().where(mine).values(expires_s=now + self._duration_s))
+            lock_key(connection, f"lease {_NAME}")  # or else one that takes it over might delete the row as it is renewed
+            mine = sa.and_(TABLE.c.name == _NAME, TABLE.c.holder == self._me)
+            renewed = connection.execute(TABLE.update().where(mine).values(expires_s=_now(connection) + self._duration_s))
         if renewed.rowcount != 1:
             self._until = float("-inf")
             return False
@@ -114,7 +113,7 @@ class ControllerLease:
 
     def _watch(self, lost: Callable[[], object]) -> None:
         while not self._stop.wait(WATCH_S * self._duration_s / DURATION_S):
-            if not self.held:
+            if not self.held and not self._stop.is_set():
                 lost()
                 return
 
@@ -126,6 +125,12 @@ def living(engine: sa.Engine) -> dict[str, Any] | None:
         row = connection.execute(sa.select(TABLE).where(TABLE.c.name == _NAME)).mappings().first()
         alive = row is not None and row["expires_s"] > _now(connection) and not _is_dead(row["holder"])
     return dict(row["holder"]) if row is not None and alive else None
+
+
+def _clock_of(engine: sa.Engine) -> Callable[[], float]:
+    """Of a database that other machines use one that goes on while this machine is suspended. SQLite's file is this machine's, where the
+    lock file keeps others away meanwhile."""
+    return time.monotonic if engine.dialect.name == "sqlite" else partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
 
 def _now(connection: sa.Connection) -> float:

@@ -100,9 +100,9 @@ class Service:
                 return EXIT_CLUSTER
             self._look_after(controller, store, now)
             store.wait_for_change(ROUND_S)
+        secrets.sweep(store, time.time())
         provisioner.close()
         groups.close()
-        secrets.sweep(store, time.time())
         self._lease.release()
         return 0
 

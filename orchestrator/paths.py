@@ -58,6 +58,8 @@ from pathlib import Path
 
 from orchestrator.errors import ConfigError
 
+TOKEN_FILE_VARIABLE = "ORCHESTRATOR_TOKEN_FILE"
+"""Names the file of a user's token for a server, in place of `api-token` of the home."""
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -31,10 +31,11 @@ def secrets_for(spec: JobSpec, elsewhere: bool = False) -> dict[str, str]:
 
 
 def store_keys(storage: StorageSpec, elsewhere: bool = False) -> dict[str, str]:
-    """The submitter's S3 keys and password for MLflow. `elsewhere` his profiles are not known: the keys go that it stands for now."""
+    """The submitter's S3 keys and password for MLflow. `elsewhere`, at a server, nobody knows the submitter's AWS profile: the keys that it
+    stands for now go in its place, unless there are keys beside it, which come before it."""
     wanted = (*TRACKING_SECRETS, *(STORAGE_SECRETS if storage.url.startswith("s3://") else ()))
     found = {name: os.environ[name] for name in wanted if name in os.environ}
-    if elsewhere and (profile := found.pop("AWS_PROFILE", "")):
+    if elsewhere and (profile := found.pop("AWS_PROFILE", "")) and "AWS_ACCESS_KEY_ID" not in found:
         from orchestrator.storage.s3 import keys_of  # boto3 takes 0.3 s to import
 
         return {**keys_of(profile), **found}

@@ -26,12 +26,12 @@ from orchestrator.control.scheduler import ClusterView
 from orchestrator.errors import AuthenticationError, ConfigError
 from orchestrator.events import Event
 from orchestrator.job import Job, JobState
-from orchestrator.paths import Home
+from orchestrator.paths import TOKEN_FILE_VARIABLE, Home
 from orchestrator.spec import JobSpec, StorageSpec
 from orchestrator.storage import open_store
 
 SERVER_VARIABLE = "ORCHESTRATOR_SERVER"
-TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "ORCHESTRATOR_TOKEN", "ORCHESTRATOR_TOKEN_FILE"
+TOKEN_VARIABLE = "ORCHESTRATOR_TOKEN"
 LOOK_S = 0.2
 
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from pathspec import GitIgnoreSpec
 
 from orchestrator.errors import ConfigError
-from orchestrator.paths import Home
+from orchestrator.paths import TOKEN_FILE_VARIABLE, Home
 
 IGNORE_FILE = ".orchestratorignore"
 ALWAYS_IGNORED = (
@@ -32,7 +32,6 @@ ALWAYS_IGNORED = (
 MAX_FILES = 20_000
 SMALL_BYTES = 1 << 20
 """Of a file that is searched for tokens."""
-TOKEN_FILE_VARIABLE = "ORCHESTRATOR_TOKEN_FILE"
 _TOKEN = re.compile(rb"\borc\.[\w.-]{1,200}\.[\w-]{43}")
 """As `control.records.users` makes them."""
 _GIT_LIMIT_S = 60.0

@@ -54,6 +54,9 @@ def test_a_profile_is_of_this_machine_and_elsewhere_the_keys_go_that_it_stands_f
     monkeypatch.setenv("AWS_PROFILE", "work")
     assert secrets_for(spec) == {"AWS_PROFILE": "work"}
     assert secrets_for(spec, elsewhere=True) == {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "mine")
+    assert secrets_for(spec, elsewhere=True) == {"AWS_ACCESS_KEY_ID": "mine"}, "never half of one pair and half of another"
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_PROFILE", "wrok")
     with pytest.raises(StorageDenied, match="AWS_PROFILE=wrok"):
         secrets_for(spec, elsewhere=True)

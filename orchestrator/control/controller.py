@@ -16,7 +16,7 @@ from orchestrator.control.closing import ended, finish, over_limit
 from orchestrator.control.life import PROGRESS_INTERVAL_S, Life, Losses, Phase
 from orchestrator.control.nodes.groups import WorkerGroups
 from orchestrator.control.nodes.provisioning import Provisioner
-from orchestrator.control.planning.dependencies import standing
+from orchestrator.control.planning.dependencies import Standing, standing
 from orchestrator.control.planning.execution import Execution
 from orchestrator.control.planning.inputs import Facts
 from orchestrator.control.planning.live import LiveJobs
@@ -159,7 +159,7 @@ class Controller:
         names = {name for job in waiting for name in job.spec.scheduling.after}
         states = self._store.states(names) if names else {}
         for job in waiting:
-            found = standing(job, states)
+            found = standing(job, states) if job.spec.scheduling.after else Standing()
             if (end := _end_of_waiting(job, found.never)) is not None:
                 self._guarded(job, lambda job=job, end=end: self._moved(job, finish(self._store, job, end, now)))  # type: ignore[misc]
             elif found.waits_for:
@@ -192,7 +192,8 @@ class Controller:
         life, is_short = self._lives.get(job.id), job.num_placed < job.spec.resources.num_workers
         if life is None:
             return Facts()
-        return replace(life.facts, may_grow=is_short and job.order is None and life.may_grow(job, now))
+        may_grow = is_short and job.order is None and life.may_grow(job, now)
+        return life.facts if life.facts.may_grow == may_grow else replace(life.facts, may_grow=may_grow)
 
     def _admitted(self, job: Job) -> None:
         self._lives[job.id] = self._new_life(job, Phase.START, self._now)

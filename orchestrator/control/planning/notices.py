@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from orchestrator.control.nodes.provisioning import asked_since
 from orchestrator.control.planning.forecast import MAX_JOBS, predicted_starts
@@ -46,6 +47,8 @@ class Notices:
         self._store, self._jobs = store, jobs
         self._newest: tuple[Inputs, Plan] | None = None
         self._positions: dict[str, int] = {}
+        self._promised: dict[str, float] = {}
+        """Starts that the newest plan keeps, by job id."""
         self._now = 0.0
         self._asked: set[str] = set()
         """Jobs that nodes are asked for."""
@@ -64,6 +67,7 @@ class Notices:
         self._newest = inputs, plan
         self._positions = {job_id: place for place, job_id in enumerate(plan.order, 1)}
         self._asked = {ask.job_id for ask in plan.asks}
+        self._promised = {kept.job_id: kept.start_s for kept in plan.reservations}
         self._cleared = {kept.job_id: kept.placement for kept in plan.reservations if kept.cleared}
         self._untold = set(plan.order)
 
@@ -97,30 +101,30 @@ class Notices:
         found = []
         for job in jobs:
             reason = blocked.get(job.id) or (self._reason(job) if job.id in explained else job.reason)
-            new = replace(
-                job, reason=reason, position=self._positions.get(job.id, 0), start_s=self._starts.get(job.id),
-                reserved_s=self._reserved(job), cleared=self._cleared.get(job.id, ()),
-                progress=asked_since(job.progress, job.waits_since_s, job.id in self._asked, self._now),
-            )  # fmt: skip
-            if new != job:
-                found.append(new)
+            row: dict[str, Any] = {
+                "reason": reason, "position": self._positions.get(job.id, 0), "start_s": self._starts.get(job.id),
+                "reserved_s": self._reserved(job), "cleared": self._cleared.get(job.id, ()),
+                "progress": asked_since(job.progress, job.waits_since_s, job.id in self._asked, self._now),
+            }  # fmt: skip
+            if any(getattr(job, name) != value for name, value in row.items()):
+                found.append(replace(job, **row))
         return found
 
     def _reason(self, job: Job) -> str:
         if self._newest is None or job.id not in self._positions:
             return job.reason
         reason = self._newest[1].reasons[job.id]
+        if not reason.endswith(_CLEARED):
+            return reason
         leaving = [one.id for one in self._jobs.all() if one.order is not None and not one.order.left and one.order.for_job == job.id]
-        return f"{reason} by {', '.join(leaving[:3])}" if leaving and reason.endswith(_CLEARED) else reason
+        return f"{reason} by {', '.join(leaving[:3])}" if leaving else reason
 
     def _is_promised(self, job: Job) -> bool:
         """A place that the row does not name yet, or another one than it names: the next plan keeps to it."""
         return job.cleared != self._cleared.get(job.id, ())
 
     def _reserved(self, job: Job) -> float | None:
-        kept = () if self._newest is None else self._newest[1].reservations
-        promised = next((reservation.start_s for reservation in kept if reservation.job_id == job.id), None)
-        return promised if job.reserved_s is None else job.reserved_s
+        return self._promised.get(job.id) if job.reserved_s is None else job.reserved_s
 
     def _foresee(self, number: int, now: float) -> None:
         if self._newest is None or (number > MAX_JOBS and now - self._forecast_s < FORECAST_INTERVAL_S):

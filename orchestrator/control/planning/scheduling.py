@@ -28,7 +28,7 @@ class Scheduling:
         self._accounts, self._newest_stay = Accounts(), 0
         self._chosen: ChosenPolicy | None = None
         self._queue: dict[str, tuple[Job, Policy, float | None, scheduler.Job]] = {}
-        self._runs: dict[str, tuple[Run, ...]] = {}
+        self._runs: dict[str, tuple[Job, Policy, Facts, tuple[Run, ...]]] = {}
         self._short_since: dict[str, float] = {}
         """Since when nodes have been missing for a job that waits."""
         self._inputs: Inputs | None = None
@@ -63,9 +63,8 @@ class Scheduling:
 
     def _observe(self, cluster: ClusterView, queue: Sequence[Job], active: Mapping[str, tuple[Job, Facts]], now: float) -> Inputs:
         policy, before = self.policy, self._inputs
-        runs = {job_id: self._run(job, policy, now, facts) for job_id, (job, facts) in active.items()}
-        self._runs = runs
-        found = tuple(run for parts in runs.values() for run in parts)
+        self._runs = {job_id: self._run(job, policy, now, facts) for job_id, (job, facts) in active.items()}
+        found = tuple(run for *_, parts in self._runs.values() for run in parts)
         usage = self._usage(found, policy)
         if before is not None and usage == before.usage:
             usage = before.usage
@@ -88,10 +87,13 @@ class Scheduling:
         self._queue = found
         return tuple(row[3] for row in found.values())
 
-    def _run(self, job: Job, policy: Policy, now: float, facts: Facts) -> tuple[Run, ...]:
-        """The known ones if they are equal: what plans have derived from them stays."""
-        new, known = running(job, policy, now, facts), self._runs.get(job.id)
-        return known if known == new and known is not None else new
+    def _run(self, job: Job, policy: Policy, now: float, facts: Facts) -> tuple[Job, Policy, Facts, tuple[Run, ...]]:
+        """With the known ones if they are equal: what plans have derived from them stays."""
+        known = self._runs.get(job.id)
+        if known is not None and known[0] is job and known[1] is policy and known[2] == facts and job.started_s is not None:
+            return known
+        new = running(job, policy, now, facts)
+        return job, policy, facts, known[3] if known is not None and known[3] == new else new
 
     def _record(self, inputs: Inputs, decided: Plan, now: float) -> None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,13 @@ _LAST_EVENT = sa.select(sa.func.max(tables.events.c.seq)).where(tables.events.c.
 """To build a statement takes as long as to run it."""
 _MANY = 500
 """Ids in one question."""
-_LIVE = [state.value for state in JobState if not state.terminal]
+_LIVE_VERSIONS = (
+    sa.select(tables.jobs.c.id, tables.jobs.c.version)
+    .where(tables.jobs.c.state.in_([state.value for state in JobState if not state.terminal]))
+    .order_by(tables.jobs.c.submitted_s, tables.jobs.c.id)
+)
+_WAITING = ("reason", "position", "start_s", "reserved_s", "cleared", "progress")
+"""What only tells of a job that waits."""
 
 
 class JobStore:
@@ -120,9 +127,8 @@ class JobStore:
     def live(self, known: Mapping[str, int]) -> tuple[list[str], list[Job]]:
         """(the ids of all jobs that have not ended, in the order of their submission; those of them whose version is not the `known`)."""
         table = tables.jobs.c
-        query = sa.select(table.id, table.version).where(table.state.in_(_LIVE)).order_by(table.submitted_s, table.id)
         with self._engine.connect() as connection:
-            found = list(connection.execute(query))
+            found = connection.execute(_LIVE_VERSIONS).all()
             changed = [job_id for job_id, version in found if known.get(job_id) != version]
             parts = [changed[first : first + _MANY] for first in range(0, len(changed), _MANY)]
             rows = [row for part in parts for row in connection.execute(sa.select(tables.jobs).where(table.id.in_(part))).mappings()]
@@ -136,18 +142,10 @@ class JobStore:
 
     def tell_waiting(self, jobs: Sequence[Job], events: Sequence[Event]) -> None:
         """Write why and how long jobs wait. A row that has changed since is left as it is; no version grows: nobody decides by these."""
-        table = tables.jobs
-        same_row = sa.and_(table.c.id == sa.bindparam("job_id"), table.c.version == sa.bindparam("job_version"))
-        names = ("reason", "position", "start_s", "reserved_s", "cleared", "progress")
-        statement = table.update().where(same_row).values({name: sa.bindparam(f"new_{name}") for name in names})
-        rows = [
-            {"job_id": job.id, "job_version": job.version}
-            | {f"new_{name}": value for name, value in fields_to_dict(job, names).items()}
-            for job in jobs
-        ]
+        rows = [_written(job, fields_to_dict(job, _WAITING)) for job in jobs]
         with self._write() as connection:
             if rows:
-                connection.execute(statement, rows)
+                connection.execute(_update_of(_WAITING), rows)
             for event in events:
                 _append(connection, event.job_id, [event])
 
@@ -161,9 +159,9 @@ class JobStore:
         new = dataclasses.replace(job, **changes, version=job.version + 1)
         if new.state is not job.state:
             check_transition(job.state, new.state)
-        same_row = sa.and_(tables.jobs.c.id == job.id, tables.jobs.c.version == job.version)
+        fields = fields_to_dict(new, ("version", *sorted(changes)))
         with self._write() as connection:
-            written = connection.execute(tables.jobs.update().where(same_row).values(fields_to_dict(new, ("version", *changes))))
+            written = connection.execute(_update_of(tuple(fields)), _written(job, fields))
             if written.rowcount != 1:
                 raise StaleWrite(f"{job.id} changed since it was read (version {job.version})")
             _append(connection, job.id, events)
@@ -253,6 +251,18 @@ class JobStore:
         ids = self._ids()
         known = f"Known: {', '.join(ids[-10:])}." if ids else "There is none yet."
         return JobNotFound(f"no job is named '{wanted}'. {known}{nearest(wanted, ids)}")
+
+
+@cache
+def _update_of(names: tuple[str, ...]) -> sa.Update:
+    """Of these fields, in the row that is still as it was read; its values: `_written`."""
+    table = tables.jobs.c
+    same_row = sa.and_(table.id == sa.bindparam("old_id"), table.version == sa.bindparam("old_version"))
+    return tables.jobs.update().where(same_row).values({name: sa.bindparam(f"new_{name}") for name in names})
+
+
+def _written(job: Job, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"old_id": job.id, "old_version": job.version, **{f"new_{name}": value for name, value in fields.items()}}
 
 
 def _append(connection: sa.Connection, job_id: str, events: Sequence[Event], source: str = "", source_seq: int = 0) -> None:

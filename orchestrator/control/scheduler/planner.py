@@ -84,6 +84,8 @@ class Planner:
         self.cleared: dict[str, Place] = {}
         """The places that others are leaving, by the job that each is promised to."""
         self._reasons: dict[str, Callable[[], str]] = {}
+        self._words: dict[Demand, str] = {}
+        """Why gangs wait."""
         self._short: list[str] = []
         self._waiting: list[Job] = []
         self._order: list[str] = []
@@ -425,7 +427,13 @@ class Planner:
     # what is told
 
     def _why_waiting(self, job: Job, kind: Kind | None = None) -> str:
+        """The same for all gangs that are alike. Read when all is decided."""
         kind = kind or self.room.kind(job.demand)
+        if kind.demand not in self._words:
+            self._words[kind.demand] = self._why_kind_waits(kind)
+        return self._words[kind.demand]
+
+    def _why_kind_waits(self, kind: Kind) -> str:
         usable, grid = self._cluster.usable, self.room.grid
         allowed = [i for i in range(len(usable)) if kind.allowed >> i & 1]
         started = [start.job_id for start in self.starts]

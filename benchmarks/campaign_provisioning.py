@@ -28,7 +28,7 @@ def amiss(row: dict[str, Any]) -> list[str]:
         "16 GPUs at the same time": row["gpus"] == 16, "both succeed": row["states"] == ["succeeded"] * 2,
         "one preemption": row["preemptions"] == [0, 1], "no restart": row["restarts"] == [0, 0],
         "at most the step in flight is repeated": 0 <= row["repeated"] <= 1, "no work is lost on the node that stays": row["lost_s"] == 0,
-        "the same losses and state": row["equal"], "time in the ledger for nodes": min(row["provision_s"]) > 0,
+        "the same losses and state": row["equal"], "time in the ledger for nodes": all(map(sum, row["nodes_s"])),
     }  # fmt: skip
     return [what for what, holds in wanted.items() if not holds]
 
@@ -48,10 +48,14 @@ def main() -> int:
         cluster.close()
         box.close()
     found = [what for row in rows for what in row["amiss"]]
-    waits = "worker-s that the first job waited for nodes", "the second, both times"
+    waits = "worker-s until the nodes of the first job were on their way, and until they had joined", "of the second, both times"
     header = ("drained after step", "GPUs", "steps repeated", *waits, "empty after, s", "amiss")
     lines = [
-        (row["at"], row["gpus"], row["repeated"], *row["provision_s"], row["empty_s"], ", ".join(row["amiss"]) or "-") for row in rows
+        (
+            row["at"], row["gpus"], row["repeated"], *(" + ".join(map(str, waited)) for waited in row["nodes_s"]), row["empty_s"],
+            ", ".join(row["amiss"]) or "-",
+        )
+        for row in rows
     ]
     return publish(
         "provisioning", "Nodes come for jobs that wait and leave when none does; a drained node costs at most the step in flight",

@@ -131,6 +131,8 @@ class Progress:
     """When the job lost its place, while it waits for another; 0: it has none to regain."""
     nodes_asked_s: float = 0.0
     """When nodes were asked for it that were not there, in its newest wait for some; 0: never."""
+    nodes_launched_s: float = 0.0
+    """When all of these were first on their way; before `nodes_asked_s`: not yet."""
     mlflow_run_id: str = ""
     """As soon as the tracking server has told it."""
     ledger: dict[str, Any] = field(default_factory=dict)

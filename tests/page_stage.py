@@ -41,9 +41,9 @@ MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='
 HOUR_S, MINUTE_S = 3600.0, 60.0
 RUN_ID = "0a1b2c3d4e5f60718293a4b5c6d7e8f9"
 _SHARES = {
-    Bucket.QUEUE: 0.05, Bucket.PROVISION: 0.001, Bucket.START: 0.006, Bucket.COMPILE: 0.004, Bucket.DATA: 0.011, Bucket.STEP: 0.873,
-    Bucket.EVALUATION: 0.019, Bucket.CHECKPOINT: 0.012, Bucket.LOST: 0.009, Bucket.DETECTION: 0.002, Bucket.RECOVERY: 0.011,
-    Bucket.IDLE: 0.002,
+    Bucket.QUEUE: 0.05, Bucket.LAUNCH: 0.002, Bucket.BOOT: 0.004, Bucket.PROVISION: 0.001, Bucket.START: 0.006, Bucket.COMPILE: 0.004,
+    Bucket.DATA: 0.011, Bucket.STEP: 0.867, Bucket.EVALUATION: 0.019, Bucket.CHECKPOINT: 0.012, Bucket.LOST: 0.009,
+    Bucket.DETECTION: 0.002, Bucket.RECOVERY: 0.011, Bucket.IDLE: 0.002,
 }  # fmt: skip
 
 

@@ -27,9 +27,9 @@ def trial(box: Sandbox, cluster: ScalingCluster, drained_after: int) -> dict[str
     """The first job waits in step 21 until the second one, whose node is drained after step `drained_after`, has ended. What was seen:
 
     `asked`: reasons of the first one's wait; `gpus`: while both ran; `states` and `restarts` of both, `preemptions` of the second;
-    `repeated`: steps that it had done and did again; `lost_s`: worker-seconds of work the first one lost; `provision_s`: how long each
-    waited for nodes, in worker-seconds; `equal`: whether both ended with the same losses and state, bit for bit; `empty_s`: from the end
-    of the last job to a cluster without a node.
+    `repeated`: steps that it had done and did again; `lost_s`: worker-seconds of work the first one lost; `nodes_s`: how long each waited
+    for nodes to be started, and to join, in worker-seconds; `equal`: whether both ended with the same losses and state, bit for bit;
+    `empty_s`: from the end of the last job to a cluster without a node.
     """
     settings = (
         *TINY, f"cluster.address={cluster.address}", "resources.gpus_per_worker=1", f"training.max_steps={STEPS}",
@@ -57,7 +57,7 @@ def trial(box: Sandbox, cluster: ScalingCluster, drained_after: int) -> dict[str
         "states": [job.state.value for job in jobs], "restarts": [job.progress.restarts for job in jobs],
         "preemptions": [job.progress.preemptions for job in jobs], "repeated": saved.step - restored,
         "lost_s": round(ledgers[0].seconds[Bucket.LOST], 3),
-        "provision_s": [round(ledger.seconds[Bucket.PROVISION], 1) for ledger in ledgers],
+        "nodes_s": [tuple(round(ledger.seconds.get(bucket, 0.0), 1) for bucket in (Bucket.LAUNCH, Bucket.BOOT)) for ledger in ledgers],
         "equal": (box.history(first), box.fingerprint(first)) == (box.history(second), box.fingerprint(second)),
         "empty_s": round(time.monotonic() - ended_s, 1),
     }  # fmt: skip

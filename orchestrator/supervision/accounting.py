@@ -14,6 +14,8 @@ from orchestrator.runtime.link import Phase
 
 class Bucket(enum.Enum):
     QUEUE = "queue"
+    LAUNCH = "launch"
+    BOOT = "boot"
     PROVISION = "provision"
     START = "start"
     COMPILE = "compile"
@@ -32,6 +34,8 @@ class Bucket(enum.Enum):
 Seconds = Mapping[Bucket, float]
 """Worker-seconds; what is missing is 0."""
 
+WAITS = (Bucket.QUEUE, Bucket.LAUNCH, Bucket.BOOT)
+"""The job has no place."""
 WORK = (Bucket.COMPILE, Bucket.DATA, Bucket.STEP, Bucket.EVALUATION, Bucket.CHECKPOINT)
 """What is lost when a job goes on from an earlier step."""
 _OF_PHASE = {

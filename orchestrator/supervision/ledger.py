@@ -1,7 +1,9 @@
 """The goodput ledger: every worker-second of a job, from its submission to its end, in exactly one bucket. Pure.
 
-    queue        waits for a place: from the submission, a resume or a preemption until a place is given
-    provision    nodes are waited for that Ray's autoscaler was asked for, the place is reserved, and the supervisor starts
+    queue        waits for a place: from the submission, a resume or a preemption until a place is given or nodes are asked for
+    launch       nodes were asked of Ray's autoscaler, and not all of them are on their way
+    boot         all of them are, until they have joined the cluster and the place is given
+    provision    the place is reserved, and the supervisor starts
     start        until a run's first attempt has forked, built and restored its ranks
     compile      the first step of a model that is compiled
     data         a rank waits for its batch
@@ -21,17 +23,18 @@ could be committed. A worker group that was lost with its supervisor: lost up to
 the job was queued again.
 
 The terms follow "ML Productivity Goodput" (Google Cloud, 2024) and the effective training time ratio of Kokolis et al. 2024
-(arXiv:2410.21680): `goodput_share` is `step` over all but `queue`.
+(arXiv:2410.21680): `goodput_share` is `step` over all but `queue`, `launch` and `boot`, in which the job holds nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from orchestrator.job import Job, JobState
-from orchestrator.supervision.accounting import WORK, Bucket, Life, Seconds, account, add_up, by_bucket
+from orchestrator.supervision.accounting import WAITS, WORK, Bucket, Life, Seconds, account, add_up, by_bucket
 
 MAX_MARKS = 8
 """Steps that a job can go on from, of which it is kept how much had been done by then. An older one counts all since as lost."""
@@ -59,7 +62,7 @@ class Ledger:
     @property
     def held_s(self) -> float:
         """Worker-seconds in which the job held its place."""
-        return max(self.worker_s - self.seconds.get(Bucket.QUEUE, 0.0), 0.0)
+        return max(self.worker_s - math.fsum(self.seconds.get(bucket, 0.0) for bucket in WAITS), 0.0)
 
     @property
     def goodput_share(self) -> float:
@@ -129,17 +132,21 @@ class Wait:
     """When the place was given."""
     asked_s: float = 0.0
     """When nodes were asked for it that were not there."""
+    launched_s: float = 0.0
+    """When all of them were on their way."""
 
     @classmethod
     def of(cls, job: Job) -> Wait:
-        since_s, asked_s = max(job.queued_s, job.progress.waits_since_s), job.progress.nodes_asked_s
-        return cls(
-            queued_s=job.queued_s, since_s=since_s, admitted_s=job.started_s or 0.0, asked_s=asked_s if asked_s >= since_s else 0.0
-        )  # fmt: skip
+        since_s, progress = max(job.queued_s, job.progress.waits_since_s), job.progress
+        asked_s = progress.nodes_asked_s if progress.nodes_asked_s >= since_s else 0.0
+        launched_s = progress.nodes_launched_s if asked_s and progress.nodes_launched_s >= asked_s else 0.0
+        return cls(queued_s=job.queued_s, since_s=since_s, admitted_s=job.started_s or 0.0, asked_s=asked_s, launched_s=launched_s)
 
-    def asked(self, until_s: float) -> float:
-        """Until when it waited for a place, and from when on for nodes."""
-        return self.asked_s if 0.0 < self.asked_s < until_s else until_s
+    def ends(self, until_s: float) -> tuple[tuple[Bucket, float], ...]:
+        """(bucket, when it ended) of a wait for a place that lasted until then."""
+        asked_s = self.asked_s if 0.0 < self.asked_s < until_s else until_s
+        launched_s = self.launched_s if asked_s <= self.launched_s < until_s else until_s
+        return (Bucket.QUEUE, asked_s), (Bucket.LAUNCH, launched_s), (Bucket.BOOT, until_s)
 
 
 def opened(before: Ledger | None, *, run: int, wait: Wait, heard_s: float, now_s: float, workers: int) -> Ledger:
@@ -153,7 +160,8 @@ def opened(before: Ledger | None, *, run: int, wait: Wait, heard_s: float, now_s
         ledger = before.grown(_unheard(before), now_s, workers)  # only the supervisor was started again
     else:
         ledger = _waiting(before, wait.queued_s or since_s, since_s, heard_s, workers)
-    ledger = ledger.grown(Bucket.QUEUE, wait.asked(admitted_s), workers).grown(Bucket.PROVISION, now_s, workers)
+    for bucket, ended_s in (*wait.ends(admitted_s), (Bucket.PROVISION, now_s)):
+        ledger = ledger.grown(bucket, ended_s, workers)
     return replace(ledger, run=run, closed=False, training=False)
 
 
@@ -163,8 +171,10 @@ def as_of(job: Job, now_s: float) -> Ledger | None:
     known = Ledger.from_dict(job.progress.ledger) if job.progress.ledger else None
     heard_s = job.progress.updated_s
     if job.state is JobState.QUEUED:
-        waited = _waiting(known, wait.queued_s, wait.since_s, heard_s, workers).grown(Bucket.QUEUE, wait.asked(now_s), workers)
-        return waited.grown(Bucket.PROVISION, now_s, workers)
+        waited = _waiting(known, wait.queued_s, wait.since_s, heard_s, workers)
+        for bucket, ended_s in wait.ends(now_s):
+            waited = waited.grown(bucket, ended_s, workers)
+        return waited
     if known is not None and job.state.terminal and job.ended_s is not None:
         return _waiting(known, wait.queued_s, job.ended_s, heard_s, workers)
     return known

@@ -160,11 +160,22 @@ def demand_of(plan: Plan, cluster: ClusterView) -> tuple[Bundle, ...]:
     )
 
 
-def asked_since(progress: Progress, waits_since_s: float, is_asked: bool, now: float) -> Progress:
-    """What stands in the row of a job that waits: since when it has waited for nodes, this time."""
-    if not is_asked or progress.nodes_asked_s >= max(waits_since_s, 1e-9):
+def asked_for(plan: Plan, cluster: ClusterView) -> dict[str, bool]:
+    """The jobs that nodes are asked for: whether all of these are on their way."""
+    coming = cluster.coming
+    return {ask.job_id: all(coming[node_id].starting for node_id, _ in ask.placement if node_id in coming) for ask in plan.asks}
+
+
+def asked_since(progress: Progress, waits_since_s: float, on_way: bool | None, now: float) -> Progress:
+    """What stands in the row of a job that waits: since when, this time, it has waited for nodes, and since when for them to join.
+
+    `on_way`: all that are asked for are; None: none are asked for.
+    """
+    if on_way is None:
         return progress
-    return replace(progress, nodes_asked_s=now)
+    if progress.nodes_asked_s < max(waits_since_s, 1e-9):
+        progress = replace(progress, nodes_asked_s=now)
+    return replace(progress, nodes_launched_s=now) if on_way and progress.nodes_launched_s < progress.nodes_asked_s else progress
 
 
 class Provisioner:

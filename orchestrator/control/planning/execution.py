@@ -17,6 +17,7 @@ from orchestrator.errors import StaleWrite
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobState
 from orchestrator.service import Order
+from orchestrator.supervision.ledger import Wait
 
 log = logging.getLogger("controller")
 
@@ -58,7 +59,7 @@ class Execution:
 
     def _start(self, job: Job, placement: Placement, warning: str, is_short: bool, now: float) -> Job:
         where = ", ".join(f"{workers} on {node[:8]}" for node, workers in placement)
-        events = [Event(kind=EventKind.ADMITTED, job_id=job.id, time_s=now, message=f"workers: {where}")]
+        events = [Event(kind=EventKind.ADMITTED, job_id=job.id, time_s=now, message=f"workers: {where}{_after_nodes(job, now)}")]
         if warning:
             events.append(Event(kind=EventKind.WARNING, job_id=job.id, time_s=now, message=warning))
         given, asked = sum(workers for _, workers in placement), job.spec.resources.num_workers
@@ -117,3 +118,15 @@ class Execution:
     def _order(self, job: Job, kind: str, why: str, for_job: str) -> Order:
         ledger, ledger_s = opened(job)
         return Order(kind=kind, why=why, for_job=for_job, ledger=ledger, ledger_s=ledger_s)
+
+
+def _after_nodes(job: Job, now: float) -> str:
+    """How long it has waited for nodes; empty if none were asked for."""
+    wait = Wait.of(job)
+    if not wait.asked_s:
+        return ""
+    launched_s = wait.launched_s or now
+    return (
+        f"; nodes were asked for {now - wait.asked_s:.0f} s before: {launched_s - wait.asked_s:.0f} s until all were on their way, "
+        f"{now - launched_s:.0f} s until the place was there"
+    )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.control.nodes.provisioning import asked_since
+from orchestrator.control.nodes.provisioning import asked_for, asked_since
 from orchestrator.control.planning.forecast import MAX_JOBS, predicted_starts
 from orchestrator.control.planning.inputs import Inputs
 from orchestrator.control.planning.live import LiveJobs
@@ -50,8 +50,8 @@ class Notices:
         self._promised: dict[str, float] = {}
         """Starts that the newest plan keeps, by job id."""
         self._now = 0.0
-        self._asked: set[str] = set()
-        """Jobs that nodes are asked for."""
+        self._asked: dict[str, bool] = {}
+        """Jobs that nodes are asked for: whether all of these are on their way."""
         self._cleared: dict[str, Placement] = {}
         """Places that others have been told to leave, by the job that they are for."""
         self._untold: set[str] = set()
@@ -66,7 +66,7 @@ class Notices:
         """What is to be told, as soon as it is time."""
         self._newest = inputs, plan
         self._positions = {job_id: place for place, job_id in enumerate(plan.order, 1)}
-        self._asked = {ask.job_id for ask in plan.asks}
+        self._asked = asked_for(plan, inputs.cluster)
         self._promised = {kept.job_id: kept.start_s for kept in plan.reservations}
         self._cleared = {kept.job_id: kept.placement for kept in plan.reservations if kept.cleared}
         self._untold = set(plan.order)
@@ -104,7 +104,7 @@ class Notices:
             row: dict[str, Any] = {
                 "reason": reason, "position": self._positions.get(job.id, 0), "start_s": self._starts.get(job.id),
                 "reserved_s": self._reserved(job), "cleared": self._cleared.get(job.id, ()),
-                "progress": asked_since(job.progress, job.waits_since_s, job.id in self._asked, self._now),
+                "progress": asked_since(job.progress, job.waits_since_s, self._asked.get(job.id), self._now),
             }  # fmt: skip
             if any(getattr(job, name) != value for name, value in row.items()):
                 found.append(replace(job, **row))

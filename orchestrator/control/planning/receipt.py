@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from orchestrator.events import Event, EventKind
 from orchestrator.job import Job, JobState
 from orchestrator.service import Order
-from orchestrator.supervision.accounting import Bucket
+from orchestrator.supervision.accounting import WAITS, Bucket
 from orchestrator.supervision.ledger import Ledger, as_of
 
 LOST = (
@@ -42,12 +42,13 @@ def receipt(job: Job, now: float) -> Event | None:
         return None
     width = int(job.spec.resources.gpus_per_worker) or 1
     lost = {bucket: width * _grown(order.ledger, ledger, bucket) for bucket in LOST}
-    useful = math.fsum(width * _grown(order.ledger, ledger, bucket) for bucket in Bucket if bucket not in (*LOST, Bucket.QUEUE))
+    waited = {bucket: width * _grown(order.ledger, ledger, bucket) for bucket in WAITS}
+    useful = math.fsum(width * _grown(order.ledger, ledger, bucket) for bucket in Bucket if bucket not in (*LOST, *WAITS))
     total = math.fsum(lost.values())
     fields = {
         "order": order.kind, "for_job": order.for_job, "lost_gpu_s": total, "expected_gpu_s": order.cost, "since_s": order.ledger_s,
-        "until_s": ledger.until_s, "useful_gpu_s": useful, "queue_gpu_s": width * _grown(order.ledger, ledger, Bucket.QUEUE),
-        **{f"{_NAMES.get(bucket, bucket.value)}_gpu_s": seconds for bucket, seconds in lost.items()},
+        "until_s": ledger.until_s, "useful_gpu_s": useful,
+        **{f"{_NAMES.get(bucket, bucket.value)}_gpu_s": seconds for bucket, seconds in (waited | lost).items()},
     }  # fmt: skip
     return Event(kind=EventKind.RECEIPT, job_id=job.id, time_s=now, message=_sentence(order, lost, total), fields=fields)
 

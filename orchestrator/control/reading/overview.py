@@ -21,6 +21,7 @@ from orchestrator.control.records.store import JobStore
 from orchestrator.control.scheduler import ClusterView
 from orchestrator.control.scheduler.model import CPU_UNITS, Node
 from orchestrator.job import JobState
+from orchestrator.supervision.accounting import WAITS
 
 MAX_NODES = 1000
 """That are told one by one."""
@@ -137,7 +138,8 @@ def _row(job: JobSummary, more: Mapping[str, Any]) -> dict[str, Any]:
 
 def _goodput(ledger: Mapping[str, Any]) -> float | None:
     """Share of the time in which a job held its place that went into training steps; None before it ever did."""
-    held_s = ledger.get("worker_s", 0.0) - ledger.get("seconds", {}).get("queue", 0.0)
+    seconds = ledger.get("seconds", {})
+    held_s = ledger.get("worker_s", 0.0) - sum(seconds.get(bucket.value, 0.0) for bucket in WAITS)
     return float(ledger["goodput_share"]) if held_s > 0 else None
 
 

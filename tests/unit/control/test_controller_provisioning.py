@@ -30,7 +30,7 @@ class World:
         self.home.node_types.write_text(yaml.safe_dump(types))
         self.autoscaler, self.groups, self.now = ScriptedAutoscaler(), ScriptedGroups(), 1000.0
         self.nodes = [Node(id="a", cpu_units=2 * CPU_UNITS, type="cpu")]
-        self.client, self.store = Client(self.home), JobStore(self.home.jobs_db)
+        self.client, self.store = Client(self.home, clock=lambda: self.now), JobStore(self.home.jobs_db)
         provisioner = Provisioner(self.home.node_types, self.autoscaler)
         self.controller = Controller(
             self.store, self.home, self.groups, lambda: done(ClusterView(nodes=tuple(self.nodes))), provisioner
@@ -73,17 +73,39 @@ def test_a_job_waits_for_nodes_with_a_reason_and_starts_when_they_are_there(worl
     assert waits[0] == "waits for nodes: 4 more CPUs asked of the autoscaler"
 
 
-def test_the_wait_for_nodes_is_time_of_provisioning_and_outlives_the_controller(world):
+def test_the_wait_for_nodes_is_told_by_phase_and_outlives_the_controller(world):
     job_id = world.submit(6)
     world.turn()
+    asked_s = world.client.job(job_id).progress.nodes_asked_s
+    assert 1000.0 < asked_s <= world.now
+    world.autoscaler.launches = Launches(starting={"cpu": 1})
+    world.turn(10)
+    assert world.client.job(job_id).progress.nodes_launched_s < asked_s, "one of two is on its way"
+    world.autoscaler.launches = Launches(starting={"cpu": 2})
+    world.turn(10)
+    launched_s = world.client.job(job_id).progress.nodes_launched_s
+    assert asked_s < launched_s <= world.now
+    waiting = world.client.job(job_id)
+    world.nodes += [Node(id=name, cpu_units=2 * CPU_UNITS, type="cpu") for name in "bc"]
+    world.turn()
     job = world.client.job(job_id)
-    assert 1000.0 < job.progress.nodes_asked_s <= world.now
-    asked_s, now_s = job.progress.nodes_asked_s, world.now + 50.0
-    wait = Wait(queued_s=990.0, since_s=990.0, admitted_s=now_s, asked_s=asked_s)
-    seconds = opened(None, run=1, wait=wait, heard_s=0.0, now_s=now_s + 2.0, workers=1).seconds
-    assert (seconds[Bucket.QUEUE], seconds[Bucket.PROVISION]) == (asked_s - 990.0, now_s + 2.0 - asked_s)
-    shown = as_of(job, job.queued_s + 60.0)
-    assert shown is not None and sum(shown.seconds.values()) == pytest.approx(60.0 * 6)
+    assert job.state is JobState.STARTING
+    seconds = opened(None, run=1, wait=Wait.of(job), heard_s=0.0, now_s=job.started_s + 2.0, workers=1).seconds
+    expected = {
+        Bucket.QUEUE: asked_s - 1000.0, Bucket.LAUNCH: launched_s - asked_s, Bucket.BOOT: job.started_s - launched_s,
+        Bucket.PROVISION: 2.0,
+    }  # fmt: skip
+    assert {bucket: spent for bucket, spent in seconds.items() if spent} == pytest.approx(expected)
+    (admitted,) = [event.message for _, event in world.client.events(job_id) if event.kind is EventKind.ADMITTED]
+    assert admitted == (
+        f"workers: 2 on a, 2 on b, 2 on c; nodes were asked for {job.started_s - asked_s:.0f} s before: {launched_s - asked_s:.0f} s until "
+        f"all were on their way, {job.started_s - launched_s:.0f} s until the place was there"
+    )
+    shown = as_of(waiting, job.started_s)
+    assert shown is not None and shown.held_s == 0.0
+    assert {bucket: spent / 6 for bucket, spent in shown.seconds.items() if spent} == pytest.approx(
+        {bucket: expected[bucket] for bucket in (Bucket.QUEUE, Bucket.LAUNCH, Bucket.BOOT)}
+    )
 
 
 def test_what_the_cluster_can_become_may_be_submitted_and_no_more(world):

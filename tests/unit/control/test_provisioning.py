@@ -193,8 +193,13 @@ def test_a_controller_that_leaves_takes_its_demand_back(world):
 
 
 def test_the_time_that_a_job_waits_for_nodes_begins_once_in_each_wait():
-    first = asked_since(Progress(), 10.0, True, 20.0)
-    assert first.nodes_asked_s == 20.0
-    assert asked_since(first, 10.0, True, 30.0) is first
-    assert asked_since(first, 25.0, False, 30.0) is first
-    assert asked_since(first, 25.0, True, 30.0).nodes_asked_s == 30.0
+    first = asked_since(Progress(), 10.0, False, 20.0)
+    assert (first.nodes_asked_s, first.nodes_launched_s) == (20.0, 0.0)
+    assert asked_since(first, 10.0, False, 30.0) is first
+    launched = asked_since(first, 10.0, True, 40.0)
+    assert (launched.nodes_asked_s, launched.nodes_launched_s) == (20.0, 40.0)
+    assert asked_since(launched, 10.0, True, 50.0) is launched
+    assert asked_since(launched, 10.0, False, 50.0) is launched, "one of them has joined before it was seen among Ray's nodes"
+    assert asked_since(launched, 45.0, None, 50.0) is launched
+    again = asked_since(launched, 45.0, False, 50.0)
+    assert again.nodes_asked_s == 50.0 > again.nodes_launched_s, "another wait"

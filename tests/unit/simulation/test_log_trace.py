@@ -11,7 +11,7 @@ from orchestrator.job import Job, JobState, Progress
 from orchestrator.simulation.log_trace import LogTrace, log_trace, shapes_of
 from orchestrator.simulation.model import Shape, TraceJob
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, ResourcesSpec, SchedulingSpec, TrainingSpec, WorkloadSpec
-from orchestrator.supervision.accounting import Bucket
+from orchestrator.supervision.accounting import WAITS, Bucket
 from orchestrator.supervision.ledger import Ledger
 
 SPEC = JobSpec(
@@ -31,7 +31,7 @@ def job(name: str, state: JobState = JobState.SUCCEEDED, ledger: Ledger | None =
 def test_a_job_takes_what_it_took_without_its_interruptions() -> None:
     spent = dict.fromkeys(Bucket, 4.0) | {Bucket.STEP: 400.0, Bucket.QUEUE: 40.0}
     ledger = Ledger(until_s=1110.0, wall_s=110.0, worker_s=sum(spent.values()), seconds=spent, closed=True)
-    useful_buckets = set(Bucket) - {Bucket.STEP, Bucket.QUEUE, Bucket.LOST, Bucket.DETECTION, Bucket.HANG, Bucket.RECOVERY}
+    useful_buckets = set(Bucket) - {*WAITS, Bucket.STEP, Bucket.LOST, Bucket.DETECTION, Bucket.HANG, Bucket.RECOVERY}
     assert log_trace([job("a", ledger=ledger)]) == LogTrace(
         jobs=(TraceJob(id="a", submit_s=0.0, gpus=4, duration_s=100.0 + len(useful_buckets), status="succeeded", sizes=(2, 4)),)
     )

@@ -31,8 +31,8 @@ from orchestrator.errors import StorageUnavailable
 from orchestrator.events import Event
 from orchestrator.job import TRANSITIONS, EndReason, Job, JobResult, JobState
 
-START_LIMIT_S = 180.0
-"""How long Ray may take to reserve a place that the plan found free."""
+START_LIMIT_S = 300.0
+"""How long Ray may take to reserve a place that the plan found free, and to start the supervisor."""
 STOP_NOW_LIMIT_S = 20.0
 """How long a supervisor may take to stop at once before its processes are ended without it."""
 RESULT_LIMIT_S = 600.0
@@ -97,7 +97,7 @@ class Life:
     resumed: bool = False
     """The start that the controller before this one did not bring to its end was gone on with."""
     refused_s: float | None = None
-    """Since when, in this phase, Ray has not had room for its place."""
+    """Since when, in this phase, Ray has not done all that its start needs."""
     why_lost: str = ""
     counts: bool = True
     """The loss of its worker group: as one of `MAX_LOSSES`."""
@@ -176,8 +176,9 @@ class Life:
         self._enter(Phase.WATCH if found else Phase.RESULT, now)
         return job
 
-    def _started(self, job: Job, ready: bool, now: float) -> Job:
-        if ready:
+    def _started(self, job: Job, awaited: str, now: float) -> Job:
+        """`awaited`: what Ray has yet to do."""
+        if not awaited:
             self.sought = False
             self._enter(Phase.WATCH, now)
             return job
@@ -185,7 +186,7 @@ class Life:
         if self.gone_nodes:
             self._lose(f"node {self.gone_nodes[0][:8]} was lost before it started", now, counts=False)
         elif now - self.refused_s > START_LIMIT_S:
-            self._lose(f"Ray did not reserve its place within {START_LIMIT_S:.0f} s", now, counts=False)
+            self._lose(f"Ray did not {awaited} within {START_LIMIT_S:.0f} s", now, counts=False)
         return job
 
     def _heard(self, job: Job, status: GroupStatus, now: float) -> Job:
@@ -276,13 +277,11 @@ class Life:
     # stopping
 
     def _overruled(self, job: Job, now: float) -> JobResult | None:
-        """The end of a job that is stopped before it has a supervisor, or whose supervisor does not listen."""
-        if not job.stop_requested or self.phase is Phase.RELEASE:
-            return None
+        """The end of a job that is to leave before it has a supervisor, or whose supervisor does not listen."""
         if self.phase is Phase.START:
             in_flight = self.question is not None and not self.question.done()  # it may be making what `release` must find
-            return None if in_flight else stopped(job)
-        if job.stop_requested == "now":
+            return None if in_flight else _called_off(job)
+        if self.phase is not Phase.RELEASE and job.stop_requested == "now":
             self.stop_now_s = now if self.stop_now_s is None else self.stop_now_s
             if now - self.stop_now_s > STOP_NOW_LIMIT_S:
                 return stopped(job)
@@ -298,3 +297,13 @@ class Life:
         if sent and job.stop_requested != "now" and JobState.DRAINING in TRANSITIONS[job.state]:
             return self.store.update(job, state=JobState.DRAINING)
         return job
+
+
+def _called_off(job: Job) -> JobResult | None:
+    """The end of a start, if it is for nothing."""
+    if job.stop_requested:
+        return stopped(job)
+    order = job.order
+    if order is None or order.left:
+        return None
+    return ended(job, EndReason.PREEMPTED if order.kind == "preempt" else EndReason.RESIZED, order.why)

@@ -45,24 +45,24 @@ from orchestrator.supervision.worker_group import WorkerGroup
 from orchestrator.tracking.journal import Journal
 
 STOP_MODES = ("drain", "limit", "now")
-BEGIN_LIMIT_S = 60.0
-"""How long Ray may take to start a supervisor."""
+BEGIN_LIMIT_S = 20.0
+"""How long Ray may take to start a supervisor before the next one gets its turn."""
 
 log = logging.getLogger("orchestrator.supervisor")
 
 
 def start_supervisor(
     job_id: str, run: int, spec: JobSpec, home: Home, ranks_per_bundle: Sequence[int], rank_entry: str = RANK_ENTRY,
-    wait: Wait | None = None, standby: Sequence[str] = (),
+    wait: Wait | None = None, standby: Sequence[str] = (), limit_s: float = BEGIN_LIMIT_S,
 ) -> Any:  # fmt: skip
     """The job's supervisor on the head node; its place must be reserved. Asking again returns the one there is.
 
     `rank_entry` is what the ranks run; tests give a double. `wait`: what the run has behind it, for the ledger. `standby`: see
-    `Job.standby`.
+    `Job.standby`. Raises GetTimeoutError if it has not begun within `limit_s`: it may still.
     """
     handle = find_supervisor(job_id, standby) or create_supervisor(supervisor_name(job_id), home)
     given = {"job_id": job_id, "run": run, "spec": to_dict(spec), "ranks_per_bundle": list(ranks_per_bundle), "rank_entry": rank_entry}
-    ray.get(handle.begin.remote({**given, "wait": asdict(wait or Wait())}, list(standby[1:])), timeout=BEGIN_LIMIT_S)
+    ray.get(handle.begin.remote({**given, "wait": asdict(wait or Wait())}, list(standby[1:])), timeout=limit_s)
     return handle
 
 

@@ -51,8 +51,8 @@ class WorkerGroups(Protocol):
     def find(self, job: Job) -> Future[bool]:
         """Is there a supervisor of the job?"""
 
-    def start(self, job: Job) -> Future[bool]:
-        """Reserve `job.placement` and start the supervisor there. False: not yet, ask again. Asking twice does no harm."""
+    def start(self, job: Job) -> Future[str]:
+        """Reserve `job.placement` and start the supervisor. What Ray has yet to do, in words: ask again. Asking twice does no harm."""
 
     def status(self, job: Job, after_event: int) -> Future[GroupStatus]:
         """Fails with SupervisorGone if there is none (any more)."""
@@ -123,7 +123,7 @@ class ScriptedGroups:
     def find(self, job: Job) -> Future[bool]:
         return self._answer("find", job, lambda: job.id in self.supervisors)
 
-    def start(self, job: Job) -> Future[bool]:
+    def start(self, job: Job) -> Future[str]:
         return self._answer("start", job, lambda: self._start(job))
 
     def status(self, job: Job, after_event: int) -> Future[GroupStatus]:
@@ -148,13 +148,13 @@ class ScriptedGroups:
     def result(self, job: Job) -> Future[JobResult | None]:
         return self._answer("result", job, lambda: self.results.get((job.id, job.run)))
 
-    def _start(self, job: Job) -> bool:
+    def _start(self, job: Job) -> str:
         if job.id in self.start_errors:
             raise self.start_errors[job.id]
         if job.id in self.pending:
-            return False
+            return "reserve its place"
         self.supervisors[job.id] = self.first_status(job)
-        return True
+        return ""
 
     def _answer(self, method: str, job: Job, call: Callable[[], Any]) -> Future[Any]:
         self.calls.append((method, job.id))

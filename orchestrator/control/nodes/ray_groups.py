@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, GetTimeoutError
 
 from orchestrator.control.nodes.groups import GroupStatus, SupervisorGone
 from orchestrator.control.nodes.threads import Threads
@@ -69,7 +69,7 @@ class RayGroups:
     def find(self, job: Job) -> Future[bool]:
         return self._threads.asks.submit(_has_begun, job)
 
-    def start(self, job: Job) -> Future[bool]:
+    def start(self, job: Job) -> Future[str]:
         return self._threads.starts.submit(self._start, job)
 
     def status(self, job: Job, after_event: int) -> Future[GroupStatus]:
@@ -90,12 +90,15 @@ class RayGroups:
     def result(self, job: Job) -> Future[JobResult | None]:
         return self._threads.results.submit(self._result, job)
 
-    def _start(self, job: Job) -> bool:
+    def _start(self, job: Job) -> str:
         if not place.reserve(job.id, job.spec, job.placement):
-            return False
+            return "reserve its place"
         ranks = [workers for _, workers in job.placement]
-        start_supervisor(job.id, job.run, job.spec, self._home, ranks, self._rank_entry, wait=Wait.of(job), standby=job.standby)
-        return True
+        try:
+            start_supervisor(job.id, job.run, job.spec, self._home, ranks, self._rank_entry, wait=Wait.of(job), standby=job.standby)
+        except GetTimeoutError:  # where many start at once, it is on its way: to begin anew would take longer
+            return "start its supervisor"
+        return ""
 
     def _result(self, job: Job) -> JobResult | None:
         try:

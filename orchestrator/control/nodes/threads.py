@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 class Threads:
-    """Each kind of question has its own: many jobs that start at once, each for up to a minute, keep the controller neither from seeing
+    """Each kind of question has its own: many jobs that start at once, each for a while, keep the controller neither from seeing
     that Ray lives nor from hearing of the jobs that run; nor does an object store that hangs."""
 
     def __init__(self) -> None:

@@ -346,7 +346,7 @@ def test_a_place_that_ray_does_not_give_is_given_up_however_often_and_the_job_wa
         world.turn(3)
         world.turn(1, life.START_LIMIT_S)
         world.turn(4)
-    assert "".join(world.messages(job_id)).count("Ray did not reserve its place") > life.MAX_LOSSES
+    assert "".join(world.messages(job_id)).count("Ray did not reserve its place within 300 s") > life.MAX_LOSSES
     world.groups.pending.clear()
     world.turn(4)
     world.say(job_id, JobState.RUNNING)
@@ -360,7 +360,7 @@ def test_ray_has_its_time_for_a_place_from_when_it_was_first_asked(world):
     world.turn(2, life.START_LIMIT_S)
     world.groups.pending.add(job_id)
     world.groups.held.clear()
-    world.groups.unanswered[-1].set_result(False)
+    world.groups.unanswered[-1].set_result("start its supervisor")
     world.turn(2)
     world.groups.pending.clear()
     world.turn(2)
@@ -494,7 +494,7 @@ def test_one_that_hangs_keeps_nobody_else(world):
 def test_many_jobs_that_start_at_once_do_not_hide_that_the_cluster_answers(world):
     class Slow(ScriptedGroups):
         def start(self, job):
-            return threads.starts.submit(may_go.wait, 60)
+            return threads.starts.submit(lambda: "" if may_go.wait(60) else "start its supervisor")
 
     def look():
         looks.append(threads.looks.submit(lambda: ClusterView(nodes=(Node(id="node-1", cpu_units=100 * CPU_UNITS),))))

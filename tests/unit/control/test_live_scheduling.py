@@ -174,6 +174,28 @@ def test_a_gang_of_a_higher_priority_has_the_cheapest_set_of_runs_leave_and_star
     assert world.placed(second) == [{"n1": 4}] and world.job(second).service.waited_s > 0
 
 
+def test_who_has_not_begun_when_it_is_to_leave_does_not_begin(world):
+    first = world.running(4)
+    second = world.submit(4)
+    world.groups.pending.add(second)
+    world.turn()
+    assert world.job(second).state is JobState.STARTING
+    urgent = world.submit(4, priority=1)
+    world.turn(6)
+    assert world.groups.preemptions == [] and ("release", second) in world.groups.calls
+    assert world.placed(first, urgent) == [{"n0": 4}, {"n1": 4}]
+    waits = world.job(second)
+    assert (waits.state, waits.run, waits.service.preemptions, waits.order.left) == (JobState.QUEUED, 2, 1, True)
+    (ended,) = world.told(second, EventKind.ENDED)
+    assert f"makes room for {urgent}" in ended.message
+    world.groups.pending.clear()
+    world.train(urgent, 1)
+    world.leave(urgent, EndReason.COMPLETED)
+    world.train(second, 1, start=8.0)
+    (receipt,) = world.told(second, EventKind.RECEIPT)
+    assert (receipt.fields["for_job"], receipt.fields["start_gpu_s"]) == (urgent, 8.0)
+
+
 def test_who_must_not_be_preempted_is_waited_for(world):
     fill(world, scheduling=SchedulingSpec(preemptible=False))
     urgent = world.submit(4, priority=1)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import boto3
 from moto.server import ThreadedMotoServer
+from patience import LIMIT_S
 
 from orchestrator.errors import StorageError
 from orchestrator.ports import free_port
@@ -59,7 +60,7 @@ def fast_store(*options: str) -> Iterator[str]:
         yield process.stdout.readline().strip()
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=LIMIT_S)
 
 
 @contextmanager
@@ -113,7 +114,7 @@ def _weed() -> str:
 
 def _wait_writable(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Readiness is a write that succeeds."""
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + LIMIT_S
     while time.monotonic() < limit:
         assert process.poll() is None, log.read_text(errors="replace")[-2000:]
         try:
@@ -122,7 +123,7 @@ def _wait_writable(endpoint: str, process: subprocess.Popen[bytes], log: Path) -
             time.sleep(0.2)
         else:
             return
-    raise AssertionError(f"SeaweedFS was not ready within a minute:\n{log.read_text(errors='replace')[-2000:]}")
+    raise AssertionError(f"SeaweedFS was not ready in time:\n{log.read_text(errors='replace')[-2000:]}")
 
 
 def opened(endpoint: str, prefix: str) -> ObjectStore:

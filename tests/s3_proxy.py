@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
+from patience import LIMIT_S
+
 CODES = {"503": "SlowDown", "429": "", "400": "", "301": "PermanentRedirect", "404": "NoSuchUpload"}
 KINDS = (*CODES, "skewed", "no_answer", "lost_answer", "cut_answer", "early_answer", "closed_later", "silent", "stalled")
 
@@ -76,7 +78,7 @@ class Proxy:
     def wait_closed(self) -> None:
         """Until no connection is open."""
         with self.changed:
-            assert self.changed.wait_for(lambda: self.open == 0, timeout=30)
+            assert self.changed.wait_for(lambda: self.open == 0, timeout=LIMIT_S)
 
 
 @contextmanager
@@ -170,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self, body: bytes, kind: str) -> None:
         address = urlsplit(self.proxy.upstream).netloc
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
-        upstream = HTTPConnection(address, timeout=60)
+        upstream = HTTPConnection(address, timeout=LIMIT_S)
         try:
             upstream.request(self.command, self.path.removeprefix(f"http://{address}"), body=body, headers=headers)
             response = upstream.getresponse()

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 from harness import kill
+from patience import LIMIT_S, wait_until
 
 from orchestrator.control.keeper import head_command
 from orchestrator.errors import ClusterError
@@ -111,7 +112,7 @@ class Box:
         from orchestrator.control.nodes.cluster import wait_for_ray  # imports Ray, which reads the environment
 
         try:
-            wait_for_ray(self.address, limit_s=60)
+            wait_for_ray(self.address, limit_s=LIMIT_S)
         except ClusterError as error:
             raise AssertionError((self.root / "head.log").read_text()) from error
         ray.init(self.address, namespace="orchestrator", log_to_driver=False, logging_level="ERROR")
@@ -182,8 +183,9 @@ def _sees(node: str, other: str) -> bool:
     def on_node() -> bool:
         return bool(ray.get(on_other.options(scheduling_strategy=NodeAffinitySchedulingStrategy(other, soft=False)).remote()))
 
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
     try:
-        return bool(ray.get(on_node.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(), timeout=20))
+        return bool(ray.get(on_node.options(scheduling_strategy=there).remote(), timeout=20))  # then it is asked again
     except ray.exceptions.RayError:
         return False
 
@@ -221,10 +223,10 @@ class Job:
         """Also across a restart of the supervisor."""
         import ray
 
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + LIMIT_S
         while True:
             try:
-                status: dict[str, Any] = ray.get(self.handle.status.remote(after_event), timeout=20)
+                status: dict[str, Any] = ray.get(self.handle.status.remote(after_event), timeout=LIMIT_S)
                 return status
             except ray.exceptions.ActorUnavailableError:
                 if time.monotonic() > limit:
@@ -248,15 +250,15 @@ class Job:
     def stop(self, mode: str) -> None:
         import ray
 
-        ray.get(self.handle.stop.remote(mode), timeout=20)
+        ray.get(self.handle.stop.remote(mode), timeout=LIMIT_S)
 
     def preempt(self, grace_s: float) -> None:
         import ray
 
-        ray.get(self.handle.preempt.remote("a test takes its place", time.time() + grace_s), timeout=20)
+        ray.get(self.handle.preempt.remote("a test takes its place", time.time() + grace_s), timeout=LIMIT_S)
 
-    def wait_ended(self, timeout_s: float = 60) -> JobResult:
-        wait_until(lambda: self.status()["ended"], f"the end of {self.id}: {self.status()}", timeout_s)
+    def wait_ended(self) -> JobResult:
+        wait_until(lambda: self.status()["ended"], f"the end of {self.id}")
         return result_from_dict(json.loads(self.store.get(self.keys.result(self.run))))
 
     def wait_step(self, step: int) -> None:
@@ -267,7 +269,7 @@ class Job:
         import ray
 
         agent = ray.get_actor(f"agent:{self.id}:{bundle}", namespace="orchestrator")
-        pids: dict[int, int] = ray.get(agent.pids.remote(), timeout=20)
+        pids: dict[int, int] = ray.get(agent.pids.remote(), timeout=LIMIT_S)
         return pids
 
     def history(self) -> list[tuple[int, float]]:
@@ -293,16 +295,6 @@ def calm_history(max_steps: int) -> list[tuple[int, float]]:
         value = next_value(value, step)
         rows.append((step, float(value)))
     return rows
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
-    limit = time.monotonic() + timeout_s
-    while time.monotonic() < limit:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"not within {timeout_s} s: {what}")
 
 
 def command_of(process: psutil.Process) -> str:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from object_stores import KEYS, READER, fast_store, seaweedfs
+from patience import LIMIT_S
 from s3_proxy import HttpFault, certificate, s3_proxy
 
 from orchestrator.errors import CorruptObject, ObjectExists, StorageDenied, StorageError, StorageUnavailable
@@ -43,7 +44,7 @@ def proxy(fast):
         yield found
 
 
-def opened(endpoint, keys=KEYS, max_attempts=3, prefix="way", read_timeout_s=20.0, part_bytes=PART):
+def opened(endpoint, keys=KEYS, max_attempts=3, prefix="way", read_timeout_s=LIMIT_S, part_bytes=PART):
     asked = StorageSpec(
         url=f"s3://orchestrator/{prefix}", endpoint_url=endpoint, max_attempts=max_attempts, read_timeout_s=read_timeout_s
     )
@@ -122,7 +123,7 @@ def test_a_read_that_stands_still_is_given_up_and_tried_again(proxy, kind):
     store = opened(proxy.endpoint)
     store.put("still", BODY[:PART])
     proxy.faults = (HttpFault(kind=kind, method="GET"),)
-    assert read(opened(proxy.endpoint, max_attempts=2, read_timeout_s=1.5), "still", PART) == BODY[:PART]
+    assert read(opened(proxy.endpoint, max_attempts=9, read_timeout_s=1.5), "still", PART) == BODY[:PART]
     proxy.faults = (HttpFault(kind=kind, method="GET", number=0),)
     with pytest.raises(StorageUnavailable, match="timed out"):
         read(opened(proxy.endpoint, max_attempts=1, read_timeout_s=0.5), "still", PART)

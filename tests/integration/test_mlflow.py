@@ -10,15 +10,15 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import LIMIT_S, wait_until
 
 from orchestrator.paths import Home, JobKeys
 from orchestrator.ports import free_port
@@ -95,13 +95,6 @@ class Tracked:
 
 def calm(last: int) -> list[tuple[int, float]]:
     return [(step, 1 / step) for step in range(1, last + 1)]
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -262,13 +255,13 @@ def test_kills_of_the_writer_lose_nothing_and_store_nothing_twice(job: Tracked, 
         job.steps(first, first + 999)
         if first > 1:
             job.journal.rewind(first - 1)
-        wait_for(lambda seen=delivered: load_delivered(job.path).last_seq > seen, "a delivery")  # type: ignore[misc]
+        wait_until(lambda seen=delivered: load_delivered(job.path).last_seq > seen, "a delivery")  # type: ignore[misc]
         ended[-1].kill()
         ended[-1].wait()
         delivered = load_delivered(job.path).last_seq
     job.journal.append("end", status="FINISHED")
     ended.append(job.start())
-    assert ended[-1].wait(90) == ALL_DELIVERED
+    assert ended[-1].wait(LIMIT_S) == ALL_DELIVERED
     assert job.curve() == calm(LAST_STEP)
 
 
@@ -278,7 +271,7 @@ def test_two_writers_start_at_once_where_no_database_is(tmp_path: Path, ended: l
         job.steps(1, 5)
         job.journal.append("end", status="FINISHED")
         ended.append(job.start())
-    assert [process.wait(150) for process in ended] == [ALL_DELIVERED] * 2
+    assert [process.wait(LIMIT_S) for process in ended] == [ALL_DELIVERED] * 2
     assert [job.curve() for job in jobs] == [calm(5)] * 2
 
 
@@ -291,12 +284,12 @@ def test_the_writer_of_a_dead_supervisor_makes_a_last_try_and_leaves(job: Tracke
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     try:
-        wait_for(lambda: load_delivered(job.path).last_seq == 5, "the first delivery")
+        wait_until(lambda: load_delivered(job.path).last_seq == 5, "the first delivery")
         job.steps(6, 7)
     finally:
         parent.kill()
         parent.wait()
-    wait_for(lambda: not alive(pid), "the writer to leave")
+    wait_until(lambda: not alive(pid), "the writer to leave")
     assert load_delivered(job.path).last_seq == 7
     assert job.curve() == calm(7)
 
@@ -327,7 +320,7 @@ def stop_server(server: subprocess.Popen[bytes]) -> None:
 
 def answers(port: int) -> bool:
     try:
-        return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).status == 200)
+        return bool(urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20).status == 200)
     except (urllib.error.URLError, OSError):
         return False
 
@@ -342,16 +335,16 @@ def test_a_server_that_goes_away_only_delays(tmp_path: Path, migrated: Path, end
         job.store.put(job.keys.artifact("sample.txt"), b"def main():")
         ended.append(job.start())
         job.steps(1, 50)
-        wait_for(lambda: answers(port), "the server")
-        wait_for(lambda: load_delivered(job.path).last_seq == 50, "the first delivery")
+        wait_until(lambda: answers(port), "the server")
+        wait_until(lambda: load_delivered(job.path).last_seq == 50, "the first delivery")
         stop_server(server)
         job.steps(51, 1200)
         job.journal.append("artifact", name="sample.txt")
         job.journal.append("end", status="FINISHED")
         assert ended[-1].poll() is None
         server = start_server(port, tmp_path)
-        wait_for(lambda: answers(port), "the server, again")
-        assert ended[-1].wait(90) == ALL_DELIVERED
+        wait_until(lambda: answers(port), "the server, again")
+        assert ended[-1].wait(LIMIT_S) == ALL_DELIVERED
         assert job.curve() == calm(1200)
         assert job.run().info.status == "FINISHED"
         assert [artifact.path for artifact in job.client.list_artifacts(job.run().info.run_id)] == ["sample.txt"]
@@ -364,9 +357,9 @@ def test_a_writer_without_a_server_ends_when_told(tmp_path: Path, ended: list[su
     job.steps(1, 3)
     job.journal.append("end", status="FINISHED")
     ended.append(job.start())
-    wait_for(lambda: job.path.with_name("journal.jsonl.lock").exists(), "the writer")
+    wait_until(lambda: job.path.with_name("journal.jsonl.lock").exists(), "the writer")
     ended[-1].terminate()
-    assert ended[-1].wait(60) == SOMETHING_LEFT
+    assert ended[-1].wait(LIMIT_S) == SOMETHING_LEFT
     assert load_delivered(job.path).last_seq == 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness import TESTS, TINY, Sandbox
+from patience import LIMIT_S
 
 from orchestrator.job import JobState
 from orchestrator.ports import free_port
@@ -50,7 +51,7 @@ def allocation(tmp_path):
 @pytest.mark.slow
 def test_a_job_runs_over_the_allocation_and_is_saved_and_queued_when_its_time_is_over(allocation):
     sandbox, start, log = allocation
-    spread = ("resources.max_workers_per_node=1", "resources.cpus_per_worker=1", "training.max_steps=5000")
+    spread = ("resources.max_workers_per_node=1", "resources.cpus_per_worker=1", "training.max_steps=50000")
     script = start("train", *TINY, *spread)
     job_id = sandbox.wait_until(lambda: next((job.id for job in sandbox.jobs()), ""), "the job")
     sandbox.wait_step(job_id, 10)
@@ -58,7 +59,7 @@ def test_a_job_runs_over_the_allocation_and_is_saved_and_queued_when_its_time_is
     script.send_signal(signal.SIGUSR1)  # as Slurm's --signal=B:USR1
     sandbox.wait_until(lambda: sandbox.job(job_id).state is JobState.QUEUED, "the way back to the queue")
     script.send_signal(signal.SIGTERM)
-    output, _ = script.communicate(timeout=90)
+    output, _ = script.communicate(timeout=LIMIT_S)
     assert "ready: 2 nodes of 1 CPUs" in output and script.returncode == 143, output
     job = sandbox.job(job_id)
     assert (job.state, job.progress.preemptions) == (JobState.QUEUED, 1) and job.progress.committed_step >= 10
@@ -70,5 +71,5 @@ def test_a_job_runs_over_the_allocation_and_is_saved_and_queued_when_its_time_is
     sandbox.wait_until(lambda: sandbox.job(job_id).state is JobState.RUNNING, "its second run")
     sandbox.wait_step(job_id, job.progress.committed_step + 10)
     assert sandbox.run("cancel", job_id, "--now")[0] == 0
-    output, _ = script.communicate(timeout=90)
+    output, _ = script.communicate(timeout=LIMIT_S)
     assert f"resuming {job_id} from step {job.progress.committed_step}" in output and script.returncode == 1, output

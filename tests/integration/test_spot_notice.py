@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness import Sandbox
+from patience import LIMIT_S
 
 from orchestrator.control.environment import remote_environment
 from orchestrator.ports import free_port
@@ -63,10 +64,10 @@ def address(sandbox):
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     first = cluster.stdout.readline()
-    assert "ready: 1 nodes" in first, first + cluster.communicate(timeout=60)[0]
+    assert "ready: 1 nodes" in first, first + cluster.communicate(timeout=LIMIT_S)[0]
     yield f"127.0.0.1:{port}"
     cluster.send_signal(signal.SIGTERM)
-    cluster.wait(timeout=60)
+    cluster.wait(timeout=LIMIT_S)
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def environment(sandbox, address):
 def test_who_has_no_token_may_not_drain(sandbox, address):
     environment = {**sandbox.environment, "RAY_AUTH_MODE": "disabled", "PYTHON": sys.executable}
     done = subprocess.run(
-        [CLUSTER / "drain_node.sh", address, "5", "a test"], env=environment, capture_output=True, text=True, timeout=60, check=False
+        [CLUSTER / "drain_node.sh", address, "5", "a test"], env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )  # fmt: skip
     assert done.returncode != 0 and "drains" not in done.stdout
 
@@ -86,7 +87,7 @@ def test_who_has_no_token_may_not_drain(sandbox, address):
 def test_a_node_that_is_not_there_is_told(environment, address):
     environment = {**environment, "NODE_IP": "127.9.9.9"}
     command = [CLUSTER / "drain_node.sh", address, "5", "a test"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 1 and f"no node of Ray at {address} has the address 127.9.9.9" in done.stderr
 
 
@@ -96,7 +97,7 @@ def test_the_notice_drains_the_node_until_the_instance_is_taken(environment, add
     url = f"http://127.0.0.1:{metadata.server_port}"
     environment = {**environment, "METADATA_URL": url, "INTERVAL_S": "0.1"}
     done = subprocess.run(
-        [CLUSTER / "spot_notice.sh", address], env=environment, capture_output=True, text=True, timeout=120, check=False
+        [CLUSTER / "spot_notice.sh", address], env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )  # fmt: skip
     metadata.shutdown()
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,7 +10,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import jsonschema
 import pytest
 import yaml
 from kubernetes.client import models
+from patience import LIMIT_S, wait_until
 from pydantic import ValidationError
 
 from orchestrator.control.api import cluster as routes
@@ -127,7 +127,7 @@ def node(tmp_path):
     def run(command: str) -> subprocess.CompletedProcess[str]:
         line = f"source ~/.bashrc; export OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore && ({command})"
         asked = ["bash", "-c", " ".join(["bash", "--login", "-c", "-i", shlex.quote(line)])]
-        return subprocess.run(asked, env=environment, capture_output=True, text=True, check=False, timeout=30, start_new_session=True)
+        return subprocess.run(asked, env=environment, capture_output=True, text=True, check=False, timeout=LIMIT_S, start_new_session=True)
 
     yield run, home
 
@@ -136,9 +136,7 @@ def node(tmp_path):
 def test_what_the_launcher_starts_is_started_once_and_again_when_it_fails(node, command: str) -> None:
     run, home = node
     assert run(command).returncode == 0
-    limit = time.monotonic() + 30
-    while not (home / "ran").exists() or len((home / "ran").read_text().splitlines()) < 2:
-        assert time.monotonic() < limit, [path.read_text() for path in (home / "logs").glob("*.log")]
+    wait_until(lambda: (home / "ran").exists() and len((home / "ran").read_text().splitlines()) > 1, f"{home / 'logs'}/*.log")
     again = run(command)
     assert again.returncode == 0 and "is kept up already" in again.stdout
     (home / "end").write_text("\n")  # waits for the reader

@@ -7,11 +7,12 @@ import socket
 
 import pytest
 import torch.distributed as dist
+from patience import LIMIT_S
 
 from orchestrator.ports import hold_port
 
 HOST = "127.0.0.1"
-LIMIT = datetime.timedelta(seconds=30)
+LIMIT = datetime.timedelta(seconds=LIMIT_S)
 
 
 def port_of(held: socket.socket) -> int:
@@ -27,7 +28,7 @@ def test_torchs_store_listens_at_a_port_that_is_kept() -> None:
 
 def test_a_port_that_is_kept_refuses_until_its_server_listens() -> None:
     with hold_port(HOST) as held, pytest.raises(ConnectionRefusedError):
-        socket.create_connection((HOST, port_of(held)), timeout=5)
+        socket.create_connection((HOST, port_of(held)), timeout=LIMIT_S)
 
 
 def test_a_port_that_is_kept_is_not_taken_by_one_that_looks_for_a_free_one() -> None:

@@ -110,10 +110,10 @@ class ControllerLease:
             except StoreUnavailable as error:
                 log.warning("the lease could not be renewed: %s", error)
 
-
     def _watch(self, lost: Callable[[], object]) -> None:
         while not self._stop.wait(WATCH_S * self._duration_s / DURATION_S):
             if not self.held and not self._stop.is_set():
+                self._stop.set()  # the next one need not wait for long
                 lost()
                 return
 

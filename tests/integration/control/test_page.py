@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from page_stage import MARKUP, RUN_ID, Stage
+from patience import LIMIT_S
 from PIL import Image
 
 from orchestrator.job import JobState, job_to_dict
@@ -22,7 +23,7 @@ expect = playwright.expect
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 NEEDED = "no Chromium is found: Debian has the package chromium-headless-shell; $CHROMIUM names one elsewhere"
 IMAGES = Path(__file__).parents[3] / "docs" / "images"
-LIMIT_MS = 60_000
+LIMIT_MS = 1000 * LIMIT_S
 expect.set_options(timeout=LIMIT_MS)
 
 

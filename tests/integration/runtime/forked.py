@@ -14,7 +14,7 @@ import torch.distributed as dist
 from orchestrator.ports import free_port
 
 
-def run_ranks(world: int, work: Callable[[int], None], timeout_s: float = 120) -> None:
+def run_ranks(world: int, work: Callable[[int], None], timeout_s: float = 600) -> None:
     """`work(rank)` in each rank of a gloo group; SystemExit if one of them fails. `timeout_s`: of a collective."""
     port = free_port()
     children = []

@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 TESTS = Path(__file__).parents[2]
-sys.path[:0] = [str(TESTS.parent)]
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+
+from patience import LIMIT_S, TRAINING_LIMIT_S  # noqa: E402
 
 from orchestrator.checkpoints.commit import CommitLog  # noqa: E402
 from orchestrator.paths import JobKeys  # noqa: E402
@@ -85,11 +87,15 @@ class Group:
     def begin_epoch(self):
         return self.log.begin_epoch("test")
 
-    def finish(self, timeout_s=120):
+    def finish(self):
         """Exit codes of the ranks, all their messages heard."""
-        codes = [process.wait(timeout_s) for process in self.processes]
+        try:
+            codes = [process.wait(TRAINING_LIMIT_S) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
         for reader in self._readers:
-            reader.join(timeout_s)
+            reader.join(LIMIT_S)
         return codes
 
     def run(self, commits=None):
@@ -100,9 +106,9 @@ class Group:
     def logs(self):
         return "\n".join((self.run_dir / f"log{rank}").read_text()[-3000:] for rank in range(self.world_size))
 
-    def wait_for(self, condition, timeout_s=60):
+    def wait_for(self, condition):
         """The first message for which `condition` holds."""
-        limit = time.monotonic() + timeout_s
+        limit = time.monotonic() + TRAINING_LIMIT_S
         with self._changed:
             while True:
                 for message in self.messages:

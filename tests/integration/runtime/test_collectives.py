@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import TRAINING_LIMIT_S
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("collectives")
     command = [sys.executable, str(Path(__file__).with_name("collectives.py")), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TRAINING_LIMIT_S)
     assert done.returncode == 0, done.stderr[-5000:]
     return {(row["cell"][0], row["cell"][2], row["cell"][5]): row for row in json.loads((folder / "result.json").read_text())}
 

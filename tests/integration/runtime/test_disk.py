@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import TRAINING_LIMIT_S
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -15,8 +16,6 @@ from ranks import Group, spec_of
 
 from orchestrator.errors import ConfigError
 from orchestrator.runtime.ops import load_op
-
-pytestmark = pytest.mark.timeout(600)  # what runs the matrix for all tests counts as the first one's time
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +31,7 @@ def rows(tmp_path_factory):
     """Rows of the calm runs by cell, of the resumed ones by (source, target)."""
     folder = tmp_path_factory.mktemp("disk")
     command = [sys.executable, str(Path(__file__).with_name("disks.py")), str(folder), "disk"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TRAINING_LIMIT_S)
     assert done.returncode == 0, done.stderr[-5000:]
     found = json.loads((folder / "result.json").read_text())
     calm = {tuple(row["cell"]): row for row in found if row["phase"] == "calm"}
@@ -79,7 +78,7 @@ def test_killed_ranks_go_on_from_their_checkpoint_and_no_file_of_theirs_stays(tm
     (tmp_path / "calm").mkdir()
     calm = Group(tmp_path / "calm", 2, spec_of(tmp_path / "calm" / "store", **wide)).run()
     killed = Group(tmp_path, 2, spec_of(tmp_path / "store", **wide, **on_disk)).start()
-    killed.wait_for(lambda message: message["type"] == "metrics" and message["step"] == 4, timeout_s=240)
+    killed.wait_for(lambda message: message["type"] == "metrics" and message["step"] == 4)
     for process in killed.processes:
         process.kill()
     killed.finish()

@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parent))
 
 from test_state_matrix import run_matrix
 
-pytestmark = [pytest.mark.timeout(1000), pytest.mark.campaign]
+pytestmark = pytest.mark.campaign
 TOLERANCE = 3e-2  # of a loss that falls from 2.63 to 1.6
 
 

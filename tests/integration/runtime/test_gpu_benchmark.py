@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import TRAINING_LIMIT_S
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
@@ -24,7 +25,7 @@ ABSENT = {"transformers", "tokenizers", "ray", "mlflow", "hydra", "omegaconf", "
 def test_it_runs_without_a_gpu_and_without_what_a_gpu_machine_may_lack(tmp_path, model, arms):
     options = ["--device", "cpu", "--model", model, "--compile", "none", "--rounds", "2", "--folder", str(tmp_path)]
     program = PROGRAM.format(absent=ABSENT, argv=[str(ROOT / "benchmarks" / "gpu_throughput.py"), *options])
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=TRAINING_LIMIT_S)
     assert done.returncode == 1 and done.stdout.endswith("}\n"), done.stderr[-3000:]  # a CPU does not hold the bars
     found = json.loads(done.stdout.splitlines()[-1])
     assert {"claim", "ours", "peers", "ratio", "bar", "holds"} <= set(found) and found["holds"] is False

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import TRAINING_LIMIT_S
 
 MODULE = 37 * 24
 """Elements of the largest module: one matrix of an MLP."""
@@ -17,7 +18,7 @@ MODULE = 37 * 24
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("initialised")
     command = [sys.executable, str(Path(__file__).with_name("initialised.py")), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TRAINING_LIMIT_S)
     assert done.returncode == 0, done.stderr[-5000:]
     return [dict(row, **dict(zip(FIELDS, row["cell"], strict=False))) for row in json.loads((folder / "result.json").read_text())]
 
@@ -26,7 +27,6 @@ FIELDS = ("zero_stage", "world", "precision", "optimizer", "offload", "together"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_the_weights_are_the_same_bits_in_every_layout(found):
     one = {row["model"]: row["digests"] for row in found if row["world"] == 1}
     assert len(one["tied"]) + 1 == len(one["untied"]) and len(found) == 14

@@ -52,7 +52,7 @@ def imported(folder, zero_stage, world=1):
         training__global_batch_size=4 * world, training__eval_samples=8, training__activation_checkpointing="none",
     )  # fmt: skip
     group = FirstSteps(folder, world, spec).start()
-    assert group.finish(timeout_s=280) == [0] * world, group.logs()
+    assert group.finish() == [0] * world, group.logs()
     return json.loads((group.run_dir / "task0.imports").read_text())
 
 

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from patience import TRAINING_LIMIT_S
+
 
 def test_a_flipped_bit_is_found_and_its_rank_named():
     command = [sys.executable, str(Path(__file__).with_name("replicas.py"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TRAINING_LIMIT_S)
     assert done.returncode == 0, done.stderr[-3000:]

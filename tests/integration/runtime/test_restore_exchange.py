@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from patience import TRAINING_LIMIT_S
 
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.checkpoints.restore import restore
@@ -41,7 +42,7 @@ NODES = {"shared": lambda rank: None, "apart": str, "mixed": lambda rank: str(ra
 def test_restore_together(case):
     root = Path(__file__).parents[3]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": f"{root}:{root / 'tests'}"}
-    done = subprocess.run([sys.executable, __file__, case], env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, __file__, case], env=environment, capture_output=True, text=True, timeout=TRAINING_LIMIT_S)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

@@ -63,7 +63,7 @@ def test_a_killed_job_stops_where_a_calm_one_stops_and_keeps_the_same_checkpoint
     assert best % 7  # no save was due there but for the evaluation
 
     killed = Supervised(tmp_path, "killed").start()
-    killed.wait_for(lambda message: message["type"] == "metrics" and message["step"] == best + 1, timeout_s=200)
+    killed.wait_for(lambda message: message["type"] == "metrics" and message["step"] == best + 1)
     for process in killed.processes:
         process.kill()
     killed.finish()

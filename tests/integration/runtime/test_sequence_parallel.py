@@ -13,7 +13,6 @@ sys.path.append(str(Path(__file__).parent))
 from ranks import Group, spec_of
 from test_state_matrix import check_recomputed, run_matrix
 
-pytestmark = pytest.mark.timeout(1000)
 LLAMA = {"workload__entrypoint": "llama_workload:Threes", "workload__options": {"heads": 2}}
 LLAMA |= {"training__max_steps": 20, "checkpoint__interval_steps": 10}
 

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-pytestmark = pytest.mark.timeout(1000)  # what runs a matrix for all tests counts as the first one's time
+from patience import TRAINING_LIMIT_S
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def pipeline(tmp_path_factory):
 def run_matrix(folder, model, script="layouts.py"):
     """Rows of the calm runs by cell, of the resumed ones by (source, target)."""
     command = [sys.executable, str(Path(__file__).with_name(script)), str(folder), model]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TRAINING_LIMIT_S)
     assert done.returncode == 0, done.stderr[-5000:]
     found = json.loads((folder / "result.json").read_text())
     calm = {tuple(row["cell"]): row for row in found if row["phase"] == "calm"}

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import TRAINING_LIMIT_S
 
 sys.path.append(str(Path(__file__).parent))
 
@@ -18,7 +19,7 @@ def rows(tmp_path_factory):
     compiled, images)."""
     folder = tmp_path_factory.mktemp("variants")
     command = [sys.executable, str(Path(__file__).with_name("variants.py")), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TRAINING_LIMIT_S)
     assert done.returncode == 0, done.stderr[-5000:]
     return {tuple(row["variant"]): row for row in json.loads((folder / "result.json").read_text())}
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import psutil
 import pytest
 from harness import kill
-from supervision_box import Box, calm_history, double_spec, wait_until
+from patience import wait_until
+from supervision_box import Box, calm_history, double_spec
 
 from orchestrator.checkpoints.slab import read_staged, slabs_of
 from orchestrator.job import EndReason
+from orchestrator.spec import RecoverySpec
 
 MEMORY = Path("/dev/shm")
 
@@ -30,7 +32,8 @@ def test_the_peer_of_a_lost_node_stores_what_it_had_staged_and_the_job_goes_on_f
     second, gate = box.add_node(), box.root / "go-on"
     faults = [{"rank": rank, "step": 15, "how": "wait", "until": str(gate), "epochs": 1} for rank in (0, 1)]
     faults.append({"rank": 0, "step": 35, "how": "hold", "epochs": 1})
-    job = box.start(double_spec(box.url, faults=faults, max_steps=50), nodes=[head, second.id])
+    recovery = RecoverySpec(backoff_s=0.05, hang_timeout_s=0)
+    job = box.start(double_spec(box.url, faults=faults, max_steps=50, recovery=recovery), nodes=[head, second.id])
     wait_until(lambda: job.status()["progress"]["committed_step"] == 10, f"the commit of step 10: {job.status()}")
     second.uploader().suspend()
     gate.touch()

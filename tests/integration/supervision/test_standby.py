@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from supervision_box import Box, calm_history, double_spec, wait_until
+from patience import wait_until
+from supervision_box import Box, calm_history, double_spec
 
 from orchestrator.job import EndReason
+from orchestrator.spec import RecoverySpec
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +55,16 @@ def test_a_job_runs_by_what_stands_by_and_ends_it(box, standby):
 
 @pytest.mark.parametrize("lost", ["ray::Supervisor", "ray::Agent"])
 def test_what_stood_by_and_dies_is_replaced_and_the_curve_is_the_calm_one(box, standby, lost):
-    job = box.start(double_spec(box.url, step_s=0.02), standby=standby)
+    gate = box.root / f"{lost}-is-killed"
+    holds = {"rank": 0, "step": 20, "how": "wait", "until": str(gate), "epochs": 1}
+    recovery = RecoverySpec(backoff_s=0.05, hang_timeout_s=0)
+    job = box.start(double_spec(box.url, faults=[holds], recovery=recovery), standby=standby)
     job.wait_step(15)
     box.having(lost)[0].kill()
+    gate.touch()
     assert job.wait_ended().end_reason is EndReason.COMPLETED
     assert job.history() == calm_history(40)
-    assert living() == {standby[0]}, "the agent of a life before is gone too"
+    wait_until(lambda: living() == {standby[0]}, "the end of the agent of the life before")
     job.release()
     wait_until(lambda: not living(), "the end of all")
 

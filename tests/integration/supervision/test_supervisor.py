@@ -10,7 +10,8 @@ import signal
 
 import psutil
 import pytest
-from supervision_box import Box, calm_history, double_spec, wait_until
+from patience import LIMIT_S, wait_until
+from supervision_box import Box, calm_history, double_spec
 
 from orchestrator.chaos.claims import Claims
 from orchestrator.chaos.plan import SUPERVISOR_PHASES, plan
@@ -18,7 +19,6 @@ from orchestrator.job import EndReason
 from orchestrator.paths import write_private
 from orchestrator.spec import ChaosSpec, EnvironmentSpec, RecoverySpec
 from orchestrator.supervision.accounting import Bucket
-from orchestrator.supervision.silence import SILENCE_LIMIT_S
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,9 @@ def test_an_impossible_configuration_is_not_tried_again(box):
 
 
 def test_the_cause_is_named_ahead_of_its_echo(box):
-    faults = [{"rank": 0, "step": 5, "how": "echo"}, {"rank": 1, "step": 7, "how": "raise"}]
+    together = {"step": 1, "until": f"{box.root}/rank-1-has-come-{{epoch}}"}
+    faults = [{"rank": 0, "how": "wait", **together}, {"rank": 1, "how": "come", **together}]
+    faults += [{"rank": 0, "step": 2, "how": "echo"}, {"rank": 1, "step": 4, "how": "raise"}]
     job, result = run(box, faults=faults, step_s=0.01)
     assert result.end_reason is EndReason.USER_ERROR
     assert result.message.startswith("rank 1:")
@@ -125,7 +127,7 @@ def test_the_cause_is_named_ahead_of_its_echo(box):
 
 @pytest.mark.parametrize("mode, reason", [("drain", EndReason.CANCELLED), ("limit", EndReason.TIME_LIMIT)])
 def test_drain_saves_and_the_next_run_goes_on_from_there(box, mode, reason):
-    spec = double_spec(box.url, max_steps=200, step_s=0.02, workers=1)
+    spec = double_spec(box.url, max_steps=200, step_s=0.1, workers=1)
     job = box.start(spec)
     job.wait_step(15)
     job.stop(mode)
@@ -148,11 +150,15 @@ PROCESSES = {
 
 
 def test_sigterm_to_any_of_its_processes_saves_leaves_and_the_next_run_goes_on_from_there(box):
-    job_id, first = "preempted", 0
+    job_id, first, patient = "preempted", 0, RecoverySpec(hang_timeout_s=0, preemption_grace_s=LIMIT_S)
     for run, (who, process) in enumerate(PROCESSES.items(), 1):
-        job = box.start(double_spec(box.url, max_steps=800, step_s=0.01, workers=1), job_id, run)
+        gate = box.root / f"told-{run}"
+        holds = {"rank": 0, "step": first + 6, "how": "wait", "until": str(gate)}
+        job = box.start(double_spec(box.url, max_steps=800, step_s=0.05, workers=1, recovery=patient, faults=[holds]), job_id, run)
         job.wait_step(first + 5)
         process(box, job).send_signal(signal.SIGTERM)
+        wait_until(lambda: job.status()["state"] == "draining", "the order to save")  # noqa: B023
+        gate.touch()
         result = job.wait_ended()
         assert result.end_reason is EndReason.PREEMPTED, result.message
         assert result.message.startswith(f"{who.partition(',')[0]} got SIGTERM; stopped after step {result.step}; back to the queue")
@@ -160,6 +166,7 @@ def test_sigterm_to_any_of_its_processes_saves_leaves_and_the_next_run_goes_on_f
         progress, first = job.status()["progress"], result.step
         assert (progress["preemptions"], progress["restarts"]) == (run, 0)
         job.release()
+        wait_until(lambda: not _all_living(box, "ray::Agent") + _all_living(box, "ray::Supervisor"), "the end of both actors")
     again = box.start(double_spec(box.url, max_steps=800, workers=1), job_id, run=5)
     assert again.wait_ended().end_reason is EndReason.COMPLETED
     assert again.history() == calm_history(800)
@@ -190,16 +197,17 @@ def test_a_save_that_does_not_fit_the_grace_is_abandoned_and_the_next_run_goes_o
 
 @pytest.mark.slow
 def test_an_agent_that_is_stopped_is_ended_with_its_ranks_and_the_job_goes_on(box):
-    job = box.start(double_spec(box.url, workers=1, faults=[{"rank": 0, "step": 15, "how": "hold", "epochs": 1}]))
+    faults = [{"rank": 0, "step": 15, "how": "hold", "epochs": 1}]
+    job = box.start(double_spec(box.url, workers=1, faults=faults, recovery=RecoverySpec(backoff_s=0.05, hang_timeout_s=0)))
     job.wait_step(14)
     rank, agent = psutil.Process(job.ranks()[0]), _living(box, "ray::Agent")
     agent.suspend()
-    result = job.wait_ended(SILENCE_LIMIT_S + 60)
+    result = job.wait_ended()
     assert result.end_reason is EndReason.COMPLETED, result.message
     assert job.history() == calm_history(40)
     (lost,) = [event for _, event in job.status()["events"] if event["kind"] == "agent_lost"]
     assert "has said nothing for 60 s" in lost["message"]
-    _, alive = psutil.wait_procs([agent, rank], timeout=30)
+    _, alive = psutil.wait_procs([agent, rank], timeout=LIMIT_S)
     assert not alive, "Ray ends a process that does not react by force, a moment later"
     job.release()
 
@@ -215,7 +223,7 @@ def test_stop_now_does_not_wait_for_a_rank(box):
 
 
 def test_a_damaged_commit_is_named_and_passed_over(box):
-    job = box.start(double_spec(box.url, max_steps=200, step_s=0.02, workers=1))
+    job = box.start(double_spec(box.url, max_steps=200, step_s=0.1, workers=1))
     wait_until(lambda: (job.status()["progress"]["committed_step"] or 0) >= 20, "two commits")
     job.stop("now")
     newest = job.wait_ended().committed_step
@@ -277,4 +285,8 @@ def _clocks(job_id):
 
 
 def _living(box, name):
-    return next(process for process in box.having(name) if process.status() != psutil.STATUS_ZOMBIE)
+    return _all_living(box, name)[0]
+
+
+def _all_living(box, name):
+    return [process for process in box.having(name) if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]

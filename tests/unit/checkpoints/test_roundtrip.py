@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 from checkpoint_writer import write_checkpoint
+from patience import LIMIT_S
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.pieces import StatePiece
@@ -105,7 +106,7 @@ class Meeting(MemoryStore):
 
     def __init__(self):
         super().__init__()
-        self.readers = threading.Barrier(4, timeout=20)
+        self.readers = threading.Barrier(4, timeout=LIMIT_S)
 
     def get(self, key, start=0, length=None):
         if "/idx/" in key:

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from checkpoint_writer import write_checkpoint
+from patience import LIMIT_S
 
 from orchestrator.checkpoints import checksums, stage
 from orchestrator.checkpoints import slab as slabs
@@ -43,7 +44,7 @@ class Told(list):
 
     def wait(self, count):
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self) >= count, 20), self
+            assert self.changed.wait_for(lambda: len(self) >= count, LIMIT_S), self
         return self[count - 1]
 
 
@@ -71,8 +72,9 @@ class Node:
 
     def save(self, step, trained, frozen=()):
         """Stage, upload, commit."""
-        self.uploader.take(self.stage(step, trained, frozen))
-        saved = self.told.wait(len(self.told) + 1)
+        staged, before = self.stage(step, trained, frozen), len(self.told)
+        self.uploader.take(staged)
+        saved = self.told.wait(before + 1)
         assert saved["type"] == "saved", saved
         return saved, self.log.commit(
             epoch=self.epoch, step=step, prefix=saved["checkpoint"], num_writers=1, world_size=1, zero_stage=0, job_scalars={}
@@ -276,7 +278,7 @@ def test_the_copy_runs_beside_its_caller_and_what_goes_wrong_is_raised_where_it_
     ring, goes_on, seen = StagingRing(tmp_path, f"{STEM}-0", 1), threading.Event(), []
 
     def done(path):
-        assert goes_on.wait(20)
+        assert goes_on.wait(LIMIT_S)
         seen.append(path)
         raise ConnectionError("the agent is gone")
 

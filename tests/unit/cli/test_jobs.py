@@ -323,7 +323,7 @@ def test_wait_says_by_its_exit_status_how_jobs_ended(jobs: JobStore, home: Home,
 
 def test_wait_ends_with_the_last_of_the_jobs(jobs: JobStore, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr("time.sleep", lambda pause_s: jobs.update(jobs.get("gpt-waits"), state=JobState.CANCELLED))
-    assert main(["wait", "gpt-waits", "--timeout", "60"]) == 1
+    assert main(["wait", "gpt-waits", "--timeout", "3600"]) == 1
     captured = capsys.readouterr()
     assert captured.out.startswith("gpt-waits  cancelled") and captured.err.startswith("no control plane runs in")
 

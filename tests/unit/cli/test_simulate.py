@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from patience import LIMIT_S
 
 from orchestrator.cli import main
 from orchestrator.control.client import CLUSTER
@@ -218,6 +219,6 @@ def test_ctrl_c_ends_it_with_a_sentence(tmp_path: Path) -> None:
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     with path.open("w"):  # returns when the command has opened it, and waits for its first line
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=60)
+        out, err = running.communicate(timeout=LIMIT_S)
     assert (running.returncode, out) == (130, "")
     assert err == "orchestrator: stopped before the end: there is no table, and no picture\n"

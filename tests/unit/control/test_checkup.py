@@ -370,7 +370,7 @@ def test_a_controller_that_is_not_ready(subject: Subject) -> None:
 
 def test_jobs_that_a_controller_on_another_machine_serves(subject: Subject) -> None:
     queued(subject.home)
-    lease = ControllerLease(JobStore(subject.home.jobs_db).engine, me={"host": "other", "machine": "m", "pid": 7, "created": 1.0})
+    lease = ControllerLease(JobStore(subject.home.jobs_db).engine, 3000.0, me={"host": "other", "machine": "m", "pid": 7, "created": 1.0})
     lease.acquire()
     (found,) = CHECKS["control plane"](subject)
     assert found.level is Level.OK and "the controller on other (pid 7) serves these jobs; 1 have not ended" in found.message

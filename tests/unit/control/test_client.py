@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from patience import LIMIT_S
 
 from orchestrator.control.client import CLUSTER, Client
 from orchestrator.control.records.store import JobStore
@@ -71,7 +72,7 @@ def test_submissions_with_one_id_at_the_same_moment_make_one_job(home):
     together = threading.Barrier(8)
 
     def clock() -> float:
-        together.wait(60.0)  # all have seen that there is no such job yet
+        together.wait(LIMIT_S)  # all have seen that there is no such job yet
         return 1.0
 
     client = Client(home, clock=clock)

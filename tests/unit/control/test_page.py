@@ -8,6 +8,7 @@ import re
 import httpx2
 import pytest
 from page_stage import Stage
+from patience import LIMIT_S
 from starlette.testclient import TestClient
 
 from orchestrator.control.api.app import create_app
@@ -40,7 +41,7 @@ def stage(tmp_path):
 
 def ask(stage: Stage, path: str, user: str = "ann", params: dict | None = None, **headers):
     token = {"Authorization": f"Bearer {stage.tokens[user]}"} if user else {}
-    return httpx2.get(stage.server.url + path, params=params, headers={**token, **headers}, timeout=60)
+    return httpx2.get(stage.server.url + path, params=params, headers={**token, **headers}, timeout=LIMIT_S)
 
 
 # files

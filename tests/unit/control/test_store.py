@@ -7,6 +7,7 @@ import multiprocessing
 import sqlite3
 
 import pytest
+from patience import LIMIT_S
 
 from orchestrator.control.planning.reputation import Incident
 from orchestrator.control.records.database import DATABASE_VARIABLE, as_argument, exists, place_of
@@ -99,7 +100,7 @@ def test_concurrent_writers_lose_nothing(tmp_path):
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(LIMIT_S)
         assert writer.exitcode == 0
     store = JobStore(path)
     assert store.get("a").version == 60

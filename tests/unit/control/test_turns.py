@@ -8,6 +8,7 @@ import threading
 
 import httpx2
 import pytest
+from patience import LIMIT_S
 
 from orchestrator.control.api.app import create_app
 from orchestrator.control.api.turns import AT_ONCE, Turns
@@ -25,7 +26,6 @@ SPEC = JobSpec(
     data=DataSpec(name="d"),
     training=TrainingSpec(max_steps=10, global_batch_size=8, micro_batch_size=2),
 )
-LIMIT_S = 60.0
 NUM_THREADS = 40
 
 

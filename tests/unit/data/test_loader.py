@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from patience import LIMIT_S
 
 from orchestrator.data.loader import TrainLoader, eval_batches, open_dataset, to_batch
 from orchestrator.data.prepare import ensure_dataset
@@ -174,7 +175,7 @@ def test_processes_that_open_at_once_share_one_cache(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(LIMIT_S)
     assert [process.exitcode for process in processes] == [0] * 4
     assert [answers.get() for _ in range(4)] == [records(101)["weight"].sum()] * 4
     left = {path.name for path in (tmp_path / content_hash).iterdir() if not path.name.endswith(".lock")}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import LIMIT_S
 
 BUSY = """
 import ctypes, os, signal, sys, time
@@ -57,7 +58,7 @@ def test_a_system_call_that_it_meets_goes_on(start):
     process.stdin.write("a line\n")
     process.stdin.flush()
     assert process.stdout.readline() == "a line\n"
-    assert process.wait(20) == 0
+    assert process.wait(LIMIT_S) == 0
 
 
 def test_a_forked_child_ends_by_it_and_its_parent_hears_nothing(start):

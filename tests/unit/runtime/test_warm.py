@@ -13,11 +13,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from patience import LIMIT_S, wait_until
 
 from orchestrator.runtime.node_memory import NodeMemory
 from orchestrator.runtime.task import RankTask
 from orchestrator.runtime.warm import POLL_S
 from orchestrator.runtime.warm_place import call_newest, is_newest
+
+IDLE_LIMIT_S = 5.0
+"""Longer than it takes to connect to one that has just started."""
 
 
 def sleeper(task):
@@ -34,7 +38,7 @@ class Agent:
         self.folder, self.log, self.clock, self.slab = folder, folder / "rank.log", folder / "clock", folder / "job-0-1.slab"
         self.watched = subprocess.Popen(["sleep", "600"])
         command = [sys.executable, "-m", "orchestrator.runtime.warm", "--socket", str(folder / "s"), "--watch-pid", str(self.watched.pid)]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[2]}"}
         self.warm = subprocess.Popen([*command, "--entry", "test_warm:sleeper", *options], env=environment, cwd=folder)
         self.path = folder / "s"
         self.wait(self.path.exists)
@@ -42,7 +46,7 @@ class Agent:
 
     def connect(self):
         self.connection = socket.socket(socket.AF_UNIX)
-        self.connection.settimeout(30)
+        self.connection.settimeout(LIMIT_S)
         self.wait(lambda: self.connection.connect_ex(str(self.path)) == 0)
         self.lines = self.connection.makefile()
 
@@ -71,10 +75,7 @@ class Agent:
 
     @staticmethod
     def wait(condition):
-        limit = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < limit
-            time.sleep(0.01)
+        wait_until(condition)
 
     def close(self):
         self.connection.close()
@@ -96,7 +97,7 @@ def test_sigterm_is_passed_on_and_it_leaves_when_its_ranks_have(agent):
     assert json.loads(agent.lines.readline()) == {"op": "exit", "rank": 0, "pid": pid, "code": 3, "signal": 0}
     assert agent.log.read_text() == "asleep\ntold\n"
     assert agent.lines.readline() == ""
-    assert agent.warm.wait(20) == 0
+    assert agent.warm.wait(LIMIT_S) == 0
 
 
 def test_without_ranks_it_leaves_at_sigterm(agent):
@@ -104,7 +105,7 @@ def test_without_ranks_it_leaves_at_sigterm(agent):
     agent.connection.sendall(json.dumps({"op": "kill", "rank": None, "signal": int(signal.SIGKILL)}).encode() + b"\n")
     assert json.loads(agent.lines.readline()) == {"op": "exit", "rank": 0, "pid": pid, "code": 0, "signal": 9}
     agent.warm.send_signal(signal.SIGTERM)
-    assert agent.warm.wait(20) == 0
+    assert agent.warm.wait(LIMIT_S) == 0
 
 
 def test_its_agent_hears_of_its_end_when_its_ranks_and_their_clocks_are_gone(agent):
@@ -233,7 +234,7 @@ def test_one_of_older_code_leaves_when_its_last_agent_has(agent):
     assert agent.warm.poll() is None
     agent.connection.close()
     agent.lines.close()
-    assert agent.warm.wait(20) == 0
+    assert agent.warm.wait(LIMIT_S) == 0
     assert not agent.path.exists()
 
 
@@ -258,20 +259,20 @@ def test_one_that_has_grown_leaves_when_it_has_no_ranks_and_not_before_it_had_an
             agent.warm.wait(2 * POLL_S)
         agent.kill()
         assert agent.lines.readline() == ""  # its agent asks another one for the next ranks
-        assert agent.warm.wait(20) == 0
+        assert agent.warm.wait(LIMIT_S) == 0
         assert not agent.path.exists()
     finally:
         agent.close()
 
 
 def test_one_with_a_jobs_own_variables_leaves_when_no_agent_has_been_there_for_a_while(tmp_path):
-    agent = Agent(tmp_path, f"--idle-limit-s={POLL_S}")
+    agent = Agent(tmp_path, f"--idle-limit-s={IDLE_LIMIT_S}")
     try:
         with pytest.raises(subprocess.TimeoutExpired):
-            agent.warm.wait(3 * POLL_S)
+            agent.warm.wait(IDLE_LIMIT_S + 2 * POLL_S)
         agent.connection.close()
         agent.lines.close()
-        assert agent.warm.wait(20) == 0
+        assert agent.warm.wait(LIMIT_S) == 0
         assert not agent.path.exists()
     finally:
         agent.close()

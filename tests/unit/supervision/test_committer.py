@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from checkpoint_writer import write_checkpoint
+from patience import LIMIT_S
 
 from orchestrator.checkpoints.commit import CommitLog
 from orchestrator.checkpoints.pieces import StatePiece
@@ -113,7 +114,7 @@ class Held(MemoryStore):
         super().create(key, data)
 
     def delete(self, key):
-        assert self.released.wait(20)
+        assert self.released.wait(LIMIT_S)
         super().delete(key)
         self.told.append(f"deleted {key}")
 

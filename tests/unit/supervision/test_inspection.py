@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from patience import LIMIT_S
 
 from orchestrator.runtime.link import Phase, Reading
 from orchestrator.runtime.stacks import STACK_SIGNAL, stack_file
@@ -27,15 +28,21 @@ from orchestrator.runtime.stacks import show_stacks_in, stack_file
 
 def waits():
     print("ready", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 
 show_stacks_in(stack_file(Path(sys.argv[1])))
 waits()
 """
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    monkeypatch.setattr(inspection, "ANSWER_S", LIMIT_S)
+
+
 def test_stacks_that_come_late_and_frame_by_frame_are_waited_for(tmp_path):
     """As on a machine that is overloaded."""
+    other = subprocess.Popen(["sleep", "600"])
     files = [tmp_path / "0.stack", tmp_path / "1.stack"]
     for file in files:
         file.write_text("of an earlier look\n")
@@ -50,9 +57,11 @@ def test_stacks_that_come_late_and_frame_by_frame_are_waited_for(tmp_path):
 
     writer = threading.Thread(target=answer)
     writer.start()
-    inspection._wait_for_stacks({os.getpid(): (files[0], size), os.getppid(): (files[1], size)})
+    inspection._wait_for_stacks({os.getpid(): (files[0], size), other.pid: (files[1], size)})
     assert [file.read_text()[size:] for file in files] == [STACK] * 2
     writer.join()
+    other.kill()
+    other.wait()
 
 
 @pytest.fixture
@@ -91,13 +100,16 @@ def test_a_stack_that_is_written_at_once_is_seen_and_only_that_of_this_look(rank
     assert stack_file(log).read_text().count("(most recent call first)") == 2
 
 
-def test_a_rank_that_is_stopped_is_not_asked(rank):
+def test_a_rank_that_is_stopped_is_not_asked(rank, monkeypatch):
     pid, log = rank
+    asked = []
     os.kill(pid, signal.SIGSTOP)
     os.waitid(os.P_PID, pid, os.WSTOPPED)
-    started = time.monotonic()
-    found = look(pid, log)
-    assert (found["state"], found["stack"]) == ("T", "") and time.monotonic() - started < inspection.ANSWER_S
+    with monkeypatch.context() as patch:
+        patch.setattr(inspection.os, "kill", lambda pid, number: asked.append(number))
+        patch.setattr(inspection.time, "sleep", lambda pause_s: asked.append("a wait"))
+        found = look(pid, log)
+    assert (found["state"], found["stack"], asked) == ("T", "", [])
     os.kill(pid, signal.SIGCONT)
     assert stack_file(log).read_text() == ""
 

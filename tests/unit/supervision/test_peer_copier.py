@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import numpy as np
 import pytest
 import torch
+from patience import LIMIT_S, wait_until
 
 from orchestrator.checkpoints import peer_copies
 from orchestrator.checkpoints import slab as slabs
@@ -52,7 +52,7 @@ class Told(list):
 
     def wait(self, count):
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self) >= count, 20), self
+            assert self.changed.wait_for(lambda: len(self) >= count, LIMIT_S), self
         return self[count - 1]
 
 
@@ -210,7 +210,7 @@ def test_a_copy_that_its_rank_overtakes_is_never_whole_and_the_one_before_stays(
 
     nodes.peer.before = overtake
     nodes.copier.take(second)
-    nodes.copier.take(_wait_for(later))
+    nodes.copier.take(wait_until(lambda: later)[0])
     assert nodes.peer.done.wait(2) == (True, 30)
     held = {read_staged(path).step for path in slabs_of(tmp_path, PEER)}
     assert held == {10, 30}
@@ -223,11 +223,11 @@ def test_of_steps_that_wait_only_the_newest_is_copied(tmp_path):
 
     def hold(name, copy):
         began.set()
-        assert goes_on.wait(20)
+        assert goes_on.wait(LIMIT_S)
 
     nodes = Nodes(tmp_path, hold, buffers=3)
     nodes.copier.take(nodes.stage(10))
-    assert began.wait(20)
+    assert began.wait(LIMIT_S)
     for step in (20, 30):
         nodes.copier.take(nodes.stage(step))
     goes_on.set()
@@ -282,7 +282,7 @@ def test_a_peer_without_room_is_told_once_and_training_goes_on(tmp_path, monkeyp
     nodes = Nodes(tmp_path)
     for _ in range(2):
         nodes.copier.take(nodes.stage(10))
-        _wait_until(lambda: nodes.copier._peer is None)
+        wait_until(lambda: nodes.copier._peer is None)
         nodes.begin()
     (why,) = nodes.warnings
     assert why.startswith("MemoryError: a copy of 0.00 GB would leave less than 200% of")
@@ -296,13 +296,3 @@ def test_a_closed_peer_takes_nothing(tmp_path):
     assert not slabs_of(tmp_path, PEER)
 
 
-def _wait_until(condition):
-    limit = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.005)
-
-
-def _wait_for(found):
-    _wait_until(lambda: found)
-    return found[0]

@@ -6,14 +6,12 @@ import json
 import queue
 import socket
 import threading
-import time
 
 import pytest
+from patience import LIMIT_S, wait_until
 
 from orchestrator.errors import ClusterError
 from orchestrator.supervision.rank_hub import Fork, RankHub
-
-LIMIT_S = 20.0
 
 
 class Node:
@@ -49,10 +47,7 @@ class Node:
 
     @staticmethod
     def wait(condition):
-        limit = time.monotonic() + LIMIT_S
-        while not condition():
-            assert time.monotonic() < limit
-            time.sleep(0.01)
+        wait_until(condition)
 
 
 def test_a_hub_that_hears_nothing_says_that_it_lives(tmp_path):

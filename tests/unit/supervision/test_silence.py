@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from patience import LIMIT_S
+
 from orchestrator.supervision.silence import LONGEST_LOOK_S, SILENCE_LIMIT_S, Silence
 
 
@@ -36,6 +38,6 @@ from orchestrator.supervision.vital import start_vital
 start_vital("ranks", lambda: 1 / 0)
 threading.Event().wait()
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert ended.returncode == 1
     assert "the thread 'ranks' failed" in ended.stderr and "ZeroDivisionError" in ended.stderr

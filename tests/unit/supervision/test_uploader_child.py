@@ -7,10 +7,10 @@ import os
 import signal
 import socket
 import threading
-import time
 
 import pytest
 import torch
+from patience import LIMIT_S, wait_until
 
 from orchestrator.checkpoints.pieces import StatePiece
 from orchestrator.checkpoints.slab import slabs_of
@@ -54,7 +54,7 @@ class Agent:
 
     def wait(self, count):
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.messages) >= count, 60), (self.folder / "log").read_text()
+            assert self._changed.wait_for(lambda: len(self.messages) >= count, LIMIT_S), (self.folder / "log").read_text()
         return self.messages[count - 1]
 
 
@@ -75,20 +75,13 @@ def kill(child):
     return pid
 
 
-def wait_for_another(child, pid):
-    limit = time.monotonic() + 30
-    while child._process.pid == pid:
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-
-
 def test_what_a_killed_uploader_had_to_do_is_done_by_the_next(tmp_path):
     agent = Agent(tmp_path, (tmp_path / "store").as_uri())
     agent.child.begin(1)
     message = staged(tmp_path, 1)
     pid = kill(agent.child)  # it may not even know of it
     agent.child.take(message)
-    wait_for_another(agent.child, pid)
+    wait_until(lambda: agent.child._process.pid != pid)
     saved = agent.wait(1)
     assert (saved["type"], saved["step"], saved["epoch"], saved["writer"]) == ("saved", 1, 1, 0)
     assert saved["num_bytes"] > 0
@@ -104,10 +97,7 @@ def test_what_a_killed_uploader_had_to_do_is_done_by_the_next(tmp_path):
 def test_an_uploader_that_never_lives_is_told_as_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
     agent = Agent(tmp_path, (tmp_path / "store").as_uri())
-    limit = time.monotonic() + 30
     agent.child.take(staged(tmp_path, 1))
-    while not agent.failures:
-        assert time.monotonic() < limit
-        time.sleep(0.01)
+    wait_until(lambda: agent.failures)
     assert f"ended {MAX_STARTS} times in a row, with exit code 1" in agent.failures[0]["message"]
     agent.child.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from patience import LIMIT_S
+from patience import LIMIT_S, TRAINING_LIMIT_S
 
 from orchestrator.control.client import Client
 from orchestrator.job import Job
@@ -69,7 +69,7 @@ class Sandbox:
             preexec_fn=_hear_ctrl_c, **options,
         )  # fmt: skip
 
-    def run(self, *arguments: str, timeout_s: float = LIMIT_S) -> tuple[int, str]:
+    def run(self, *arguments: str, timeout_s: float = TRAINING_LIMIT_S) -> tuple[int, str]:
         """Exit code and output of a command."""
         process = self.start(*arguments)
         output, _ = process.communicate(timeout=timeout_s)
@@ -101,7 +101,7 @@ class Sandbox:
             time.sleep(0.02)
         raise AssertionError(f"not within {timeout_s} s: {what}\n{self.describe()}")
 
-    def wait_ended(self, job_id: str, timeout_s: float = LIMIT_S) -> Job:
+    def wait_ended(self, job_id: str, timeout_s: float = TRAINING_LIMIT_S) -> Job:
         def ended() -> Job | None:
             job = self.job(job_id)
             return job if job.state.terminal else None

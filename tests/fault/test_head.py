@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 from harness import TESTS, TINY, Sandbox, held, kill
-from patience import LIMIT_S
+from patience import LIMIT_S, TRAINING_LIMIT_S
 from ray_nodes import RayNodes
 
 from orchestrator.checkpoints.commit import CommitLog
@@ -46,7 +46,7 @@ class Service:
             self.look_after()
             return condition()
 
-        return self.sandbox.wait_until(met, what)
+        return self.sandbox.wait_until(met, what, TRAINING_LIMIT_S)
 
     def _ready(self) -> bool:
         found = holder(self.sandbox.home)

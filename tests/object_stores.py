@@ -16,6 +16,7 @@ from pathlib import Path
 
 import boto3
 from moto.server import ThreadedMotoServer
+from patience import LIMIT_S
 
 from orchestrator.errors import StorageError
 from orchestrator.ports import free_port
@@ -66,7 +67,7 @@ def fast_store(*options: str) -> Iterator[str]:
 def seaweedfs() -> Iterator[str]:
     """An endpoint with the bucket `orchestrator`; ended by its pid."""
     folder = Path(tempfile.mkdtemp(prefix="weed-"))
-    port = free_port()
+    ports = {f"{server}.port{kind}": free_port() for server in ("s3", "master", "volume", "filer") for kind in ("", ".grpc")}
     users = [("writer", KEYS, ["Read", "Write", "List", "Tagging", "Admin"]), ("reader", READER, ["Read", "List"])]
     identities = [
         {
@@ -78,11 +79,10 @@ def seaweedfs() -> Iterator[str]:
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     (folder / "data").mkdir()
-    ports = [f"-{name}={free_port()}" for name in ("master.port", "volume.port", "filer.port")]
     command = [
         _weed(), "-logtostderr=true", "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        f"-s3.config={folder / 's3.json'}",
-        f"-s3.port={port}", *ports, "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+        f"-s3.config={folder / 's3.json'}", *(f"-{name}={number}" for name, number in ports.items()),
+        "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
         "-s3.autoCreateBucket=false", "-bucket=orchestrator",
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
@@ -90,7 +90,7 @@ def seaweedfs() -> Iterator[str]:
             command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "GOMEMLIMIT": "300MiB"}, cwd=folder
         )
     try:
-        endpoint = f"http://127.0.0.1:{port}"
+        endpoint = f"http://127.0.0.1:{ports['s3.port']}"
         _wait_writable(endpoint, process, folder / "log")
         yield endpoint
     finally:
@@ -113,7 +113,7 @@ def _weed() -> str:
 
 def _wait_writable(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Readiness is a write that succeeds."""
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + LIMIT_S
     while time.monotonic() < limit:
         assert process.poll() is None, log.read_text(errors="replace")[-2000:]
         try:
@@ -122,7 +122,7 @@ def _wait_writable(endpoint: str, process: subprocess.Popen[bytes], log: Path) -
             time.sleep(0.2)
         else:
             return
-    raise AssertionError(f"SeaweedFS was not ready within a minute:\n{log.read_text(errors='replace')[-2000:]}")
+    raise AssertionError(f"SeaweedFS was not ready within {LIMIT_S:g} s:\n{log.read_text(errors='replace')[-2000:]}")
 
 
 def opened(endpoint: str, prefix: str) -> ObjectStore:

@@ -32,14 +32,14 @@ def drawn(seed: int, number: int, most: int = 20) -> Counter[str]:
 
 
 class Trials:
-    def __init__(self, box: Sandbox) -> None:
-        self.box = box
+    def __init__(self, box: Sandbox, *more: str) -> None:
+        self.box, self._settings = box, (*SETTINGS, *more)
         self._calm: tuple[Any, str] | None = None
 
     def calm(self) -> tuple[Any, str]:
         """History and fingerprint of the job that nothing befalls."""
         if self._calm is None:
-            job_id = self.box.submit(*SETTINGS)
+            job_id = self.box.submit(*self._settings)
             assert self.box.wait_ended(job_id).state is JobState.SUCCEEDED, self.box.describe()
             self._calm = self.box.history(job_id), self.box.fingerprint(job_id)
         return self._calm
@@ -50,7 +50,7 @@ class Trials:
         calm, began = self.calm(), time.monotonic()
         tracked = ("tracking.enabled=true",) if faults["hide_tracking"] else ()
         counts = [f"chaos.{name}={count}" for name, count in sorted(faults.items())]
-        job_id = self.box.submit(*SETTINGS, *tracked, f"chaos.seed={seed}", *counts)
+        job_id = self.box.submit(*self._settings, *tracked, f"chaos.seed={seed}", *counts)
         job = self.box.wait_ended(job_id, timeout_s)
         done = sorted(Claims(self.box.store(job_id), job_id).done())
         ledger = as_of(job, now_s=0.0)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from patience import LIMIT_S, TRAINING_LIMIT_S
 
 from orchestrator.control.client import Client
 from orchestrator.job import Job
@@ -29,9 +30,24 @@ TINY = (
     "workload=custom", "workload.entrypoint=tiny_workload:Tiny", "name=tiny", "data.name=tiny", "model.name=tiny",
     "training.max_steps=120", "training.global_batch_size=24", "training.micro_batch_size=4", "optimizer.lr=0.01",
     "checkpoint.interval_steps=20", "resources.num_workers=2", "resources.cpus_per_worker=0.5", "tracking.enabled=false",
-    "cluster.idle_timeout_s=600", "recovery.backoff_s=0.1",
+    "cluster.idle_timeout_s=600", "recovery.backoff_s=0.1", "recovery.hang_timeout_s=60", "recovery.preemption_grace_s=300",
 )  # fmt: skip
+"""Where others run beside it, a rank gets no turn for seconds and a save takes many: tests of hangs have a limit of their own."""
+ENDLESS = "training.max_steps=100000"
+"""For a job that is stopped."""
+MICRO_BATCHES = 3
+"""Of the tiny workload on two workers in a step."""
 DETERMINISTIC = ("loss", "lr", "grad_norm", "ids_crc")
+
+
+def held(until: Path, steps: int) -> tuple[str, ...]:
+    """Two workers stand still behind that many steps of each of their lives, until there is the file `until`."""
+    return (f"+workload.options.waits_for={until}", f"+workload.options.quick={steps * MICRO_BATCHES}", "recovery.hang_timeout_s=0")
+
+
+def slowed(until: Path, steps: int = 0) -> tuple[str, ...]:
+    """A step of two workers takes more than half a second behind that many of each of their lives, until there is the file `until`."""
+    return (f"+workload.options.slow_until={until}", f"+workload.options.quick={steps * MICRO_BATCHES}")
 
 
 class Sandbox:
@@ -53,7 +69,7 @@ class Sandbox:
             preexec_fn=_hear_ctrl_c, **options,
         )  # fmt: skip
 
-    def run(self, *arguments: str, timeout_s: float = 240) -> tuple[int, str]:
+    def run(self, *arguments: str, timeout_s: float = TRAINING_LIMIT_S) -> tuple[int, str]:
         """Exit code and output of a command."""
         process = self.start(*arguments)
         output, _ = process.communicate(timeout=timeout_s)
@@ -76,7 +92,7 @@ class Sandbox:
     def job(self, job_id: str) -> Job:
         return self.client.job(job_id)
 
-    def wait_until(self, condition: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
+    def wait_until(self, condition: Callable[[], Any], what: str, timeout_s: float = LIMIT_S) -> Any:
         limit = time.monotonic() + timeout_s
         while time.monotonic() < limit:
             value = condition()
@@ -85,7 +101,7 @@ class Sandbox:
             time.sleep(0.02)
         raise AssertionError(f"not within {timeout_s} s: {what}\n{self.describe()}")
 
-    def wait_ended(self, job_id: str, timeout_s: float = 180) -> Job:
+    def wait_ended(self, job_id: str, timeout_s: float = TRAINING_LIMIT_S) -> Job:
         def ended() -> Job | None:
             job = self.job(job_id)
             return job if job.state.terminal else None
@@ -189,7 +205,7 @@ class Sandbox:
 
     def close(self) -> None:
         if self.home.cluster_file.exists():
-            self.run("down", timeout_s=60)
+            self.run("down")
         self.kill_everything()
         shutil.rmtree(self.root, ignore_errors=True)
 

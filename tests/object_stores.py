@@ -67,7 +67,7 @@ def fast_store(*options: str) -> Iterator[str]:
 def seaweedfs() -> Iterator[str]:
     """An endpoint with the bucket `orchestrator`; ended by its pid."""
     folder = Path(tempfile.mkdtemp(prefix="weed-"))
-    port = free_port()
+    ports = {f"{server}.port{kind}": free_port() for server in ("s3", "master", "volume", "filer") for kind in ("", ".grpc")}
     users = [("writer", KEYS, ["Read", "Write", "List", "Tagging", "Admin"]), ("reader", READER, ["Read", "List"])]
     identities = [
         {
@@ -79,11 +79,10 @@ def seaweedfs() -> Iterator[str]:
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     (folder / "data").mkdir()
-    ports = [f"-{name}={free_port()}" for name in ("master.port", "volume.port", "filer.port")]
     command = [
         _weed(), "-logtostderr=true", "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        f"-s3.config={folder / 's3.json'}",
-        f"-s3.port={port}", *ports, "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+        f"-s3.config={folder / 's3.json'}", *(f"-{name}={number}" for name, number in ports.items()),
+        "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
         "-s3.autoCreateBucket=false", "-bucket=orchestrator",
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
@@ -91,7 +90,7 @@ def seaweedfs() -> Iterator[str]:
             command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, "GOMEMLIMIT": "300MiB"}, cwd=folder
         )
     try:
-        endpoint = f"http://127.0.0.1:{port}"
+        endpoint = f"http://127.0.0.1:{ports['s3.port']}"
         _wait_writable(endpoint, process, folder / "log")
         yield endpoint
     finally:

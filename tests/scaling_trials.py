@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from harness import TINY, Sandbox
+from harness import TINY, Sandbox, held, slowed
 from raylet_provider import ScalingCluster
 
 from orchestrator.events import Event, EventKind
@@ -23,7 +23,7 @@ def scaling_cluster(box: Sandbox, idle_s: float = 4.0) -> ScalingCluster:
     return ScalingCluster(box, {"CPU": 1, "GPU": GPUS}, max_nodes=2, idle_s=idle_s)
 
 
-def trial(box: Sandbox, cluster: ScalingCluster, drained_after: int) -> dict[str, Any]:
+def trial(box: Sandbox, cluster: ScalingCluster, drained_after: int, notice_s: float = NOTICE_S) -> dict[str, Any]:
     """The first job waits in step 21 until the second one, whose node is drained after step `drained_after`, has ended. What was seen:
 
     `asked`: reasons of the first one's wait; `gpus`: while both ran; `states` and `restarts` of both, `preemptions` of the second;
@@ -35,16 +35,17 @@ def trial(box: Sandbox, cluster: ScalingCluster, drained_after: int) -> dict[str
         *TINY, f"cluster.address={cluster.address}", "resources.gpus_per_worker=1", f"training.max_steps={STEPS}",
         "checkpoint.interval_steps=1000",
     )  # fmt: skip
-    go_on = box.root / f"go-on-{time.monotonic_ns()}"
-    first = box.submit(*settings, f"+workload.options.waits_for={go_on}", "recovery.hang_timeout_s=0")
+    go_on, has_left = (box.root / f"{what}-{time.monotonic_ns()}" for what in ("go-on", "has-left"))
+    first = box.submit(*settings, *held(go_on, 20))
     box.wait_step(first, 10)
-    second = box.submit(*settings, "+workload.options.sleep_s=0.03")
+    second = box.submit(*settings, *slowed(has_left, drained_after))
     box.wait_step(second, drained_after)
     gpus = GPUS * len(cluster.workers()) if box.job(first).state is JobState.RUNNING else 0
     ((node, _),) = box.job(second).placement
-    cluster.drain(node, NOTICE_S)
+    cluster.drain(node, notice_s)
     box.wait_until(lambda: box.job(second).run == 2, "the way back to the queue")
     saved = box.job(second).progress
+    has_left.touch()
     jobs = [box.wait_ended(second)]
     go_on.touch()
     jobs.insert(0, box.wait_ended(first))

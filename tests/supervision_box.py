@@ -129,7 +129,8 @@ class Box:
         node = ray.nodes()[0]["NodeID"]
         placement = [(one, 1) for one in nodes] or [(node, spec.resources.num_workers)]
         wait_until(lambda: place.reserve(job_id, spec, placement), "the place")
-        handle = supervisor.start_supervisor(job_id, run, spec, self.home, [workers for _, workers in placement], ENTRY, standby=standby)
+        ranks = [workers for _, workers in placement]
+        handle = supervisor.start_supervisor(job_id, run, spec, self.home, ranks, ENTRY, standby=standby, limit_s=LIMIT_S)
         return Job(self, job_id, run, spec, handle, standby)
 
     def processes(self) -> list[psutil.Process]:

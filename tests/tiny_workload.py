@@ -57,9 +57,11 @@ class Tiny:
         return nn.functional.cross_entropy(model(batch["point"]), batch["label"])
 
     def _wait(self):
-        """From micro batch 61 on, until there is the file `waits_for`; 0.2 s at each, until there is the file `slow_until`."""
+        """After the first `quick` micro batches: until there is the file `waits_for`; 0.2 s at each, until there is `slow_until`."""
         self.batches += 1
-        while "waits_for" in self.options and self.batches > 60 and not Path(self.options["waits_for"]).exists():
+        if self.batches <= self.options.get("quick", 0):
+            return
+        while "waits_for" in self.options and not Path(self.options["waits_for"]).exists():
             time.sleep(0.05)
         if "slow_until" in self.options and not Path(self.options["slow_until"]).exists():
             time.sleep(0.2)

@@ -32,7 +32,7 @@ def sandbox():
     ],
 )
 def test_refused_with_exit_code_2(sandbox, arguments, words):
-    code, output = sandbox.run(*arguments, timeout_s=60)
+    code, output = sandbox.run(*arguments)
     assert code == 2, output
     assert "Traceback" not in output
     for word in words:

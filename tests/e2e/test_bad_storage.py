@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import TINY, Sandbox
+from harness import TINY, Sandbox, slowed
+from patience import TRAINING_LIMIT_S
 
 from orchestrator.job import EndReason, JobState
 
@@ -49,16 +50,16 @@ def test_a_disk_that_is_full_refuses_the_job(sandbox, small_disk):
     assert len(sandbox.jobs()) == len(known)
 
 
-def test_a_disk_that_fills_up_ends_the_job_and_it_goes_on_when_there_is_space(sandbox, small_disk):
-    settings = (
-        *TINY, "checkpoint.keep_last=0", "checkpoint.interval_steps=5", "+workload.options.width=400", "+workload.options.sleep_s=0.02"
-    )  # fmt: skip
+def test_a_disk_that_fills_up_ends_the_job_and_it_goes_on_when_there_is_space(sandbox, small_disk, tmp_path):
+    settings = (*TINY, "checkpoint.keep_last=0", "checkpoint.interval_steps=5", "+workload.options.width=400")
     calm = sandbox.submit(*settings)
     assert sandbox.wait_ended(calm).state is JobState.SUCCEEDED
-    command = sandbox.start("train", *settings, f"storage.url={small_disk.as_uri()}")
+    is_full = tmp_path / "is-full"
+    command = sandbox.start("train", *settings, f"storage.url={small_disk.as_uri()}", *slowed(is_full, steps=5))
     sandbox.wait_until(lambda: (job := sandbox.jobs()[-1]).id != calm and job.progress.committed_step, "a commit")
     fill(small_disk)
-    output, _ = command.communicate(timeout=120)
+    is_full.touch()
+    output, _ = command.communicate(timeout=TRAINING_LIMIT_S)
     assert command.returncode == 2, output
     assert "No space left" in output and str(small_disk) in output
     job = sandbox.jobs()[-1]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from harness import TINY, Sandbox
+from harness import TINY, Sandbox, slowed
 from ray_nodes import RayNodes
 from supervision_box import TESTS
 
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
 
-STEPS = 200
+STEPS = 400
 NODE = {"CPU": 2, "GPU": 2}
 POLICY = ("scheduler=preemptive", "scheduler.min_run_s=0", "scheduler.gain_factor=0", "scheduler.resize_interval_s=1")
 THERE = "+resources.node_labels.host=host1"
@@ -41,8 +41,7 @@ def test_a_job_gives_a_worker_to_one_that_needs_its_node_and_has_it_back_afterwa
 
     may_go_on = tmp_path / "may-go-on"
     elastic = sandbox.submit(
-        *settings, f"training.max_steps={STEPS}", f"+workload.options.slow_until={may_go_on}", "resources.min_workers=1",
-        "recovery.grow_interval_s=1",
+        *settings, f"training.max_steps={STEPS}", *slowed(may_go_on, steps=5), "resources.min_workers=1", "recovery.grow_interval_s=1",
     )  # fmt: skip
     sandbox.wait_step(elastic, 5)
     other = sandbox.submit(*settings, "training.max_steps=20", "resources.num_workers=1", "scheduling.priority=1")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from harness import TINY, Sandbox
+from harness import TINY, Sandbox, slowed
 from ray_nodes import RayNodes
 from supervision_box import QUICK_HEALTH_CHECKS
 
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
 
-STEPS = 600
+STEPS = 400
 CPU = {"CPU": 1}
 
 
@@ -31,23 +31,27 @@ def cluster(sandbox):
 
 
 @pytest.mark.slow
-def test_a_job_goes_on_with_one_worker_when_a_node_is_lost_and_with_both_when_another_comes(sandbox, cluster):
+def test_a_job_goes_on_with_one_worker_when_a_node_is_lost_and_with_both_when_another_comes(sandbox, cluster, tmp_path):
     settings = (
-        *TINY, f"training.max_steps={STEPS}", "checkpoint.interval_steps=50", f"cluster.address={cluster.address}",
+        *TINY, f"training.max_steps={STEPS}", "checkpoint.interval_steps=20", f"cluster.address={cluster.address}",
         "resources.max_workers_per_node=1",
     )  # fmt: skip
     calm = sandbox.submit(*settings, "scheduler.resize_interval_s=1")
     assert sandbox.wait_ended(calm).state is JobState.SUCCEEDED, sandbox.describe()
 
-    shrinks = ("resources.min_workers=1", "recovery.shrink_after_s=1", "recovery.grow_interval_s=1", "+workload.options.sleep_s=0.006")
-    job_id = sandbox.submit(*settings, *shrinks)
-    sandbox.wait_until(lambda: (sandbox.job(job_id).progress.committed_step or 0) >= 100, "a commit")
+    both_again = tmp_path / "both-again"
+    shrinks = ("resources.min_workers=1", "recovery.shrink_after_s=1", "recovery.grow_interval_s=1")
+    job_id = sandbox.submit(*settings, *shrinks, *slowed(both_again, steps=25))
+    sandbox.wait_until(lambda: (sandbox.job(job_id).progress.committed_step or 0) >= 20, "a commit")
     (second,) = cluster.workers()
     cluster.power_off(second)
     sandbox.wait_until(lambda: told(sandbox, job_id, EventKind.RESIZED), "fewer workers")
+    sandbox.wait_until(lambda: len(told(sandbox, job_id, EventKind.ADMITTED)) == 2, "its place on the node that is left")
     code, shown = sandbox.run("list")
     assert code == 0 and " 1/2 " in shown, shown
     cluster.add(CPU)
+    sandbox.wait_until(lambda: len(told(sandbox, job_id, EventKind.ADMITTED)) == 3, "its place on both nodes")
+    both_again.touch()
     job = sandbox.wait_ended(job_id)
     assert job.state is JobState.SUCCEEDED, sandbox.describe()
     fewer, more = told(sandbox, job_id, EventKind.RESIZED)

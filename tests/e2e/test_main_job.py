@@ -7,7 +7,8 @@ import signal
 
 import numpy as np
 import pytest
-from harness import TINY, Sandbox, interrupt
+from harness import ENDLESS, TINY, Sandbox, interrupt, slowed
+from patience import LIMIT_S
 
 from orchestrator.job import EndReason, JobState
 
@@ -79,8 +80,8 @@ def test_a_users_bug_costs_one_retry_and_shows_its_traceback(sandbox):
 
 
 def test_killing_the_command_does_not_stop_the_job(sandbox, calm):
-    command = sandbox.start("train", *TINY)
     known = {job.id for job in sandbox.jobs()}
+    command = sandbox.start("train", *TINY)
     job_id = sandbox.wait_until(lambda: next((j.id for j in sandbox.jobs() if j.id not in known), None), "the job of the command")
     command.send_signal(signal.SIGKILL)
     command.communicate()
@@ -92,11 +93,12 @@ def test_killing_the_command_does_not_stop_the_job(sandbox, calm):
 
 def test_jobs_wait_for_each_other_with_a_reason(sandbox):
     big = ("resources.cpus_per_worker=1",)
-    first = sandbox.submit(*TINY, *big, "training.max_steps=400")
+    first = sandbox.submit(*TINY, *big, ENDLESS)
     second = sandbox.submit(*TINY, *big)
     reason = sandbox.wait_until(lambda: sandbox.job(second).reason, "a reason")
     assert first in reason or "CPU" in reason
-    sandbox.run("cancel", first, "--now")
+    code, output = sandbox.run("cancel", first, "--now")
+    assert code == 0, output
     assert sandbox.wait_ended(first).state is JobState.CANCELLED
     assert sandbox.wait_ended(second).state is JobState.SUCCEEDED
 
@@ -107,18 +109,19 @@ def test_more_workers_than_the_cluster_has_is_refused(sandbox, calm):
     assert "1000" in output or "2000" in output
 
 
-def test_ctrl_c_in_train_on_a_shared_cluster_detaches(sandbox, calm):
-    command = sandbox.start("train", *TINY, "training.max_steps=400")
-    known = {job.id for job in sandbox.jobs()}
+def test_ctrl_c_in_train_on_a_shared_cluster_detaches(sandbox, calm, tmp_path):
+    known, is_stopped = {job.id for job in sandbox.jobs()}, tmp_path / "is-stopped"
+    command = sandbox.start("train", *TINY, *slowed(is_stopped))
     job_id = sandbox.wait_until(lambda: next((j.id for j in sandbox.jobs() if j.id not in known), None), "the job of the command")
     sandbox.wait_step(job_id, 1)
     interrupt(command)
-    output, _ = command.communicate(timeout=30)
+    output, _ = command.communicate(timeout=LIMIT_S)
     assert "logs -f" in output and job_id in output
     assert not sandbox.job(job_id).state.terminal
     sandbox.client.request_stop(job_id, "drain")
     job = sandbox.wait_ended(job_id)
     assert job.state is JobState.CANCELLED and job.progress.committed_step == job.progress.step
-    code, output = sandbox.run("resume", job_id, "training.max_steps=400")
+    is_stopped.touch()
+    code, output = sandbox.run("resume", job_id)
     assert code == 0, output
-    assert [row["step"] for row in sandbox.history(job_id)] == list(range(1, 401))
+    assert [row["step"] for row in sandbox.history(job_id)] == list(range(1, 121))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness import TESTS, TINY, Sandbox
+from patience import TRAINING_LIMIT_S
 
 from orchestrator.control.reading.logs import LogReader
 from orchestrator.control.rehearsal import PREFIX
@@ -75,7 +76,7 @@ def test_a_rehearsed_job_runs_from_its_package_where_the_folder_is_not(sandbox, 
     assert rehearsal.spec.resources.num_workers == 1
     assert list(sandbox.store(job_id).list(JobKeys(rehearsal.id).root)) == []
     sandbox.folder = TESTS
-    code, output = sandbox.run("wait", job_id, "--timeout", "200")
+    code, output = sandbox.run("wait", job_id, "--timeout", str(TRAINING_LIMIT_S))
     assert code == 0, output + sandbox.describe()
     assert {"hello quiet rank 0", "hello quiet rank 1"} <= set(printed(sandbox, job_id))
     code, output = sandbox.run("logs", "-f", job_id, "--rank", "1")

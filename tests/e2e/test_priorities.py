@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from harness import TINY, Sandbox, kill
+from harness import TINY, Sandbox, held, kill, slowed
 
 from orchestrator.control.planning.replay import replay
 from orchestrator.control.records.store import JobStore
@@ -34,16 +34,17 @@ def test_a_gang_of_a_higher_priority_takes_a_full_cluster_and_its_victim_loses_n
     calm = sandbox.submit(*settings, *POLICY)
     assert sandbox.wait_ended(calm).state is JobState.SUCCEEDED, sandbox.describe()
 
-    urgent_trains = tmp_path / "urgent-trains"
-    victim = sandbox.submit(*settings, f"+workload.options.slow_until={urgent_trains}")
+    urgent_trains, is_seen = tmp_path / "urgent-trains", tmp_path / "is-seen"
+    victim = sandbox.submit(*settings, *slowed(urgent_trains, steps=20))
     sandbox.wait_step(victim, 20)
-    urgent = sandbox.submit(*settings, "training.max_steps=60", "scheduling.priority=5")
+    urgent = sandbox.submit(*settings, "training.max_steps=60", "scheduling.priority=5", *held(is_seen, 20))
     kill(sandbox.wait_until(lambda: sandbox.victims("controller"), "the controller")[0])
     third = sandbox.submit(*settings, "training.max_steps=40", "scheduling.priority=1", f"scheduling.after=[{urgent}]")
     sandbox.wait_until(lambda: told(sandbox, urgent, EventKind.STARTED), "the gang's first step")
     urgent_trains.touch()
     assert sandbox.job(victim).state is JobState.QUEUED, sandbox.describe()
     kill(sandbox.wait_until(lambda: sandbox.victims("controller"), "the controller")[0])
+    is_seen.touch()
     for job_id in (urgent, third, victim):
         assert sandbox.wait_ended(job_id).state is JobState.SUCCEEDED, sandbox.describe()
 

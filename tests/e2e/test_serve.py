@@ -11,7 +11,8 @@ import threading
 
 import httpx2
 import pytest
-from harness import TESTS, TINY, Sandbox, kill
+from harness import ENDLESS, TESTS, TINY, Sandbox, kill, slowed
+from patience import LIMIT_S, TRAINING_LIMIT_S
 
 from orchestrator.client import Client
 from orchestrator.control.rehearsal import PREFIX
@@ -32,6 +33,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.drops_left, self.dropped = 0, 0
+        self._lock = threading.Lock()
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
@@ -53,9 +55,10 @@ class Proxy:
 
     def _cut(self, data: bytes) -> bytes | None:
         """Half of an answer that has lines or events in it, and then no more."""
-        if self.drops_left and (b'"text"' in data or b'"seq"' in data):
-            self.drops_left, self.dropped = self.drops_left - 1, self.dropped + 1
-            return None
+        with self._lock:
+            if self.drops_left and (b'"text"' in data or b'"seq"' in data):
+                self.drops_left, self.dropped = self.drops_left - 1, self.dropped + 1
+                return None
         return data
 
     def close(self) -> None:
@@ -95,7 +98,7 @@ def service(sandbox):
     sandbox.wait_until(lambda: _answers(port), "an answer of the API")
     yield port, process
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
+    process.wait(timeout=LIMIT_S)
 
 
 def _answers(port: int) -> bool:
@@ -124,10 +127,13 @@ def in_tests(monkeypatch):
     monkeypatch.chdir(TESTS)
 
 
-def test_a_job_is_followed_through_lost_connections_and_a_killed_server_with_each_line_once(sandbox, service, tokens, in_tests):
+def test_a_job_is_followed_through_lost_connections_and_a_killed_server_with_each_line_once(
+    sandbox, service, tokens, in_tests, tmp_path
+):
     proxy = Proxy(service[0])
     client = Client(proxy.url, tokens["ann"], home=str(sandbox.root / "elsewhere"))
-    options = ("+workload.options.count=true", "training.max_steps=200")
+    all_dropped = tmp_path / "all-dropped"
+    options = ("+workload.options.count=true", "training.max_steps=200", *slowed(all_dropped, steps=10))
     job = client.submit([*(text for text in TINY if "max_steps" not in text), *options])
     assert (job.user, job.tenant, job.spec.scheduling.tenant) == ("ann", "vision", "vision")
     lines, events = [], []
@@ -140,11 +146,12 @@ def test_a_job_is_followed_through_lost_connections_and_a_killed_server_with_eac
         reader.start()
     sandbox.wait_until(lambda: lines, "the first lines")
     kill(sandbox.victims("controller")[0])  # and the API with it; the keeper starts both again
+    sandbox.wait_until(lambda: proxy.dropped == DROPS, "as many lost connections")
+    all_dropped.touch()
     for reader in readers:
-        reader.join(240)
+        reader.join(TRAINING_LIMIT_S)
     assert not any(reader.is_alive() for reader in readers), sandbox.describe()
     assert client.job(job.id).state is JobState.SUCCEEDED, sandbox.describe()
-    assert proxy.dropped == DROPS
     printed = _printed(sandbox, job.id)
     assert sorted((line.rank, line.text) for line in lines) == sorted(printed)
     assert [text for _, text in printed].count("micro batch 600 of tiny") == 2
@@ -166,12 +173,12 @@ def _printed(sandbox: Sandbox, job_id: str) -> list[tuple[int, str]]:
 def test_others_may_look_but_not_touch_and_the_owner_stops_it(sandbox, service, tokens, in_tests):
     url = f"http://127.0.0.1:{service[0]}"
     ann, bob = (Client(url, tokens[name], home=str(sandbox.root / "elsewhere")) for name in ("ann", "bob"))
-    job = ann.submit([*(text for text in TINY if "max_steps" not in text), "training.max_steps=100000"])
+    job = ann.submit([*(text for text in TINY if "max_steps" not in text), ENDLESS])
     assert bob.job(job.id).id == job.id
     with pytest.raises(PermissionDenied, match="belongs to the tenant vision, bob to speech"):
         bob.cancel(job.id)
     ann.cancel(job.id, now=True)
-    assert ann.wait(job.id, timeout_s=120).state is JobState.CANCELLED
+    assert ann.wait(job.id, timeout_s=LIMIT_S).state is JobState.CANCELLED
     code, output = sandbox.run("audit")
     assert code == 0 and "refused stop" in output and output.count(job.id) >= 3, output
 
@@ -180,7 +187,7 @@ def test_a_rehearsal_through_the_server_leaves_nothing_there_and_queues_the_job(
     mine = {"SERVER": f"http://127.0.0.1:{service[0]}", "TOKEN": tokens["ann"], "HOME": str(sandbox.root / "elsewhere")}
     for name, value in mine.items():
         monkeypatch.setitem(sandbox.environment, f"ORCHESTRATOR_{name}", value)
-    code, output = sandbox.run("submit", "--rehearse", "--json", *TINY)
+    code, output = sandbox.run("submit", "--rehearse", "--json", *TINY, ENDLESS)
     assert code == 0, output + sandbox.describe()
     job_id = json.loads(output.splitlines()[-1])["id"]
     assert output.count("  ok  ") == 4 and "not all removed" not in output, output
@@ -198,7 +205,7 @@ def test_a_second_controller_of_the_same_store_leaves_at_once(sandbox, service, 
     address = sandbox.home.cluster_file.read_text().partition('"address": "')[2].partition('"')[0]
     command = [sys.executable, "-m", "orchestrator.control.serve", "--home", str(tmp_path), "--address", address]
     environment = {**sandbox.environment, "ORCHESTRATOR_DATABASE": database}
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert second.returncode == 3 and "another controller serves this job store: pid" in second.stderr, second.stderr
 
 
@@ -206,7 +213,7 @@ def test_the_page_is_where_the_service_says(sandbox, service):
     said = (sandbox.root / "serve.log").read_text()
     page = f"http://127.0.0.1:{service[0]}/ui/"
     assert page in said, said
-    response = httpx2.get(f"http://127.0.0.1:{service[0]}/", follow_redirects=True, timeout=60)
+    response = httpx2.get(f"http://127.0.0.1:{service[0]}/", follow_redirects=True, timeout=LIMIT_S)
     assert (response.status_code, str(response.url)) == (200, page) and "<title>Queue" in response.text
 
 

@@ -7,7 +7,7 @@ import os
 import re
 
 import pytest
-from harness import TINY, Sandbox
+from harness import TINY, Sandbox, slowed
 
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
@@ -38,14 +38,16 @@ def told_before_the_kill(sandbox, job_id):
     return fault["step"]
 
 
-def test_one_run_over_a_kill_a_stop_and_a_resume_at_another_world_size(sandbox):
-    job_id = sandbox.submit(*TRACKED, "+workload.options.sleep_s=0.01")  # what is seen of it is late on a busy machine
+def test_one_run_over_a_kill_a_stop_and_a_resume_at_another_world_size(sandbox, tmp_path):
+    is_stopped = tmp_path / "is-stopped"
+    job_id = sandbox.submit(*TRACKED, *slowed(is_stopped, steps=25))
     sandbox.wait_step(job_id, 30)
     sandbox.wait_until(sandbox.ranks, "a rank")[0].kill()
     sandbox.wait_until(lambda: starts(sandbox, job_id) == 2, "the restart")
     sandbox.wait_step(job_id, told_before_the_kill(sandbox, job_id) + 1)  # what was told stays, and three workers round otherwise
     sandbox.client.request_stop(job_id, "drain")
     assert sandbox.wait_ended(job_id).state is JobState.CANCELLED
+    is_stopped.touch()
     code, output = sandbox.run("resume", job_id, "resources.num_workers=3")
     assert code == 0, output
 

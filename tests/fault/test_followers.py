@@ -13,6 +13,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import pytest
+from patience import LIMIT_S, wait_until
 from s3_proxy import Proxy, s3_proxy
 
 from orchestrator.client import Client
@@ -27,6 +28,7 @@ from orchestrator.control.records.users import Users
 from orchestrator.events import Event, EventKind
 from orchestrator.job import JobState
 from orchestrator.paths import Home, JobKeys
+from orchestrator.ports import free_port
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec
 from orchestrator.storage import open_store
 
@@ -46,7 +48,7 @@ class Place:
         self.home, self.random = home, random.Random(seed)
         self.store = JobStore(home.jobs_db)
         self.token = Users(self.store.engine).add("root", "ops", "admin")
-        self.server = self.served(0)
+        self.server = self.served(free_port())  # kept for those that come after it
         job = connect(home).submit(SPEC, {})
         self.store.update(self.store.update(job, state=JobState.STARTING), state=JobState.RUNNING)
         self.job_id, self.keys = job.id, JobKeys(job.id)
@@ -167,13 +169,6 @@ def test_a_follower_of_the_events_is_dropped_fifty_times_and_sees_each_once(plac
 # the end of a server
 
 
-def until(condition) -> None:
-    limit_s = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < limit_s
-        time.sleep(0.005)
-
-
 def waiting(server: ApiServer) -> int:
     """How many requests wait for news."""
     return len(server._server._watch._waiting)
@@ -192,10 +187,10 @@ def test_who_waits_for_news_is_answered_when_the_server_stops_and_its_log_stays_
     ]
     for asker in askers:
         asker.start()
-    until(lambda: waiting(place.server) == 2)
+    wait_until(lambda: waiting(place.server) == 2)
     place.server.stop()
     for asker in askers:
-        asker.join(60)
+        asker.join(LIMIT_S)
     assert told["events"] == ([], False)
     assert (told["logs"].lines, told["logs"].offset, told["logs"].ended) == ((), at, False)
     assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO or record.exc_info] == []
@@ -216,13 +211,13 @@ def test_who_follows_goes_on_at_the_next_server(place):
         reader.start()
     for _ in range(3):
         place.grow()
-        until(lambda: waiting(place.server) == 2)
+        wait_until(lambda: waiting(place.server) == 2)
         place.server.stop()
         place.grow()
         place.server = place.served(place.port)
     place.end()
     for reader in readers:
-        reader.join(60)
+        reader.join(LIMIT_S)
     assert seen == place.lines() and events == place.store.events(place.job_id)
 
 
@@ -230,9 +225,9 @@ def test_a_request_that_cannot_be_answered_in_time_is_told_so_and_leaves_no_trac
     head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {place.token}\r\nContent-Length: 10\r\n\r\n1"
     with contextlib.closing(socket.create_connection(("127.0.0.1", place.port))) as connection:
         connection.sendall(head.encode())  # and nine bytes that never come
-        until(lambda: place.server._server.server_state.tasks)
+        wait_until(lambda: place.server._server.server_state.tasks)
         place.server.stop()
-        answer = connection.recv(1 << 16)
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     assert answer.startswith(b"HTTP/1.1 503") and b'"error": "ClusterError", "message": "the server stops; ask again"' in answer
     assert "the server stops before POST /v1/jobs is answered" in caplog.text
     assert not [record for record in caplog.records if record.exc_info]

@@ -7,7 +7,8 @@ import sys
 from collections import Counter
 
 import pytest
-from harness import TESTS, TINY, Sandbox, kill
+from harness import TESTS, TINY, Sandbox, held, kill
+from patience import LIMIT_S, TRAINING_LIMIT_S
 from ray_nodes import RayNodes
 
 from orchestrator.checkpoints.commit import CommitLog
@@ -18,9 +19,7 @@ from orchestrator.paths import JobKeys, commit_of
 from orchestrator.ports import free_port
 
 CPU = {"CPU": 2}
-LIMIT_S = 400.0
-"""Of each wait: heads, nodes and controllers start again in between."""
-FULL = (*TINY, "resources.cpus_per_worker=1", "recovery.hang_timeout_s=0")
+FULL = (*TINY, "resources.cpus_per_worker=1")
 """A job that leaves no room for another."""
 
 
@@ -47,15 +46,15 @@ class Service:
             self.look_after()
             return condition()
 
-        return self.sandbox.wait_until(met, what, LIMIT_S)
+        return self.sandbox.wait_until(met, what, TRAINING_LIMIT_S)
 
     def _ready(self) -> bool:
         found = holder(self.sandbox.home)
         return found is not None and found.ready and bool(self.sandbox.client.nodes()[0].nodes)
 
     def close(self) -> None:
-        self.sandbox.run("down", timeout_s=90)
-        self._process.wait(timeout=60)
+        self.sandbox.run("down")
+        self._process.wait(timeout=LIMIT_S)
 
 
 @pytest.fixture
@@ -87,7 +86,7 @@ def test_the_head_of_a_cluster_that_others_started_comes_again(sandbox, nodes):
         nodes.start_head()
         nodes.add(CPU)
         story.goes_on()
-        sandbox.wait_until(lambda: not sandbox.ranks(), "the end of all ranks, also on the old node", LIMIT_S)
+        sandbox.wait_until(lambda: not sandbox.ranks(), "the end of all ranks, also on the old node")
     finally:
         service.close()
 
@@ -116,11 +115,11 @@ class Story:
     def __init__(self, sandbox: Sandbox, service: Service, *more: str) -> None:
         self.sandbox, self.service, self.go_on = sandbox, service, sandbox.root / "go-on"
         self.calm = sandbox.submit(*FULL, *more)
-        assert sandbox.wait_ended(self.calm, LIMIT_S).state is JobState.SUCCEEDED, sandbox.describe()
-        self.running = sandbox.submit(*FULL, *more, f"+workload.options.waits_for={self.go_on}")
-        sandbox.wait_until(lambda: sandbox.job(self.running).progress.committed_step == 20, "its commit of step 20", LIMIT_S)
+        assert sandbox.wait_ended(self.calm).state is JobState.SUCCEEDED, sandbox.describe()
+        self.running = sandbox.submit(*FULL, *more, *held(self.go_on, 20))
+        sandbox.wait_until(lambda: sandbox.job(self.running).progress.committed_step == 20, "its commit of step 20")
         self.waiting = sandbox.submit(*FULL, *more)
-        sandbox.wait_until(lambda: self.running in sandbox.job(self.waiting).reason, "the reason why the other one waits", LIMIT_S)
+        sandbox.wait_until(lambda: self.running in sandbox.job(self.waiting).reason, "the reason why the other one waits")
 
     def goes_on(self) -> None:
         box, running, waiting = self.sandbox, self.running, self.waiting

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from harness import TINY
+from harness import TINY, held, slowed
 
 from orchestrator.events import EventKind
 from orchestrator.job import JobState
@@ -29,12 +29,13 @@ def calm(sandbox):
 
 
 @pytest.mark.parametrize("number, kind", list(enumerate(KINDS)))
-def test_a_killed_run_equals_the_calm_one(sandbox, calm, number, kind):
-    rng = random.Random(1000 + number)
-    job_id = sandbox.submit(*TINY, *LENGTH, "+workload.options.sleep_s=0.01")  # what is seen of it is late on a busy machine
+def test_a_killed_run_equals_the_calm_one(sandbox, calm, number, kind, tmp_path):
+    rng, is_killed = random.Random(1000 + number), tmp_path / "is-killed"
+    job_id = sandbox.submit(*TINY, *LENGTH, "+workload.options.sleep_s=0.01", *held(is_killed, 290))  # what is seen of it is late
     sandbox.wait_step(job_id, rng.randrange(1, 250))
     victim = rng.choice(sandbox.wait_until(lambda: sandbox.victims(kind), f"a {kind}"))
     victim.kill()
+    is_killed.touch()
     job = sandbox.wait_ended(job_id)
     assert job.state is JobState.SUCCEEDED, sandbox.describe()
     assert sandbox.history(job_id) == calm[0]
@@ -60,11 +61,14 @@ def test_a_rank_whose_memory_is_full_goes_on_in_half_the_micro_batch_on_the_same
         assert [row[name] for row in after] == pytest.approx([row[name] for row in before], rel=1e-5)
 
 
-def test_a_preempted_run_equals_the_calm_one(sandbox, calm):
+def test_a_preempted_run_equals_the_calm_one(sandbox, calm, tmp_path):
     """SIGTERM to one of two ranks: both save at the same step, and the job is queued for its next run."""
-    job_id = sandbox.submit(*TINY, *LENGTH, "checkpoint.interval_steps=1000")
+    has_left = tmp_path / "has-left"
+    job_id = sandbox.submit(*TINY, *LENGTH, "checkpoint.interval_steps=1000", *slowed(has_left, steps=50))
     sandbox.wait_step(job_id, 50)
-    sandbox.ranks()[-1].terminate()
+    sandbox.wait_until(sandbox.ranks, "a rank")[-1].terminate()
+    sandbox.wait_until(lambda: sandbox.job(job_id).run == 2, "the way back to the queue")
+    has_left.touch()
     job = sandbox.wait_ended(job_id)
     assert (job.state, job.run) == (JobState.SUCCEEDED, 2), sandbox.describe()
     assert (job.progress.preemptions, job.progress.restarts) == (1, 0)
@@ -89,8 +93,9 @@ def flipped(content: bytes) -> bytes:
     [("seg-*", flipped), ("seg-*", lambda content: content[:-100]), ("MANIFEST*", flipped), ("MANIFEST*", lambda content: content[:-9])],
     ids=["flipped segment", "truncated segment", "flipped manifest", "truncated manifest"],
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(sandbox, calm, what, damage):
-    job_id = sandbox.submit(*TINY, *LENGTH)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(sandbox, calm, what, damage, tmp_path):
+    is_damaged = tmp_path / "is-damaged"
+    job_id = sandbox.submit(*TINY, *LENGTH, *slowed(is_damaged, steps=60))
     sandbox.wait_until(lambda: (sandbox.job(job_id).progress.committed_step or 0) >= 60, "a commit")
     sandbox.client.request_stop(job_id, "drain")
     job = sandbox.wait_ended(job_id)
@@ -98,6 +103,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(sandbox, calm,
     folder = next((sandbox.home.store / "jobs" / job_id / "ckpt").glob(f"{newest:012d}-*"))
     damaged = next(folder.glob(what))
     damaged.write_bytes(damage(damaged.read_bytes()))
+    is_damaged.touch()
     code, output = sandbox.run("resume", job_id)
     assert code == 0, output
     told = [event.message for _, event in sandbox.client.events(job_id) if event.kind is EventKind.CORRUPT_CHECKPOINT]

@@ -6,12 +6,13 @@ import json
 import threading
 from typing import Any
 
-from harness import TINY, kill
+from harness import TINY, kill, slowed
+from patience import LIMIT_S, TRAINING_LIMIT_S
 
 from orchestrator.control.reading.logs import LogReader
 from orchestrator.job import JobState
 
-COUNTING = (*TINY, "+workload.options.count=true", "+workload.options.sleep_s=0.02", "training.max_steps=200")
+COUNTING = (*TINY, "+workload.options.count=true", "training.max_steps=200")
 
 
 def by_stream(rows: list[dict[str, Any]]) -> dict[tuple[int, int], list[str]]:
@@ -31,20 +32,22 @@ def kept(sandbox, job_id: str) -> dict[tuple[int, int], list[str]]:
     return by_stream([{"epoch": line.epoch, "rank": line.rank, "text": line.text} for line in lines])
 
 
-def test_every_line_once_over_the_death_of_a_rank_an_agent_and_the_controller_and_over_a_resume(sandbox):
-    job_id = sandbox.submit(*COUNTING)
+def test_every_line_once_over_the_death_of_a_rank_an_agent_and_the_controller_and_over_a_resume(sandbox, tmp_path):
+    all_killed = tmp_path / "all-killed"
+    job_id = sandbox.submit(*COUNTING, *slowed(all_killed, steps=10))
     follower, heard = sandbox.start("logs", "-f", job_id, "--json"), []
-    listener = threading.Thread(target=lambda: heard.append(follower.communicate(timeout=240)[0]))
+    listener = threading.Thread(target=lambda: heard.append(follower.communicate(timeout=TRAINING_LIMIT_S)[0]))
     listener.start()
     sandbox.wait_step(job_id, 10)
     for restarts, kind in enumerate(("rank", "agent"), 1):
-        kill(sandbox.victims(kind)[0])
+        kill(sandbox.wait_until(lambda kind=kind: sandbox.victims(kind), f"a {kind}")[0])
         sandbox.wait_until(lambda restarts=restarts: sandbox.job(job_id).progress.restarts >= restarts, f"restart {restarts}")
-        kill(sandbox.victims("controller")[0])
+        kill(sandbox.wait_until(lambda: sandbox.victims("controller"), "a controller")[0])
         sandbox.wait_until(lambda: sandbox.victims("controller"), "the next controller")
         sandbox.wait_until(lambda epoch=restarts + 1: any(found >= epoch for found, _ in kept(sandbox, job_id)), "lines of the next life")
+    all_killed.touch()
     assert sandbox.wait_ended(job_id).state is JobState.SUCCEEDED, sandbox.describe()
-    listener.join(60)
+    listener.join(LIMIT_S)
     rows = rows_of(heard[0])
     assert by_stream(rows) == kept(sandbox, job_id)
     streams = by_stream(rows)

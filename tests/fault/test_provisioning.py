@@ -16,7 +16,7 @@ def sandbox():
 
 @pytest.fixture
 def cluster(sandbox):
-    it = scaling_cluster(sandbox)
+    it = scaling_cluster(sandbox, idle_s=15.0)
     yield it
     sandbox.run("down")  # first: a control plane that looks for its cluster waits long
     it.close()
@@ -24,7 +24,7 @@ def cluster(sandbox):
 
 @pytest.mark.slow
 def test_nodes_come_for_jobs_that_wait_and_leave_when_none_does_and_no_step_is_lost(sandbox, cluster):
-    seen = trial(sandbox, cluster, drained_after=10)
+    seen = trial(sandbox, cluster, drained_after=10, notice_s=40.0)
     assert "waits for nodes: 8 more GPUs asked of the autoscaler" in seen["asked"]
     assert seen["gpus"] == 16, "both run at the same time"
     assert seen["states"] == ["succeeded", "succeeded"], sandbox.describe()

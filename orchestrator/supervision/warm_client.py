@@ -22,7 +22,7 @@ from orchestrator.runtime.warm_place import call_newest, socket_name
 
 RANK_ENTRY = "orchestrator.runtime.rank:main"
 MAX_SOCKET_PATH_BYTES = 107
-START_LIMIT_S = 30.0
+START_LIMIT_S = 120.0
 START_AGAIN_S = 5.0
 OWN_IDLE_LIMIT_S = 60.0
 """How long a warm process with a job's own variables waits for another job that has them."""

@@ -20,11 +20,11 @@ from orchestrator.supervision.agent import Agent
 from orchestrator.supervision.context import RunContext
 from orchestrator.supervision.place import NAMESPACE, PlaceLost, agent_name, find_group, kill_named, named, nodes_of, why_lost
 
-PLACE_LIMIT_S = 60.0
+PLACE_LIMIT_S = 300.0
 """How long an agent may take to start in a bundle that is reserved. One whose node is gone by Ray's own table is not waited for."""
 LOOK_INTERVAL_S = 0.5
 """Between two looks at nodes and orders while agents start. Supervisors of many jobs look beside each other, on the head node."""
-ANSWER_LIMIT_S = 60.0
+ANSWER_LIMIT_S = 180.0
 INSPECT_LIMIT_S = 5.0
 NAME_FREE_LIMIT_S = 20.0
 

@@ -33,7 +33,7 @@ from orchestrator.spec import (
     WorkloadSpec,
 )
 from orchestrator.storage import open_store
-from orchestrator.supervision.accounting import Bucket
+from orchestrator.supervision.accounting import WAITS, Bucket
 from orchestrator.supervision.ledger import Ledger
 
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script><b>bold</b> & 'quotes'"
@@ -41,8 +41,8 @@ MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='
 HOUR_S, MINUTE_S = 3600.0, 60.0
 RUN_ID = "0a1b2c3d4e5f60718293a4b5c6d7e8f9"
 _SHARES = {
-    Bucket.QUEUE: 0.05, Bucket.LAUNCH: 0.002, Bucket.BOOT: 0.004, Bucket.PROVISION: 0.001, Bucket.START: 0.006, Bucket.COMPILE: 0.004,
-    Bucket.DATA: 0.011, Bucket.STEP: 0.867, Bucket.EVALUATION: 0.019, Bucket.CHECKPOINT: 0.012, Bucket.LOST: 0.009,
+    Bucket.QUEUE: 0.044, Bucket.LAUNCH: 0.002, Bucket.BOOT: 0.004, Bucket.PROVISION: 0.001, Bucket.START: 0.006, Bucket.COMPILE: 0.004,
+    Bucket.DATA: 0.011, Bucket.STEP: 0.873, Bucket.EVALUATION: 0.019, Bucket.CHECKPOINT: 0.012, Bucket.LOST: 0.009,
     Bucket.DETECTION: 0.002, Bucket.RECOVERY: 0.011, Bucket.IDLE: 0.002,
 }  # fmt: skip
 
@@ -138,7 +138,7 @@ class Stage:
         """A job that has run for so long, and has come so far."""
         step, began_s = int(share * spec.training.max_steps), self.now - hours * HOUR_S
         left_s = hours * HOUR_S * (1 - share) / share if share else None
-        worker_s = hours * HOUR_S * spec.resources.num_workers / (1 - _SHARES[Bucket.QUEUE])
+        worker_s = hours * HOUR_S * spec.resources.num_workers / (1 - sum(_SHARES[bucket] for bucket in WAITS))
         seconds = {bucket: worker_s * part for bucket, part in _SHARES.items()}
         ledger = Ledger(until_s=self.now, wall_s=hours * HOUR_S, worker_s=worker_s, seconds=seconds)
         progress = Progress(

@@ -96,7 +96,7 @@ def test_the_queue_shows_the_cluster_and_who_runs_waits_and_has_ended(stage, tab
 def test_a_job_shows_where_its_time_went_what_happened_and_what_it_prints(stage, tab):
     tab.goto(stage.page(stage.put_day()))
     expect(tab.locator("#ledger-note")).to_have_text("91.9 % of 101d 08h of all workers")
-    expect(tab.locator("#ledger tbody tr")).to_have_count(12)
+    expect(tab.locator("#ledger tbody tr")).to_have_count(14)
     expect(tab.locator("#curve polyline.training")).to_have_count(1)
     expect(tab.locator("#incidents tbody tr")).to_have_count(2)
     expect(tab.locator("#receipts tbody tr").first).to_contain_text("1893.4")

@@ -128,9 +128,13 @@ def _event(values: Mapping[str, Any]) -> Event:
 
 
 def _has_begun(job: Job) -> bool:
-    """Whether it has a supervisor that knows of it."""
-    handle = find_supervisor(job.id, job.standby)
-    return handle is not None and _ask(job, "job") == job.id
+    """Whether it has a supervisor that knows of it. Where the job was starting, one that does not answer has yet to begin."""
+    try:
+        return find_supervisor(job.id, job.standby) is not None and bool(_ask(job, "job") == job.id)
+    except GetTimeoutError:
+        if job.state is JobState.STARTING:
+            return False
+        raise
 
 
 def _ask(job: Job, method: str, *arguments: Any) -> Any:

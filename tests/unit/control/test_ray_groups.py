@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from patience import LIMIT_S
 from ray.exceptions import ActorDiedError, GetTimeoutError
@@ -9,7 +11,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError
 from orchestrator.control.nodes import ray_groups
 from orchestrator.control.nodes.ray_groups import RayGroups
 from orchestrator.control.nodes.threads import Threads
-from orchestrator.job import Job
+from orchestrator.job import Job, JobState
 from orchestrator.paths import Home
 from orchestrator.spec import DataSpec, JobSpec, ModelSpec, TrainingSpec, WorkloadSpec
 
@@ -44,6 +46,18 @@ def test_what_ray_has_yet_to_do_is_asked_for_again(start):
     assert start(has_place=False) == ("reserve its place", [])
     assert start(has_place=True, error=GetTimeoutError("not ready")) == ("start its supervisor", [[2, 1]])
     assert start(has_place=True) == ("", [[2, 1]])
+
+
+def test_a_start_that_a_controller_before_this_one_began_is_gone_on_with_if_its_supervisor_is_silent(tmp_path, monkeypatch):
+    def silent(*_):
+        raise GetTimeoutError("not ready")
+
+    monkeypatch.setattr(ray_groups, "find_supervisor", lambda *_: object())
+    monkeypatch.setattr(ray_groups, "_ask", silent)
+    groups = RayGroups(Home(tmp_path), Threads())
+    assert groups.find(dataclasses.replace(JOB, state=JobState.STARTING)).result(LIMIT_S) is False
+    with pytest.raises(GetTimeoutError):
+        groups.find(dataclasses.replace(JOB, state=JobState.RUNNING)).result(LIMIT_S)
 
 
 def test_a_supervisor_that_dies_as_it_begins_is_an_error(start):

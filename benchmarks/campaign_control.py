@@ -245,6 +245,11 @@ def _is_calm(store: ObjectStore, job: Job) -> bool:
     return [(row["step"], row["loss"]) for row in rows] == calm_history(job.spec.training.max_steps)
 
 
+def _sockets(folder: str, names: list[str]) -> list[str]:
+    """Those of agents that were killed: they cannot be copied."""
+    return [name for name in names if (Path(folder) / name).is_socket()]
+
+
 def _lived(asked: argparse.Namespace) -> tuple[dict[str, Any], Counter[str], dict[str, Any]]:
     """(what `run` returned, what `findings` did)."""
     cluster = Cluster(asked.nodes)
@@ -255,7 +260,7 @@ def _lived(asked: argparse.Namespace) -> tuple[dict[str, Any], Counter[str], dic
         done |= {"left_behind": cluster.left_behind(), "nodes": asked.nodes}
         if asked.keep:
             for name in ("home", "store"):
-                shutil.copytree(root / name, asked.keep / name)
+                shutil.copytree(root / name, asked.keep / name, ignore=_sockets)
             (asked.keep / "run.json").write_text(json.dumps(done))
         wrong, figures = findings(root, done)
         if wrong:

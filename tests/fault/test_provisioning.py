@@ -31,5 +31,5 @@ def test_nodes_come_for_jobs_that_wait_and_leave_when_none_does_and_no_step_is_l
     assert (seen["preemptions"], seen["restarts"]) == ([0, 1], [0, 0])
     assert 0 <= seen["repeated"] <= 1, "at most the step in flight"
     assert seen["lost_s"] == 0
-    assert all(boot_s > 1.0 for _, boot_s in seen["nodes_s"]), "they waited for nodes"
+    assert min(map(sum, seen["nodes_s"])) > 1.0, "they waited for nodes"
     assert seen["equal"]
